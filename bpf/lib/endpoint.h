@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The endpoints of this node, by each of their addresses. */
+#ifndef PCL_ENDPOINT_H
+#define PCL_ENDPOINT_H
+
+#include "ipcache.h"
+
+struct endpoint {
+	__u32 ifindex;		/* of the host-side device */
+	__u32 identity;
+	__u16 id;		/* from 1 up */
+	__u16 flags;		/* none yet */
+	__u8 mac[6];		/* of the endpoint's own device */
+	__u8 node_mac[6];	/* of the host-side device */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct addr);
+	__type(value, struct endpoint);
+} endpoints SEC(".maps");
+
+/* The host-side devices, for what carries no address of an endpoint: ARP, neighbour discovery, forgeries. */
+struct device {
+	__u16 endpoint;		/* id */
+	__u8 node_mac[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
+
+static __always_inline struct endpoint *endpoint_lookup(const struct addr *addr)
+{
+	return bpf_map_lookup_elem(&endpoints, addr);
+}
+
+static __always_inline struct device *device_lookup(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&devices, &ifindex);
+}
+
+static __always_inline __u32 identity_of(const struct addr *addr)
+{
+	struct endpoint *endpoint = endpoint_lookup(addr);
+
+	return endpoint ? endpoint->identity : ipcache_identity(addr);
+}
+
+#endif

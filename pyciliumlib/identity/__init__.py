@@ -1,0 +1,1 @@
+"""Who is who: labels, numeric identities, their allocation, and the ipcache."""

@@ -1,0 +1,43 @@
+"""Network namespaces, devices, addresses, routes and neighbours, over netlink."""
+
+from __future__ import annotations
+
+from pyciliumlib.net.link import Link, check_ifname
+from pyciliumlib.net.netlink import Netlink
+from pyciliumlib.net.netns import (
+    NetNS,
+    delete_netns,
+    in_new_thread,
+    netns_names,
+    processes_in,
+)
+from pyciliumlib.net.plumb import (
+    add_host_route,
+    add_permanent_neighbour,
+    ifindex_in,
+    mac_of,
+    remove_host_route,
+    veth_peer,
+)
+from pyciliumlib.net.sysctl import read_sysctl, write_sysctls
+from pyciliumlib.net.worker import NetNSWorker
+
+__all__ = [
+    "Link",
+    "NetNS",
+    "NetNSWorker",
+    "Netlink",
+    "add_host_route",
+    "add_permanent_neighbour",
+    "check_ifname",
+    "delete_netns",
+    "ifindex_in",
+    "in_new_thread",
+    "mac_of",
+    "netns_names",
+    "processes_in",
+    "read_sysctl",
+    "remove_host_route",
+    "veth_peer",
+    "write_sysctls",
+]

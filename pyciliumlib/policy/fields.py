@@ -1,0 +1,189 @@
+"""The tables of CiliumNetworkPolicy: every field that any version of Cilium knows.
+
+https://docs.cilium.io/en/stable/security/policy/language/
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyciliumlib.policy.schema import (
+    ANY,
+    BOOL,
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    FieldSpec,
+    Form,
+    Schema,
+    refused,
+)
+
+METADATA: Final = Schema(
+    "metadata",
+    {
+        "name": TEXT,
+        "namespace": TEXT,
+        "labels": OBJECT,
+        **dict.fromkeys(
+            (
+                "annotations",
+                "uid",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "finalizers",
+                "generateName",
+                "generation",
+                "managedFields",
+                "ownerReferences",
+                "resourceVersion",
+                "selfLink",
+            ),
+            ANY,
+        ),
+    },
+)
+
+DOCUMENT: Final = Schema(
+    "policy",
+    {
+        "apiVersion": TEXT,
+        "kind": TEXT,
+        "metadata": OBJECT,
+        "spec": OBJECT,
+        "specs": LIST,
+        "status": ANY,
+    },
+)
+
+RULE: Final = Schema(
+    "rule",
+    {
+        "endpointSelector": OBJECT,
+        "nodeSelector": OBJECT,
+        "ingress": LIST,
+        "ingressDeny": LIST,
+        "egress": LIST,
+        "egressDeny": LIST,
+        "enableDefaultDeny": OBJECT,
+        "labels": LIST,
+        "description": TEXT,
+        "log": refused(Form.OBJECT, "log values are not carried into flows; leave the field out"),
+    },
+)
+
+DEFAULT_DENY: Final = Schema("enableDefaultDeny", {"ingress": BOOL, "egress": BOOL})
+
+_REQUIRES: Final = FieldSpec(
+    Form.LIST,
+    refused="it was removed in Cilium 1.19; put the labels into the fromEndpoints of each rule",
+    legacy=True,
+)
+_GROUPS: Final = refused(Form.LIST, "cloud security groups are not looked up; write fromCIDR")
+_SHARED: Final[dict[str, FieldSpec]] = {
+    "toPorts": LIST,
+    "icmps": LIST,
+    "authentication": OBJECT,
+}
+_DENY_SHARED: Final[dict[str, FieldSpec]] = {"toPorts": LIST, "icmps": LIST}
+_FROM: Final[dict[str, FieldSpec]] = {
+    "fromEndpoints": LIST,
+    "fromEntities": LIST,
+    "fromCIDR": LIST,
+    "fromCIDRSet": LIST,
+    "fromNodes": LIST,
+    "fromGroups": _GROUPS,
+    "fromRequires": _REQUIRES,
+}
+_TO: Final[dict[str, FieldSpec]] = {
+    "toEndpoints": LIST,
+    "toEntities": LIST,
+    "toCIDR": LIST,
+    "toCIDRSet": LIST,
+    "toNodes": LIST,
+    "toGroups": _GROUPS,
+    "toRequires": _REQUIRES,
+    "toServices": refused(Form.LIST, "services are not known to policy; select their backends"),
+}
+
+INGRESS: Final = Schema("ingress rule", {**_FROM, **_SHARED})
+INGRESS_DENY: Final = Schema("ingressDeny rule", {**_FROM, **_DENY_SHARED})
+EGRESS: Final = Schema(
+    "egress rule",
+    {
+        **_TO,
+        **_SHARED,
+        "toFQDNs": LIST,
+        "toBandwidth": refused(Form.OBJECT, "rates are not applied; leave the field out"),
+    },
+)
+EGRESS_DENY: Final = Schema("egressDeny rule", {**_TO, **_DENY_SHARED})
+
+AUTHENTICATION: Final = Schema("authentication", {"mode": TEXT}, required=("mode",))
+
+CIDR_RULE: Final = Schema(
+    "CIDR set",
+    {
+        "cidr": TEXT,
+        "except": LIST,
+        "cidrGroupRef": refused(Form.TEXT, "CIDR groups are not known; list the prefixes"),
+        "cidrGroupSelector": refused(Form.OBJECT, "CIDR groups are not known; list the prefixes"),
+    },
+    one_of=("cidr", "cidrGroupRef", "cidrGroupSelector"),
+)
+
+FQDN: Final = Schema("FQDN selector", {"matchName": TEXT, "matchPattern": TEXT})
+
+PORT_RULE: Final = Schema(
+    "toPorts entry",
+    {
+        "ports": LIST,
+        "rules": OBJECT,
+        "terminatingTLS": OBJECT,
+        "originatingTLS": OBJECT,
+        "serverNames": LIST,
+        "listener": OBJECT,
+    },
+)
+PORT_DENY_RULE: Final = Schema("toPorts entry of a deny rule", {"ports": LIST})
+PORT: Final = Schema("port", {"port": ANY, "endPort": NUMBER, "protocol": TEXT})
+ICMP_RULE: Final = Schema("icmps entry", {"fields": LIST})
+ICMP_FIELD: Final = Schema("ICMP field", {"family": TEXT, "type": ANY}, required=("type",))
+
+_LEGACY_LIST: Final = FieldSpec(Form.LIST, legacy=True)
+_LEGACY_TEXT: Final = FieldSpec(Form.TEXT, legacy=True)
+L7_RULES: Final = Schema(
+    "L7 rules",
+    {
+        "http": LIST,
+        "dns": LIST,
+        "kafka": _LEGACY_LIST,
+        "l7proto": _LEGACY_TEXT,
+        "l7": _LEGACY_LIST,
+    },
+)
+HTTP: Final = Schema(
+    "HTTP rule",
+    {"method": TEXT, "path": TEXT, "host": TEXT, "headers": LIST, "headerMatches": LIST},
+)
+HEADER_MATCH: Final = Schema(
+    "header match", {"name": TEXT, "value": TEXT, "secret": OBJECT, "mismatch": TEXT}
+)
+KAFKA: Final = Schema(
+    "Kafka rule",
+    {"role": TEXT, "apiKey": TEXT, "apiVersion": TEXT, "clientID": TEXT, "topic": TEXT},
+)
+SECRET: Final = Schema("secret", {"namespace": TEXT, "name": TEXT}, required=("name",))
+TLS: Final = Schema(
+    "TLS context",
+    {"secret": OBJECT, "trustedCA": TEXT, "certificate": TEXT, "privateKey": TEXT},
+    required=("secret",),
+)
+LISTENER: Final = Schema(
+    "listener",
+    {"envoyConfig": OBJECT, "name": TEXT, "priority": NUMBER},
+    required=("envoyConfig", "name"),
+)
+ENVOY_CONFIG: Final = Schema("envoyConfig", {"kind": TEXT, "name": TEXT}, required=("name",))

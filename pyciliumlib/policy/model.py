@@ -1,0 +1,199 @@
+"""What a policy document says, as values: rules, clauses, peers, ports, and L7 rules.
+
+A `Rule` selects subjects; its clauses each allow or deny some peers on some ports. Selectors here
+are complete: namespace and cluster are already implied, entities and prefixes already expanded.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import field, frozen
+
+from pyciliumlib.identity.selector import Selector
+from pyciliumlib.types import Protocol
+
+PORT_MAX: Final = 65535
+
+
+class Direction(enum.IntEnum):
+    """As seen from the subject; the numbers are those of the policy map's key."""
+
+    INGRESS = 0
+    EGRESS = 1
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Verdict(enum.Enum):
+    """What becomes of a packet."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    REDIRECT = "redirect"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@frozen(order=True)
+class Source:
+    """Where a clause was written: a document and the path inside it.
+
+    Rules that no document holds have the kind `reserved`.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    path: str = ""
+
+    @property
+    def document(self) -> str:
+        """`kind namespace/name`."""
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else (
+            f"{self.kind} {self.name}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.document} {self.path}".rstrip()
+
+
+@frozen(order=True)
+class PortMatch:
+    """The ports `first` to `last` of a protocol, or a port by the name that a pod gives it.
+
+    `protocol` ANY with all ports is every packet, also of protocols without ports.
+    For ICMP and ICMPv6 the port is the message type.
+    """
+
+    protocol: Protocol = Protocol.ANY
+    first: int = 0
+    last: int = PORT_MAX
+    name: str = ""
+
+    @property
+    def any_port(self) -> bool:
+        """Whether it holds for all ports of the protocol."""
+        return not self.name and self.first == 0 and self.last == PORT_MAX
+
+    def __str__(self) -> str:
+        if self.name:
+            return f"{self.name}/{self.protocol}"
+        if self.protocol in (Protocol.ICMP, Protocol.ICMPv6):
+            kind = "any type" if self.any_port else f"type {self.first}"
+            return f"{self.protocol} {kind}"
+        if self.any_port:
+            return "every port" if self.protocol is Protocol.ANY else f"every {self.protocol} port"
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{ports}/{self.protocol}"
+
+
+ALL_PORTS: Final = PortMatch()
+
+#: A pod's names for its ports: name to (number, protocol).
+NamedPorts = Mapping[str, tuple[int, Protocol]]
+
+
+class Parser(str, enum.Enum):
+    """Which proxy protocol a redirected connection is for."""
+
+    HTTP = "http"
+    DNS = "dns"
+    KAFKA = "kafka"
+    GENERIC = "l7proto"
+    TLS = "tls"
+    CRD = "crd"
+
+
+@frozen
+class L7:
+    """Requests that a proxy lets pass: the rules in canonical text form, ready for it to read.
+
+    `name` is the parser of `l7proto`, or the listener. `priority` is the listener's (1 first).
+    """
+
+    parser: Parser
+    name: str = ""
+    rules: tuple[tuple[tuple[str, str], ...], ...] = ()
+    server_names: tuple[str, ...] = ()
+    terminating: str = ""
+    originating: str = ""
+    priority: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.parser.value} {self.name}".rstrip()
+
+
+@frozen
+class Clause:
+    """One statement: these peers, on these ports, are allowed or denied.
+
+    `peers` None is any peer and an empty tuple none at all; several are alternatives, as are
+    `ports`. A clause that selects nothing still turns default deny on.
+    """
+
+    source: Source
+    direction: Direction
+    deny: bool
+    peers: tuple[Selector, ...] | None
+    ports: tuple[PortMatch, ...]
+    l7: L7 | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What happens to a packet that matches."""
+        if self.deny:
+            return Verdict.DENY
+        return Verdict.REDIRECT if self.l7 else Verdict.ALLOW
+
+
+@frozen
+class Rule:
+    """One `spec`: whom it governs, and its clauses.
+
+    `enforces` holds the directions it speaks about, `default_deny` those of them in which what it
+    does not allow is denied.
+    """
+
+    source: Source
+    subject: Selector
+    on_nodes: bool
+    clauses: tuple[Clause, ...]
+    enforces: frozenset[Direction]
+    default_deny: frozenset[Direction]
+    description: str = ""
+
+
+@frozen(order=True)
+class PolicyKey:
+    """What names a document in a repository."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else (
+            f"{self.kind} {self.name}"
+        )
+
+
+@frozen
+class PolicyDocument:
+    """One policy object: its key and its rules."""
+
+    key: PolicyKey
+    rules: tuple[Rule, ...]
+    labels: Mapping[str, str] = field(factory=dict, hash=False)
+
+
+@frozen
+class NamespaceDocument:
+    """A Namespace object, of which policy needs the labels."""
+
+    name: str
+    labels: Mapping[str, str] = field(factory=dict, hash=False)

@@ -1,0 +1,291 @@
+"""The peers of a rule entry, made into complete selectors.
+
+Selectors of pods get what a policy implies: its namespace, and the local cluster. Entities and
+prefixes become selectors over the labels that identities carry.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import nearest
+from pyciliumlib.identity.labels import (
+    SOURCE_ANY,
+    SOURCE_CIDR,
+    SOURCE_FQDN,
+    SOURCE_K8S,
+    SOURCE_RESERVED,
+    Label,
+    Network,
+    covers,
+)
+from pyciliumlib.identity.selector import Operator, Requirement, Selector
+from pyciliumlib.policy import fields
+from pyciliumlib.policy.l7 import read_fqdns
+from pyciliumlib.policy.schema import Problems, texts
+from pyciliumlib.policy.settings import PolicySettings
+
+NAMESPACE_KEY: Final = "io.kubernetes.pod.namespace"
+NAMESPACE_LABEL_PREFIX: Final = "io.cilium.k8s.namespace.labels."
+CLUSTER_KEY: Final = "io.cilium.k8s.policy.cluster"
+
+_RESERVED_ENTITIES: Final = (
+    "host",
+    "remote-node",
+    "init",
+    "ingress",
+    "health",
+    "unmanaged",
+    "kube-apiserver",
+    "none",
+    "world-ipv4",
+    "world-ipv6",
+)
+_WORLD: Final = ("world", "world-ipv4", "world-ipv6")
+_CLUSTER: Final = _RESERVED_ENTITIES[:7]
+ENTITIES: Final = ("all", "world", "cluster", "cluster-mesh", *_RESERVED_ENTITIES)
+
+IN_CLUSTER: Final = Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.EXISTS)
+IN_NAMESPACE: Final = Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.EXISTS)
+#: Addresses of nodes may lie in a prefix, yet a prefix does not select nodes.
+_NOT_NODES: Final = (
+    Requirement(SOURCE_RESERVED, "remote-node", Operator.DOES_NOT_EXIST),
+    Requirement(SOURCE_RESERVED, "host", Operator.DOES_NOT_EXIST),
+)
+_REMOTE_NODE: Final = Requirement(SOURCE_RESERVED, "remote-node", Operator.EXISTS)
+
+
+def reserved(name: str) -> Selector:
+    """The selector of one reserved label."""
+    return Selector.of(Label(SOURCE_RESERVED, name))
+
+
+def expand_entity(name: str, settings: PolicySettings) -> tuple[Selector, ...]:
+    """The selectors that an entity stands for; `name` is one of `ENTITIES`."""
+    if name == "all":
+        return (Selector(),)
+    if name == "world":
+        return tuple(map(reserved, _WORLD))
+    if name == "cluster":
+        local = Selector.of(Label(SOURCE_K8S, CLUSTER_KEY, settings.cluster_name))
+        return (*map(reserved, _CLUSTER), local)
+    if name == "cluster-mesh":
+        return (*map(reserved, _CLUSTER), Selector((IN_CLUSTER,)))
+    return (reserved(name),)
+
+
+def cidr_key(network: Network) -> str:
+    """The key of a prefix's cidr label: `-` in the place of `:`, and no `-` at either end.
+
+    >>> cidr_key(ipaddress.ip_network("::1/128"))
+    '0--1/128'
+    """
+    address, _, length = str(network).partition("/")
+    key = address.replace(":", "-")
+    key = "0" + key if key.startswith("-") else key
+    key = key + "0" if key.endswith("-") else key
+    return f"{key}/{length}"
+
+
+def select_prefix(
+    network: Network, excepts: tuple[Network, ...], settings: PolicySettings
+) -> tuple[Selector, ...]:
+    """The selectors of all addresses in `network` less those in `excepts`.
+
+    A prefix of length 0 is the world of its family.
+    """
+    outside = tuple(
+        Requirement(SOURCE_CIDR, cidr_key(inner), Operator.DOES_NOT_EXIST) for inner in excepts
+    )
+    if network.prefixlen:
+        inside = Requirement(SOURCE_CIDR, cidr_key(network), Operator.EXISTS)
+        return (Selector((inside, *outside, *_NOT_NODES)),)
+    return tuple(
+        reserved(name).with_requirement(*outside) for name in _world_labels(network, settings)
+    )
+
+
+def _world_labels(network: Network, settings: PolicySettings) -> tuple[str, ...]:
+    both = settings.enable_ipv4 and settings.enable_ipv6
+    enabled = settings.enable_ipv4 if network.version == 4 else settings.enable_ipv6
+    qualified = f"world-ipv{network.version}"
+    return ("world", qualified) if enabled and not both else (qualified,)
+
+
+@frozen
+class Scope:
+    """What a policy implies for its selectors: its namespace (empty: clusterwide)."""
+
+    namespace: str
+    settings: PolicySettings
+    selects_init: bool = False
+
+    def subject(self, selector: Selector, path: str, problems: Problems) -> Selector:
+        """The endpoints that the rules govern: those of the policy's own namespace."""
+        if not self.namespace:
+            return selector
+        own = Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,))
+        if selector.names_key(NAMESPACE_KEY) and own not in selector.requirements:
+            problems.warn(path, f"a policy governs its own namespace {self.namespace!r} only; "
+                          "the selector's namespace is overridden")
+        return selector.without_key(NAMESPACE_KEY).with_requirement(own)
+
+    def peer(self, selector: Selector) -> Selector:
+        """The pods that a selector of peers means."""
+        requirements = selector.requirements
+        if any(r.source == SOURCE_RESERVED for r in requirements):
+            return selector
+        extra: list[Requirement] = []
+        if not any(_names_namespace(r) for r in requirements):
+            if self.namespace:
+                extra.append(
+                    Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,))
+                )
+            elif not self.selects_init:
+                extra.append(IN_NAMESPACE)
+        if self.settings.default_local_cluster and not selector.names_key(
+            CLUSTER_KEY, SOURCE_K8S, SOURCE_ANY
+        ):
+            extra.append(
+                Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, (self.settings.cluster_name,))
+            )
+        return selector.with_requirement(*extra)
+
+
+def _names_namespace(requirement: Requirement) -> bool:
+    return requirement.source in (SOURCE_K8S, SOURCE_ANY) and (
+        requirement.key == NAMESPACE_KEY or requirement.key.startswith(NAMESPACE_LABEL_PREFIX)
+    )
+
+
+#: The field names of a peer kind, without their `from` or `to`.
+PEER_KINDS: Final = ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs")
+
+
+def read_peers(
+    entry: Mapping[str, Any], word: str, path: str, scope: Scope, problems: Problems
+) -> tuple[Selector, ...] | None:
+    """The peers of a rule entry; None where it names no kind of peer, so that any peer is meant.
+
+    `word` is `from` or `to`. An entry may name one kind of peer only.
+    """
+    named = [kind for kind in PEER_KINDS if word + kind in entry]
+    filled = [word + kind for kind in named if entry[word + kind]]
+    if len(filled) > 1:
+        problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
+    if not named:
+        return None
+    found: list[Selector] = []
+    for kind in named:
+        field = word + kind
+        found.extend(_READ[kind](entry[field], f"{path}.{field}", scope, problems))
+    return tuple(dict.fromkeys(found))
+
+
+def parse_selector(data: object, path: str, problems: Problems) -> Selector | None:
+    """A label selector, or None after a problem."""
+    with problems.catching():
+        if isinstance(data, Mapping):
+            return Selector.parse(data, path)
+        problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
+    return None
+
+
+def _endpoints(
+    values: list[Any], path: str, scope: Scope, problems: Problems
+) -> Iterator[Selector]:
+    for index, value in enumerate(values):
+        selector = parse_selector(value, f"{path}[{index}]", problems)
+        if selector is not None:
+            yield scope.peer(selector)
+
+
+def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
+    if values and not scope.settings.node_selectors:
+        problems.unsupported(path, "nodes are selected only with PolicySettings(node_selectors)")
+    for index, value in enumerate(values):
+        selector = parse_selector(value, f"{path}[{index}]", problems)
+        if selector is not None:
+            yield selector.with_requirement(_REMOTE_NODE)
+
+
+def _entities(
+    values: list[Any], path: str, scope: Scope, problems: Problems
+) -> Iterator[Selector]:
+    for name, where in texts(values, path, problems):
+        if name in ENTITIES:
+            yield from expand_entity(name, scope.settings)
+        else:
+            problems.add(
+                where,
+                f"unknown entity {name!r}{nearest(name, ENTITIES)}; known are "
+                f"{', '.join(sorted(ENTITIES))}",
+            )
+
+
+def parse_prefix(text: str, path: str, problems: Problems) -> Network | None:
+    """A prefix with its length, or None after a problem."""
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        problems.add(path, f"{text!r} is no prefix; write 10.0.0.0/8 or fd00::/64")
+        return None
+    if "/" not in text:
+        problems.add(path, f"{text!r} has no length; write {network}")
+        return None
+    return network
+
+
+def _cidrs(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
+    for text, where in texts(values, path, problems):
+        network = parse_prefix(text, where, problems)
+        if network is not None:
+            yield from select_prefix(network, (), scope.settings)
+
+
+def _cidr_sets(
+    values: list[Any], path: str, scope: Scope, problems: Problems
+) -> Iterator[Selector]:
+    for item, where in fields.CIDR_RULE.read_list(values, path, problems):
+        if "cidr" not in item:
+            continue
+        network = parse_prefix(item["cidr"], f"{where}.cidr", problems)
+        excepts = read_excepts(item.get("except", []), f"{where}.except", network, problems)
+        if network is not None:
+            yield from select_prefix(network, excepts, scope.settings)
+
+
+def read_excepts(
+    values: list[Any], path: str, network: Network | None, problems: Problems
+) -> tuple[Network, ...]:
+    """The prefixes that are left out of `network`; each must lie inside it."""
+    found = []
+    for text, where in texts(values, path, problems):
+        inner = parse_prefix(text, where, problems)
+        if inner is None or network is None:
+            continue
+        if covers(network, inner):
+            found.append(inner)
+        else:
+            problems.add(where, f"{inner} is not inside {network}, so it excepts nothing")
+    return tuple(found)
+
+
+def _fqdns(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
+    del scope
+    for rule in read_fqdns(values, path, problems):
+        yield Selector((Requirement(SOURCE_FQDN, str(rule), Operator.EXISTS),))
+
+
+_READ: Final[dict[str, Callable[[list[Any], str, Scope, Problems], Iterator[Selector]]]] = {
+    "Endpoints": _endpoints,
+    "Entities": _entities,
+    "CIDR": _cidrs,
+    "CIDRSet": _cidr_sets,
+    "Nodes": _nodes,
+    "FQDNs": _fqdns,
+}

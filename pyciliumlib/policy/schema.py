@@ -1,0 +1,195 @@
+"""The fields of policy objects, as tables: which are read, and which are known but refused.
+
+`Schema.read` compares an object of a document with its table. Everything that is wrong goes into
+one `Problems`, so that a reader of the message can mend all of it in one go.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from attrs import define, field, frozen
+
+from pyciliumlib.errors import LabelError, PolicyError, UnitError, UnsupportedError, nearest
+
+
+class Form(enum.Enum):
+    """The YAML type of a field."""
+
+    TEXT = "a text"
+    BOOL = "true or false"
+    NUMBER = "a whole number"
+    LIST = "a list"
+    OBJECT = "an object"
+    ANY = "a value"
+
+    def fits(self, value: object) -> bool:
+        """Whether `value` is of this form."""
+        if self is Form.NUMBER:
+            return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, _PYTHON_TYPE[self])
+
+
+_PYTHON_TYPE: Final[dict[Form, type]] = {
+    Form.TEXT: str,
+    Form.BOOL: bool,
+    Form.LIST: list,
+    Form.OBJECT: Mapping,
+    Form.ANY: object,
+}
+
+
+@frozen
+class FieldSpec:
+    """One field: its form, and why it is refused if it is.
+
+    A `legacy` field was dropped by current Cilium, whose API removes it from a document; it is
+    read here unless `Problems.prune` asks for what the API does.
+    """
+
+    form: Form
+    refused: str = ""
+    legacy: bool = False
+
+
+TEXT: Final = FieldSpec(Form.TEXT)
+BOOL: Final = FieldSpec(Form.BOOL)
+NUMBER: Final = FieldSpec(Form.NUMBER)
+LIST: Final = FieldSpec(Form.LIST)
+OBJECT: Final = FieldSpec(Form.OBJECT)
+ANY: Final = FieldSpec(Form.ANY)
+
+
+def refused(form: Form, reason: str) -> FieldSpec:
+    """A field that Cilium knows and this version does not implement."""
+    return FieldSpec(form, refused=reason)
+
+
+@define
+class Problems:
+    """Everything that is wrong with a set of documents, by document and field path."""
+
+    prune: bool = False
+    _found: list[str] = field(factory=list)
+    _only_unsupported: bool = True
+    warnings: list[str] = field(factory=list)
+    document: str = ""
+
+    def add(self, path: str, message: str) -> None:
+        """A fault in the document."""
+        self._only_unsupported = False
+        self._found.append(self._at(path, message))
+
+    def unsupported(self, path: str, message: str) -> None:
+        """Something that Cilium knows and this version does not implement."""
+        self._found.append(self._at(path, f"not supported yet: {message}"))
+
+    def warn(self, path: str, message: str) -> None:
+        """Something that is accepted but may not mean what its author thinks."""
+        self.warnings.append(self._at(path, message))
+
+    def _at(self, path: str, message: str) -> str:
+        return f"{self.document}: {path}: {message}" if path else f"{self.document}: {message}"
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @contextmanager
+    def catching(self, path: str = "") -> Iterator[None]:
+        """Turn a label or unit error of the block into a problem at `path`."""
+        try:
+            yield
+        except (LabelError, UnitError) as error:
+            self.add(path, str(error))
+
+    def raise_if_any(self) -> None:
+        """Raise PolicyError, or UnsupportedError if nothing else is wrong."""
+        if not self._found:
+            return
+        count = len(self._found)
+        if self._only_unsupported:
+            raise UnsupportedError(
+                f"{count} field(s) that this version does not implement; nothing was applied",
+                self._found,
+            )
+        raise PolicyError(f"{count} problem(s) in policy documents; nothing was applied",
+                          self._found)
+
+
+@frozen
+class Schema:
+    """The table of one kind of object."""
+
+    name: str
+    fields: Mapping[str, FieldSpec]
+    required: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
+
+    def read(self, value: object, path: str, problems: Problems) -> dict[str, Any]:
+        """The fields of `value` that are known, of the right form and not null.
+
+        What is wrong goes to `problems`; a field that is wrong is left out.
+        """
+        if not isinstance(value, Mapping):
+            problems.add(path, f"expected {Form.OBJECT.value} ({self.name}), found {_show(value)}")
+            return {}
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            spec = self.fields.get(name) if isinstance(name, str) else None
+            where = f"{path}.{name}" if path else str(name)
+            if spec is None:
+                if not problems.prune:
+                    problems.add(
+                        where, f"unknown field of a {self.name}{nearest(str(name), self.fields)}"
+                    )
+            elif item is None or (spec.legacy and problems.prune):
+                continue
+            elif not spec.form.fits(item):
+                problems.add(where, f"expected {spec.form.value}, found {_show(item)}"
+                             + _mend(spec.form, item))
+            elif spec.refused:
+                problems.unsupported(where, spec.refused)
+            else:
+                found[name] = item
+        for name in self.required:
+            if value.get(name) is None:
+                problems.add(path, f"{name} is missing")
+        if self.one_of and sum(value.get(name) is not None for name in self.one_of) != 1:
+            problems.add(path, f"exactly one of {', '.join(self.one_of)} is needed")
+        return found
+
+    def read_list(
+        self, values: list[Any], path: str, problems: Problems
+    ) -> Iterator[tuple[dict[str, Any], str]]:
+        """Each object of a list, with its path."""
+        for index, value in enumerate(values):
+            where = f"{path}[{index}]"
+            yield self.read(value, where, problems), where
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _mend(form: Form, value: object) -> str:
+    if form is Form.TEXT and isinstance(value, (bool, int, float)):
+        return f'; quote it: "{value}"'
+    if form is Form.LIST and isinstance(value, Mapping):
+        return "; put '- ' before its first field"
+    return ""
+
+
+def texts(values: list[Any], path: str, problems: Problems) -> list[tuple[str, str]]:
+    """The texts of a list, each with its path; anything else is a problem."""
+    found = []
+    for index, value in enumerate(values):
+        where = f"{path}[{index}]"
+        if isinstance(value, str):
+            found.append((value, where))
+        else:
+            problems.add(where, f"expected a text, found {_show(value)}{_mend(Form.TEXT, value)}")
+    return found
