@@ -36,6 +36,7 @@ enum source_file {
 	FILE_FORWARD = 5,
 	FILE_NEIGHBOUR = 6,
 	FILE_FRAGMENT = 7,
+	FILE_PATH = 8,
 };
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef PCL_ENDPOINT_H
 #define PCL_ENDPOINT_H
 
-#include "ipcache.h"
+#include "addr.h"
 
 struct endpoint {
 	__u32 ifindex;		/* of the host-side device */
@@ -44,13 +44,6 @@ static __always_inline struct endpoint *endpoint_lookup(const struct addr *addr)
 static __always_inline struct device *device_lookup(__u32 ifindex)
 {
 	return bpf_map_lookup_elem(&devices, &ifindex);
-}
-
-static __always_inline __u32 identity_of(const struct addr *addr)
-{
-	struct endpoint *endpoint = endpoint_lookup(addr);
-
-	return endpoint ? endpoint->identity : ipcache_identity(addr);
 }
 
 #endif

@@ -15,7 +15,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 
-#include "../cdef/50_link.h"
+#include "50_link.h"
 
 struct link_create_attr {
 	uint32_t prog_fd;

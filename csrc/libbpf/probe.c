@@ -9,7 +9,7 @@
 
 #include <bpf/bpf.h>
 
-#include "../cdef/70_probe.h"
+#include "70_probe.h"
 
 int pcl_probe_prog(uint32_t type, uint32_t attach_type, const void *insns, uint32_t count,
 		   char *log, uint32_t log_size)

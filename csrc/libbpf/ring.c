@@ -21,7 +21,7 @@
 
 #include <bpf/bpf.h>
 
-#include "../cdef/60_ring.h"
+#include "60_ring.h"
 
 struct pcl_ring {
 	unsigned long *consumer;

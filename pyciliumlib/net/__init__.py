@@ -8,6 +8,7 @@ from pyciliumlib.net.netns import (
     NetNS,
     delete_netns,
     in_new_thread,
+    netns_inode_of,
     netns_names,
     processes_in,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ifindex_in",
     "in_new_thread",
     "mac_of",
+    "netns_inode_of",
     "netns_names",
     "processes_in",
     "read_sysctl",

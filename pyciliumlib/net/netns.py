@@ -201,11 +201,18 @@ def processes_in(inodes: set[int]) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            inode = (process / "ns/net").stat().st_ino
-            if inode in inodes:
-                found[int(process.name)] = inode
+        inode = netns_inode_of(int(process.name))
+        if inode in inodes:
+            found[int(process.name)] = inode
     return found
+
+
+def netns_inode_of(pid: int) -> int:
+    """The number of the namespace of a process; 0 if it is gone or another user's."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except OSError:
+        return 0
 
 
 def in_new_thread(fn: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from typing import Final
 from attrs import field, frozen
 
 from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Protocol
 
 PORT_MAX: Final = 65535
@@ -54,8 +55,10 @@ class Source:
     @property
     def document(self) -> str:
         """`kind namespace/name`."""
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else (
-            f"{self.kind} {self.name}"
+        return (
+            f"{self.kind} {self.namespace}/{self.name}"
+            if self.namespace
+            else (f"{self.kind} {self.name}")
         )
 
     def __str__(self) -> str:
@@ -96,36 +99,6 @@ ALL_PORTS: Final = PortMatch()
 
 #: A pod's names for its ports: name to (number, protocol).
 NamedPorts = Mapping[str, tuple[int, Protocol]]
-
-
-class Parser(str, enum.Enum):
-    """Which proxy protocol a redirected connection is for."""
-
-    HTTP = "http"
-    DNS = "dns"
-    KAFKA = "kafka"
-    GENERIC = "l7proto"
-    TLS = "tls"
-    CRD = "crd"
-
-
-@frozen
-class L7:
-    """Requests that a proxy lets pass: the rules in canonical text form, ready for it to read.
-
-    `name` is the parser of `l7proto`, or the listener. `priority` is the listener's (1 first).
-    """
-
-    parser: Parser
-    name: str = ""
-    rules: tuple[tuple[tuple[str, str], ...], ...] = ()
-    server_names: tuple[str, ...] = ()
-    terminating: str = ""
-    originating: str = ""
-    priority: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.parser.value} {self.name}".rstrip()
 
 
 @frozen
@@ -177,8 +150,10 @@ class PolicyKey:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else (
-            f"{self.kind} {self.name}"
+        return (
+            f"{self.kind} {self.namespace}/{self.name}"
+            if self.namespace
+            else (f"{self.kind} {self.name}")
         )
 
 

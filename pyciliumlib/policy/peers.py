@@ -6,13 +6,13 @@ prefixes become selectors over the labels that identities carry.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from attrs import frozen
 
-from pyciliumlib.errors import nearest
+from pyciliumlib.errors import UnitError, nearest
+from pyciliumlib.identity.cidr import cidr_label, world_identity
 from pyciliumlib.identity.labels import (
     SOURCE_ANY,
     SOURCE_CIDR,
@@ -25,9 +25,10 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
-from pyciliumlib.policy.l7 import read_fqdns
+from pyciliumlib.policy.l7_reader import read_fqdns
 from pyciliumlib.policy.schema import Problems, texts
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import parse_network
 
 NAMESPACE_KEY: Final = "io.kubernetes.pod.namespace"
 NAMESPACE_LABEL_PREFIX: Final = "io.cilium.k8s.namespace.labels."
@@ -78,42 +79,22 @@ def expand_entity(name: str, settings: PolicySettings) -> tuple[Selector, ...]:
     return (reserved(name),)
 
 
-def cidr_key(network: Network) -> str:
-    """The key of a prefix's cidr label: `-` in the place of `:`, and no `-` at either end.
-
-    >>> cidr_key(ipaddress.ip_network("::1/128"))
-    '0--1/128'
-    """
-    address, _, length = str(network).partition("/")
-    key = address.replace(":", "-")
-    key = "0" + key if key.startswith("-") else key
-    key = key + "0" if key.endswith("-") else key
-    return f"{key}/{length}"
-
-
 def select_prefix(
     network: Network, excepts: tuple[Network, ...], settings: PolicySettings
-) -> tuple[Selector, ...]:
-    """The selectors of all addresses in `network` less those in `excepts`.
+) -> Selector:
+    """The selector of all addresses in `network` less those in `excepts`.
 
     A prefix of length 0 is the world of its family.
     """
-    outside = tuple(
-        Requirement(SOURCE_CIDR, cidr_key(inner), Operator.DOES_NOT_EXIST) for inner in excepts
+    outside = (
+        Requirement(SOURCE_CIDR, cidr_label(inner).key, Operator.DOES_NOT_EXIST)
+        for inner in excepts
     )
     if network.prefixlen:
-        inside = Requirement(SOURCE_CIDR, cidr_key(network), Operator.EXISTS)
-        return (Selector((inside, *outside, *_NOT_NODES)),)
-    return tuple(
-        reserved(name).with_requirement(*outside) for name in _world_labels(network, settings)
-    )
-
-
-def _world_labels(network: Network, settings: PolicySettings) -> tuple[str, ...]:
-    both = settings.enable_ipv4 and settings.enable_ipv6
-    enabled = settings.enable_ipv4 if network.version == 4 else settings.enable_ipv6
-    qualified = f"world-ipv{network.version}"
-    return ("world", qualified) if enabled and not both else (qualified,)
+        inside = Requirement(SOURCE_CIDR, cidr_label(network).key, Operator.EXISTS)
+        return Selector((inside, *outside, *_NOT_NODES))
+    world = world_identity(network.version, settings.enable_ipv4, settings.enable_ipv6)
+    return Selector.of(world.label).with_requirement(*outside)
 
 
 @frozen
@@ -130,8 +111,11 @@ class Scope:
             return selector
         own = Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,))
         if selector.names_key(NAMESPACE_KEY) and own not in selector.requirements:
-            problems.warn(path, f"a policy governs its own namespace {self.namespace!r} only; "
-                          "the selector's namespace is overridden")
+            problems.warn(
+                path,
+                f"a policy governs its own namespace {self.namespace!r} only; "
+                "the selector's namespace is overridden",
+            )
         return selector.without_key(NAMESPACE_KEY).with_requirement(own)
 
     def peer(self, selector: Selector) -> Selector:
@@ -142,9 +126,7 @@ class Scope:
         extra: list[Requirement] = []
         if not any(_names_namespace(r) for r in requirements):
             if self.namespace:
-                extra.append(
-                    Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,))
-                )
+                extra.append(Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,)))
             elif not self.selects_init:
                 extra.append(IN_NAMESPACE)
         if self.settings.default_local_cluster and not selector.names_key(
@@ -213,9 +195,7 @@ def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
             yield selector.with_requirement(_REMOTE_NODE)
 
 
-def _entities(
-    values: list[Any], path: str, scope: Scope, problems: Problems
-) -> Iterator[Selector]:
+def _entities(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
     for name, where in texts(values, path, problems):
         if name in ENTITIES:
             yield from expand_entity(name, scope.settings)
@@ -230,9 +210,9 @@ def _entities(
 def parse_prefix(text: str, path: str, problems: Problems) -> Network | None:
     """A prefix with its length, or None after a problem."""
     try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        problems.add(path, f"{text!r} is no prefix; write 10.0.0.0/8 or fd00::/64")
+        network = parse_network(text)
+    except UnitError as error:
+        problems.add(path, str(error))
         return None
     if "/" not in text:
         problems.add(path, f"{text!r} has no length; write {network}")
@@ -244,7 +224,7 @@ def _cidrs(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
     for text, where in texts(values, path, problems):
         network = parse_prefix(text, where, problems)
         if network is not None:
-            yield from select_prefix(network, (), scope.settings)
+            yield select_prefix(network, (), scope.settings)
 
 
 def _cidr_sets(
@@ -256,7 +236,7 @@ def _cidr_sets(
         network = parse_prefix(item["cidr"], f"{where}.cidr", problems)
         excepts = read_excepts(item.get("except", []), f"{where}.except", network, problems)
         if network is not None:
-            yield from select_prefix(network, excepts, scope.settings)
+            yield select_prefix(network, excepts, scope.settings)
 
 
 def read_excepts(

@@ -115,8 +115,9 @@ class Problems:
                 f"{count} field(s) that this version does not implement; nothing was applied",
                 self._found,
             )
-        raise PolicyError(f"{count} problem(s) in policy documents; nothing was applied",
-                          self._found)
+        raise PolicyError(
+            f"{count} problem(s) in policy documents; nothing was applied", self._found
+        )
 
 
 @frozen
@@ -148,8 +149,10 @@ class Schema:
             elif item is None or (spec.legacy and problems.prune):
                 continue
             elif not spec.form.fits(item):
-                problems.add(where, f"expected {spec.form.value}, found {_show(item)}"
-                             + _mend(spec.form, item))
+                problems.add(
+                    where,
+                    f"expected {spec.form.value}, found {_show(item)}" + _mend(spec.form, item),
+                )
             elif spec.refused:
                 problems.unsupported(where, spec.refused)
             else:

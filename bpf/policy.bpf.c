@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * One policy on one device, alone: no endpoints, no forwarding (pyciliumlib.PolicyMap).
+ *
+ * The subject is whatever sits at the device. Its policy is that of endpoint 1, and who the other
+ * ends are, the ipcache knows.
+ */
+
+#include "lib/path.h"
+
+#define SUBJECT 1
+
+CONFIG(__u32, subject_identity, "identity of the subject, shown in events") = 0;
+
+static __always_inline void resolve_ends(const struct packet *packet, struct flow *flow,
+					 bool reversed, enum hook hook)
+{
+	bool subject_sends = hook == FROM_ENDPOINT;
+	struct flow_side *subject = &flow->side[subject_sends == reversed];
+	struct flow_side *remote = &flow->side[subject_sends != reversed];
+	const struct addr *addr = subject_sends ? &packet->dst : &packet->src;
+
+	subject->endpoint = SUBJECT;
+	subject->identity = subject_identity;
+	remote->ipcache_cell = ipcache_cell(addr);
+	remote->ipcache_rev = ipcache_revision(remote->ipcache_cell);
+	remote->identity = ipcache_identity(addr);
+}
+
+/* The subject's packets leave through the one hook, the others' arrive at the other. */
+static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
+					  __u32 sender, enum hook hook)
+{
+	return (flow->side[sender & 1].endpoint == SUBJECT) == (hook == FROM_ENDPOINT);
+}
+
+static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
+					  enum hook hook)
+{
+	return true;
+}
+
+static __always_inline __u16 subject_of(struct __sk_buff *skb)
+{
+	return SUBJECT;
+}
+
+static __always_inline __u32 identity_of(const struct addr *addr)
+{
+	return ipcache_identity(addr);
+}
+
+static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
+{
+	struct packet packet = { .direction = hook };
+	struct flow *flow = NULL;
+
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return TC_ACT_OK;
+	packet.result = packet_parse(skb, &packet);
+	if (!packet.result) {
+		/* The link must work whatever the policy: nothing answers for the neighbours here. */
+		if (is_link_icmpv6(&packet))
+			return TC_ACT_OK;
+		flow = fast_path(skb, &packet, hook);
+		if (!flow)
+			flow = slow_path(skb, &packet, hook);
+	}
+	if (!flow)
+		return report_drop(skb, &packet, packet.result ?: DROP_POLICY);
+	metrics_count((enum direction)hook, FORWARDED, skb->len);
+	return TC_ACT_OK;
+}
+
+SEC("tc")
+int policy_from_subject(struct __sk_buff *skb)
+{
+	return enforce(skb, FROM_ENDPOINT);
+}
+
+SEC("tc")
+int policy_to_subject(struct __sk_buff *skb)
+{
+	return enforce(skb, TO_ENDPOINT);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Reading a whole map while others change it.
+ *
+ * A hash map's batches go bucket by bucket under the bucket's lock, so no key comes twice. A walk
+ * by BPF_MAP_GET_NEXT_KEY, and the batches of a longest-prefix trie, which are such a walk inside
+ * the kernel, start again from the first key when the key they stand on has gone; so keys that
+ * were met are remembered, and the number of steps is bounded.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <bpf/bpf.h>
+
+#include "entries.h"
+#include "keyset.h"
+
+#define ENOTSUPP 524 /* the kernel's own; user space has no name for it */
+#define FIRST_ROOM 4096
+#define MOST_ROOM 65536
+#define MOST_RETRIES 64
+#define STEPS_BACK 64
+
+static bool too_many(uint64_t steps, uint32_t found)
+{
+	return steps > 8 * ((uint64_t)found + MOST_ROOM);
+}
+
+/* Move the entries after `count` that are new down to it. */
+static int keep_new(struct pcl_entries *entries, struct keyset *seen, uint32_t read)
+{
+	uint32_t first = entries->count, i;
+	int is_new;
+
+	for (i = first; i < first + read; i++) {
+		if (i != entries->count) {
+			memcpy(entries_key(entries, entries->count), entries_key(entries, i),
+			       entries->key_size);
+			memcpy(entries_value(entries, entries->count), entries_value(entries, i),
+			       entries->value_size);
+		}
+		is_new = keyset_add(seen, entries->keys, entries->count);
+		if (is_new < 0)
+			return is_new;
+		entries->count += is_new;
+	}
+	return 0;
+}
+
+static int next_batch(const struct pcl_layout *map, bool delete, void *from, void *to,
+		      const struct pcl_entries *ret, __u32 *count)
+{
+	LIBBPF_OPTS(bpf_map_batch_opts, opts);
+	char *keys = entries_key(ret, ret->count);
+	char *values = entries_value(ret, ret->count);
+
+	if (delete)
+		return bpf_map_lookup_and_delete_batch(map->fd, from, to, keys, values, count,
+						       &opts);
+	return bpf_map_lookup_batch(map->fd, from, to, keys, values, count, &opts);
+}
+
+/* -ENOTSUPP or -EINVAL, with nothing read, where the map has no batches. */
+static int read_batches(const struct pcl_layout *map, bool delete, struct keyset *seen,
+			struct pcl_entries *ret)
+{
+	/* A hash map's position is a 32-bit number, any other's is a key. */
+	size_t position_size = map->key_size > 8 ? map->key_size : 8;
+	char *from = malloc(position_size), *to = malloc(position_size), *swap;
+	uint32_t room = FIRST_ROOM, retries = 0;
+	uint64_t steps = 0;
+	bool started = false;
+	__u32 count;
+	int err;
+
+	if (!from || !to) {
+		err = -ENOMEM;
+		goto out;
+	}
+	for (;;) {
+		err = entries_reserve(ret, room);
+		if (err)
+			goto out;
+		count = room;
+		err = next_batch(map, delete, started ? from : NULL, to, ret, &count);
+		if (err && err != -ENOENT && err != -ENOSPC && err != -EINTR && err != -EAGAIN)
+			goto out;
+		steps += count;
+		if (map->unique) {
+			ret->count += count;
+		} else {
+			int failed = keep_new(ret, seen, count);
+
+			if (failed) {
+				err = failed;
+				goto out;
+			}
+		}
+		if (err == -ENOENT) {
+			err = 0;
+			goto out;
+		}
+		if (err == -ENOSPC && !count && room > map->value_size * 64ULL + (1U << 24)) {
+			goto out; /* no bucket is that long */
+		}
+		if (count) {
+			swap = from;
+			from = to;
+			to = swap;
+			started = true;
+			retries = 0;
+		} else if (err != -ENOSPC && ++retries > MOST_RETRIES) {
+			err = -EAGAIN;
+			goto out;
+		}
+		if (err == -ENOSPC || room < MOST_ROOM)
+			room *= 2;
+		if (!map->unique && too_many(steps, ret->count)) {
+			err = -EAGAIN;
+			goto out;
+		}
+	}
+out:
+	free(from);
+	free(to);
+	return err;
+}
+
+/* The newest of the entries that were read which the map still has, or -1. */
+static int64_t newest_alive(const struct pcl_layout *map, const struct pcl_entries *ret,
+			    char *value)
+{
+	int64_t i;
+
+	for (i = (int64_t)ret->count - 1; i >= 0 && i >= (int64_t)ret->count - STEPS_BACK; i--)
+		if (!bpf_map_lookup_elem(map->fd, entries_key(ret, (uint32_t)i), value))
+			return i;
+	return -1;
+}
+
+static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
+{
+	char *at = malloc(map->key_size), *scratch = malloc(map->value_size);
+	bool started = false, stepped_back = false;
+	uint64_t steps = 0;
+	int err = 0;
+
+	if (!at || !scratch)
+		err = -ENOMEM;
+	while (!err) {
+		char *key;
+		int is_new;
+
+		err = entries_reserve(ret, 1);
+		if (err)
+			break;
+		key = entries_key(ret, ret->count);
+		err = bpf_map_get_next_key(map->fd, started ? at : NULL, key);
+		if (err)
+			break;
+		if (!map->slots && too_many(++steps, ret->count)) {
+			err = -EAGAIN;
+			break;
+		}
+		is_new = keyset_add(seen, ret->keys, ret->count);
+		if (is_new < 0) {
+			err = is_new;
+			break;
+		}
+		if (!is_new) {
+			/* The key we stood on has gone and the kernel began anew. Go on from the
+			 * newest key that is left, once; else walk through what we know. */
+			int64_t alive = stepped_back ? -1 : newest_alive(map, ret, scratch);
+
+			stepped_back = true;
+			memcpy(at, alive >= 0 ? entries_key(ret, (uint32_t)alive) : key,
+			       map->key_size);
+			started = true;
+			continue;
+		}
+		/* A key that vanishes before its value is read stays in the array with a value of
+		 * zeros only until the end of the walk: `seen` refers to it. */
+		err = bpf_map_lookup_elem(map->fd, key, entries_value(ret, ret->count));
+		if (err && err != -ENOENT)
+			break;
+		stepped_back = false;
+		memcpy(at, key, map->key_size);
+		started = true;
+		if (!err)
+			ret->count++;
+		err = 0;
+	}
+	free(at);
+	free(scratch);
+	return err == -ENOENT ? 0 : err;
+}

@@ -1,0 +1,151 @@
+"""The flow table's key, entries and clock, as values."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.types.addresses import (
+    Address,
+    AddressLike,
+    address_from_bytes,
+    address_to_bytes,
+    parse_address,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+#: What kernels are built with (kernel/Kconfig.hz, and 1200 on some alphas).
+_HZ: Final = (100, 250, 300, 1000)
+#: jiffies start this many seconds before they wrap in 32 bits (include/linux/jiffies.h).
+_INITIAL_SECONDS: Final = 300
+_CLOSING: Final = 3
+
+
+@frozen
+class FlowKey:
+    """Both ends of a flow in the table's order, whoever sends (`struct flow_key`)."""
+
+    low: Address
+    high: Address
+    low_port: int
+    high_port: int
+    protocol: int
+
+    @classmethod
+    def of(
+        cls, src: AddressLike, dst: AddressLike, sport: int, dport: int, protocol: int
+    ) -> FlowKey:
+        """The key of a packet from `src` to `dst`.
+
+        For an ICMP echo the identifier is the requester's port and the other one is 0.
+        """
+        source, target = parse_address(src), parse_address(dst)
+        low = sport <= dport if source == target else _order(source) < _order(target)
+        if low:
+            return cls(source, target, sport, dport, protocol)
+        return cls(target, source, dport, sport, protocol)
+
+    def packed(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """One row of the map's key dtype."""
+        import numpy as np
+
+        row = np.zeros(1, dtype)
+        row["low"] = np.frombuffer(address_to_bytes(self.low), "u1")
+        row["high"] = np.frombuffer(address_to_bytes(self.high), "u1")
+        row["low_port"], row["high_port"] = self.low_port, self.high_port
+        row["proto"] = self.protocol
+        return row
+
+
+def _order(address: Address) -> tuple[int, int]:
+    """What `addr_less` compares: the second half as the CPU loads it, then the first."""
+    data = address_to_bytes(address)
+    return int.from_bytes(data[8:], sys.byteorder), int.from_bytes(data[:8], sys.byteorder)
+
+
+@frozen
+class FlowEntry:
+    """One flow, seen from the end that opened it.
+
+    `packets` and `bytes` are pairs: sent by the opener, sent by the other. `expires_in` is in
+    seconds and negative for an entry that only waits to be collected.
+    """
+
+    src: Address
+    dst: Address
+    sport: int
+    dport: int
+    protocol: int
+    src_identity: int
+    dst_identity: int
+    packets: tuple[int, int]
+    bytes: tuple[int, int]
+    expires_in: float
+    closing: bool
+    replied: bool
+    rule: int
+
+    @classmethod
+    def decode(
+        cls, key: np.void, value: np.void, clock: Clock, now_jiffies: int, replied: bool
+    ) -> FlowEntry:
+        """An entry from one row of the map's keys and values."""
+        ends = [
+            (address_from_bytes(key["low"].tobytes()), int(key["low_port"])),
+            (address_from_bytes(key["high"].tobytes()), int(key["high_port"])),
+        ]
+        if not value["origin_low"]:
+            ends.reverse()
+        opener, other = value["side"][0], value["side"][1]
+        return cls(
+            src=ends[0][0],
+            dst=ends[1][0],
+            sport=ends[0][1],
+            dport=ends[1][1],
+            protocol=int(key["proto"]),
+            src_identity=int(opener["identity"]),
+            dst_identity=int(other["identity"]),
+            packets=(int(opener["packets"]), int(other["packets"])),
+            bytes=(int(opener["bytes"]), int(other["bytes"])),
+            expires_in=signed32(int(value["expires"]) - now_jiffies) / clock.hz,
+            closing=int(value["state"]) & _CLOSING == _CLOSING,
+            replied=replied,
+            rule=int(value["rule"]),
+        )
+
+
+def signed32(difference: int) -> int:
+    """A difference of two 32-bit clocks, as the signed number that the programs compare."""
+    return (difference + 0x80000000) % 0x100000000 - 0x80000000
+
+
+@frozen
+class Clock:
+    """The kernel's jiffies against its monotonic clock: `hz` ticks a second from `offset` on."""
+
+    hz: int
+    offset: int
+
+    @classmethod
+    def calibrate(cls, jiffies: int, monotonic_ns: int) -> Clock:
+        """The clock of a kernel that showed both at one moment.
+
+        jiffies count from five minutes before their 32-bit wrap, so one sample tells HZ apart.
+        Raises InvalidError where no known HZ fits.
+        """
+        for hz in _HZ:
+            started = (1 << 32) - _INITIAL_SECONDS * hz
+            elapsed = monotonic_ns * hz // 1_000_000_000
+            if abs(jiffies - started - elapsed) <= max(hz, elapsed // 1000):
+                return cls(hz, jiffies - elapsed)
+        raise InvalidError(f"jiffies {jiffies} at {monotonic_ns} ns fit no known HZ {_HZ}")
+
+    def jiffies(self, monotonic_ns: int) -> int:
+        """The low 32 bits of jiffies at a monotonic time."""
+        return (self.offset + monotonic_ns * self.hz // 1_000_000_000) & 0xFFFFFFFF

@@ -1,0 +1,18 @@
+"""What the datapath observed: events, flows, drop reasons."""
+
+from __future__ import annotations
+
+from pyciliumlib.flow.flow import Direction, Flow, FlowType, Namer, Verdict, decode
+from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
+
+__all__ = [
+    "Direction",
+    "DropReason",
+    "Flow",
+    "FlowType",
+    "Namer",
+    "TracePoint",
+    "Verdict",
+    "decode",
+    "reason_text",
+]

@@ -1,0 +1,188 @@
+"""One observed packet, as the datapath tells it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, field, frozen
+
+from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
+from pyciliumlib.types import Address, Protocol
+from pyciliumlib.types.addresses import address_from_bytes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+#: Gives an address and an identity a name to print, or None.
+Namer = Callable[[Address, int], "str | None"]
+
+
+class FlowType(enum.IntEnum):
+    """What kind of event it was; Cilium's monitor numbers."""
+
+    DROP = 1
+    TRACE = 4
+    VERDICT = 5
+
+
+class Direction(enum.IntEnum):
+    """Seen from the endpoint whose policy or device spoke."""
+
+    INGRESS = 0
+    EGRESS = 1
+
+
+class Verdict(enum.Enum):
+    """What became of the packet."""
+
+    FORWARDED = "FORWARDED"
+    DROPPED = "DROPPED"
+
+
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+_IPV6, _REPLY, _NEW, _RELATED = 1, 2, 4, 8
+
+
+@frozen
+class Flow:
+    """One event of the datapath.
+
+    `time` is Unix time in seconds, `length` the bytes of the frame, `rule` the cookie of the policy
+    entry that decided (0 = none). `reason` is the drop reason's number, 0 for what went on.
+    """
+
+    time: float
+    type: FlowType
+    verdict: Verdict
+    reason: int
+    src: Address
+    dst: Address
+    sport: int
+    dport: int
+    protocol: int
+    src_identity: int
+    dst_identity: int
+    direction: Direction
+    endpoint: int
+    ifindex: int
+    length: int
+    rule: int
+    tcp_flags: int = 0
+    icmp_type: int = 0
+    is_reply: bool = False
+    is_new: bool = False
+    is_related: bool = False
+    point: TracePoint | None = None
+    file: int = 0
+    line: int = 0
+    src_name: str | None = field(default=None)
+    dst_name: str | None = field(default=None)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the packet went no further."""
+        return self.verdict is Verdict.DROPPED
+
+    @property
+    def drop_reason(self) -> DropReason | None:
+        """The reason as an enum; None for what went on and for numbers not known here."""
+        try:
+            return DropReason(self.reason) if self.dropped else None
+        except ValueError:
+            return None
+
+    @property
+    def protocol_name(self) -> str:
+        """"TCP", "ICMPv6", or the number."""
+        try:
+            return Protocol(self.protocol).name
+        except ValueError:
+            return str(self.protocol)
+
+    def named(self, namer: Namer) -> Flow:
+        """The same flow with names for its two ends."""
+        return evolve(
+            self,
+            src_name=namer(self.src, self.src_identity),
+            dst_name=namer(self.dst, self.dst_identity),
+        )
+
+    def __str__(self) -> str:
+        when = datetime.fromtimestamp(self.time, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+        arrow = "<-" if self.is_reply else "->"
+        left = self._end(self.src, self.sport, self.src_name, self.src_identity)
+        right = self._end(self.dst, self.dport, self.dst_name, self.dst_identity)
+        if self.is_reply:
+            left, right = right, left
+        return f"{when}  {left} {arrow} {right}  {self._what()}  {self.verdict.value}{self._why()}"
+
+    def _end(self, address: Address, port: int, name: str | None, identity: int) -> str:
+        has_port = self.protocol in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+        host = name or (f"[{address}]" if address.version == 6 and has_port else str(address))
+        return f"{host}:{port} ({identity})" if has_port else f"{host} ({identity})"
+
+    def _what(self) -> str:
+        detail = self.protocol_name
+        if self.protocol == Protocol.TCP:
+            names = [name for bit, name in enumerate(_TCP_FLAGS) if self.tcp_flags >> bit & 1]
+            detail += f" {','.join(names)}" if names else ""
+        elif self.protocol in (Protocol.ICMP, Protocol.ICMPv6):
+            detail += f" type {self.icmp_type}"
+        if self.type is FlowType.TRACE:
+            return f"{self.point} {detail}"
+        if self.type is FlowType.VERDICT:
+            return f"policy-verdict {self.direction.name.lower()} {detail}"
+        return f"drop {self.direction.name.lower()} {detail}"
+
+    def _why(self) -> str:
+        return f": {reason_text(self.reason)}" if self.dropped else ""
+
+
+def decode(events: npt.NDArray[Any], boot_time: float) -> Iterator[Flow]:
+    """Flows from an array of `struct event`.
+
+    `boot_time` is the Unix time, in seconds, at which the kernel's monotonic clock was zero.
+    """
+    names = events.dtype.names or ()
+    columns = [events[name].tolist() for name in names if name not in ("src", "dst")]
+    order = [name for name in names if name not in ("src", "dst")]
+    sources = events["src"].tobytes()
+    targets = events["dst"].tobytes()
+    for index, row in enumerate(zip(*columns, strict=True)):
+        at = slice(16 * index, 16 * index + 16)
+        yield _flow(dict(zip(order, row, strict=True)), sources[at], targets[at], boot_time)
+
+
+def _flow(event: dict[str, Any], src: bytes, dst: bytes, boot_time: float) -> Flow:
+    kind = FlowType(event["type"])
+    is_trace = kind is FlowType.TRACE
+    reason = 0 if is_trace else event["reason"]
+    return Flow(
+        time=boot_time + event["time_ns"] / 1e9,
+        type=kind,
+        verdict=Verdict.DROPPED if reason else Verdict.FORWARDED,
+        reason=reason,
+        src=address_from_bytes(src),
+        dst=address_from_bytes(dst),
+        sport=event["sport"],
+        dport=event["dport"],
+        protocol=event["proto"],
+        src_identity=event["src_identity"],
+        dst_identity=event["dst_identity"],
+        direction=Direction(event["direction"]),
+        endpoint=event["endpoint"],
+        ifindex=event["ifindex"],
+        length=event["length"],
+        rule=event["rule"],
+        tcp_flags=event["tcp_flags"],
+        icmp_type=event["icmp_type"],
+        is_reply=bool(event["flags"] & _REPLY),
+        is_new=bool(event["flags"] & _NEW),
+        is_related=bool(event["flags"] & _RELATED),
+        point=TracePoint(event["reason"]) if is_trace else None,
+        file=event["file"],
+        line=event["line"],
+    )

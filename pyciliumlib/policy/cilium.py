@@ -1,0 +1,192 @@
+"""Reading CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy into rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import nearest
+from pyciliumlib.identity.labels import SOURCE_RESERVED
+from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy import fields
+from pyciliumlib.policy.model import (
+    ALL_PORTS,
+    Clause,
+    Direction,
+    PolicyDocument,
+    PolicyKey,
+    Rule,
+    Source,
+)
+from pyciliumlib.policy.peers import Scope, parse_selector, read_peers, reserved
+from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
+from pyciliumlib.policy.schema import Problems, Schema
+from pyciliumlib.policy.settings import PolicySettings
+
+CNP: Final = "CiliumNetworkPolicy"
+CCNP: Final = "CiliumClusterwideNetworkPolicy"
+API_VERSIONS: Final = ("cilium.io/v2",)
+_AUTH_MODES: Final = ("disabled", "required", "test-always-fail")
+
+
+@frozen
+class _Section:
+    """One of the four lists of a rule."""
+
+    name: str
+    direction: Direction
+    deny: bool
+    word: str
+    schema: Schema
+
+
+_SECTIONS: Final = (
+    _Section("ingress", Direction.INGRESS, False, "from", fields.INGRESS),
+    _Section("ingressDeny", Direction.INGRESS, True, "from", fields.INGRESS_DENY),
+    _Section("egress", Direction.EGRESS, False, "to", fields.EGRESS),
+    _Section("egressDeny", Direction.EGRESS, True, "to", fields.EGRESS_DENY),
+)
+
+
+def read_policy(
+    data: Mapping[str, Any], kind: str, settings: PolicySettings, problems: Problems
+) -> PolicyDocument:
+    """The document `data`, of kind `CNP` or `CCNP`; what is wrong goes to `problems`.
+
+    A CiliumNetworkPolicy without a namespace is in `default`, as kubectl would put it.
+    """
+    item = fields.DOCUMENT.read(data, "", problems)
+    key, labels = read_metadata(item, kind, kind == CNP, problems)
+    specs: list[tuple[str, Any]] = [("spec", item["spec"])] if "spec" in item else []
+    specs += [(f"specs[{index}]", spec) for index, spec in enumerate(item.get("specs", []))]
+    if not specs:
+        problems.add("", "neither spec nor specs is there, so the policy says nothing")
+    rules = [_Reader(key, path, settings, problems).read(spec) for path, spec in specs]
+    return PolicyDocument(key, tuple(rule for rule in rules if rule), labels)
+
+
+def read_metadata(
+    item: Mapping[str, Any], kind: str, namespaced: bool, problems: Problems
+) -> tuple[PolicyKey, dict[str, str]]:
+    """The key of a document, and its labels."""
+    metadata = fields.METADATA.read(item.get("metadata", {}), "metadata", problems)
+    name = metadata.get("name", "")
+    if not name:
+        problems.add("metadata", "name is missing")
+    namespace = metadata.get("namespace", "")
+    if namespace and not namespaced:
+        problems.add("metadata.namespace", f"a {kind} belongs to no namespace; leave it out")
+    labels = metadata.get("labels", {})
+    if not all(isinstance(k, str) and isinstance(v, str) for k, v in labels.items()):
+        problems.add("metadata.labels", "keys and values are texts; quote numbers")
+        labels = {}
+    return PolicyKey(kind, (namespace or "default") if namespaced else "", name), dict(labels)
+
+
+@frozen
+class _Reader:
+    """Reads one spec of a document."""
+
+    key: PolicyKey
+    path: str
+    settings: PolicySettings
+    problems: Problems
+
+    def read(self, spec: object) -> Rule | None:
+        item = fields.RULE.read(spec, self.path, self.problems)
+        on_nodes = "nodeSelector" in item
+        subject = self._subject(item, on_nodes)
+        if not any(item.get(section.name) for section in _SECTIONS):
+            self.problems.add(
+                self.path,
+                "ingress, ingressDeny, egress and egressDeny are all empty, so the rule says "
+                "nothing; `ingress: [{}]` denies all ingress",
+            )
+        if subject is None:
+            return None
+        scope = Scope(self.key.namespace, self.settings, subject.names_key("init", SOURCE_RESERVED))
+        clauses = tuple(
+            clause
+            for section in _SECTIONS
+            for clause in self._section(item.get(section.name, []), section, scope, on_nodes)
+        )
+        enforces = frozenset(section.direction for section in _SECTIONS if item.get(section.name))
+        subject = scope.subject(subject, f"{self.path}.endpointSelector", self.problems)
+        return Rule(
+            self._source(""),
+            subject.with_requirement(*reserved("host").requirements) if on_nodes else subject,
+            on_nodes,
+            clauses,
+            enforces,
+            self._default_deny(item, enforces),
+            item.get("description", ""),
+        )
+
+    def _source(self, path: str) -> Source:
+        return Source(self.key.kind, self.key.namespace, self.key.name, f"{self.path}{path}")
+
+    def _subject(self, item: Mapping[str, Any], on_nodes: bool) -> Selector | None:
+        if on_nodes == ("endpointSelector" in item):
+            self.problems.add(
+                self.path,
+                "exactly one of endpointSelector and nodeSelector is "
+                "needed; `endpointSelector: {}` selects all",
+            )
+            return None
+        field = "nodeSelector" if on_nodes else "endpointSelector"
+        path = f"{self.path}.{field}"
+        if on_nodes and self.key.kind == CNP:
+            self.problems.add(path, f"nodes belong to no namespace; write a {CCNP}")
+        elif on_nodes and not self.settings.host_firewall:
+            self.problems.unsupported(
+                path, "nodes are governed only with PolicySettings(host_firewall)"
+            )
+        return parse_selector(item[field], path, self.problems)
+
+    def _default_deny(
+        self, item: Mapping[str, Any], enforces: frozenset[Direction]
+    ) -> frozenset[Direction]:
+        path = f"{self.path}.enableDefaultDeny"
+        chosen = fields.DEFAULT_DENY.read(item.get("enableDefaultDeny", {}), path, self.problems)
+        return frozenset(d for d in enforces if chosen.get(str(d), True))
+
+    def _section(
+        self, entries: list[Any], section: _Section, scope: Scope, on_nodes: bool
+    ) -> Iterator[Clause]:
+        context = PortContext(section.direction, section.deny, not self.key.namespace, on_nodes)
+        path = f"{self.path}.{section.name}"
+        for entry, where in section.schema.read_list(entries, path, self.problems):
+            peers = read_peers(entry, section.word, where, scope, self.problems)
+            self._check_authentication(entry, where)
+            for ports in self._groups(entry, where, peers, context):
+                source = self._source(ports.path.removeprefix(self.path))
+                yield Clause(source, section.direction, section.deny, peers, ports.ports, ports.l7)
+
+    def _groups(
+        self,
+        entry: Mapping[str, Any],
+        path: str,
+        peers: tuple[Selector, ...] | None,
+        context: PortContext,
+    ) -> list[PortGroup]:
+        if "toPorts" in entry and "icmps" in entry:
+            self.problems.add(path, "toPorts and icmps in one entry; write an entry for each")
+        groups = [
+            *read_ports(entry.get("toPorts", []), f"{path}.toPorts", context, self.problems),
+            *read_icmps(entry.get("icmps", []), f"{path}.icmps", self.problems),
+        ]
+        # peers alone are meant on all ports; an entry that names neither says nothing
+        return groups or [PortGroup((ALL_PORTS,) if peers else (), None, path)]
+
+    def _check_authentication(self, entry: Mapping[str, Any], path: str) -> None:
+        if "authentication" not in entry:
+            return
+        where = f"{path}.authentication"
+        item = fields.AUTHENTICATION.read(entry["authentication"], where, self.problems)
+        mode = item.get("mode", "disabled")
+        if mode not in _AUTH_MODES:
+            self.problems.add(f"{where}.mode", f"unknown mode {mode!r}{nearest(mode, _AUTH_MODES)}")
+        elif mode != "disabled":
+            self.problems.unsupported(where, "peers are not authenticated; leave the field out")

@@ -1,0 +1,223 @@
+"""Reading NetworkPolicy and Namespace objects of Kubernetes.
+
+A NetworkPolicy has other defaults than Cilium's own: no peer means any peer, no `from` allows all.
+https://kubernetes.io/docs/concepts/services-networking/network-policies/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import nearest
+from pyciliumlib.identity.labels import SOURCE_K8S
+from pyciliumlib.identity.selector import Operator, Requirement, Selector
+from pyciliumlib.policy import fields
+from pyciliumlib.policy.cilium import read_metadata
+from pyciliumlib.policy.model import (
+    ALL_PORTS,
+    Clause,
+    Direction,
+    NamespaceDocument,
+    PolicyDocument,
+    PolicyKey,
+    PortMatch,
+    Rule,
+    Source,
+)
+from pyciliumlib.policy.peers import (
+    CLUSTER_KEY,
+    IN_NAMESPACE,
+    NAMESPACE_KEY,
+    NAMESPACE_LABEL_PREFIX,
+    parse_prefix,
+    parse_selector,
+    read_excepts,
+    select_prefix,
+)
+from pyciliumlib.policy.ports import parse_port
+from pyciliumlib.policy.schema import ANY, LIST, NUMBER, OBJECT, TEXT, Problems, Schema, texts
+from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import Protocol
+
+KNP: Final = "NetworkPolicy"
+API_VERSIONS: Final = ("networking.k8s.io/v1",)
+
+_SPEC: Final = Schema(
+    "NetworkPolicy",
+    {"podSelector": OBJECT, "policyTypes": LIST, "ingress": LIST, "egress": LIST},
+)
+_INGRESS: Final = Schema("ingress rule", {"from": LIST, "ports": LIST})
+_EGRESS: Final = Schema("egress rule", {"to": LIST, "ports": LIST})
+_PEER: Final = Schema(
+    "peer", {"podSelector": OBJECT, "namespaceSelector": OBJECT, "ipBlock": OBJECT}
+)
+_IP_BLOCK: Final = Schema("ipBlock", {"cidr": TEXT, "except": LIST}, required=("cidr",))
+_PORT: Final = Schema("port", {"port": ANY, "endPort": NUMBER, "protocol": TEXT})
+_NAMESPACE: Final = Schema(
+    "Namespace",
+    {"apiVersion": TEXT, "kind": TEXT, "metadata": OBJECT, "spec": ANY, "status": ANY},
+)
+_PROTOCOLS: Final = {p.name: p for p in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)}
+
+
+def read_namespace(
+    data: Mapping[str, Any], kind: str, settings: PolicySettings, problems: Problems
+) -> NamespaceDocument:
+    """A Namespace, for its labels."""
+    del settings
+    item = _NAMESPACE.read(data, "", problems)
+    key, labels = read_metadata(item, kind, False, problems)
+    return NamespaceDocument(key.name, labels)
+
+
+def read_policy(
+    data: Mapping[str, Any], kind: str, settings: PolicySettings, problems: Problems
+) -> PolicyDocument:
+    """A NetworkPolicy; without a namespace it is in `default`."""
+    item = fields.DOCUMENT.read(data, "", problems)
+    key, labels = read_metadata(item, kind, True, problems)
+    if "spec" not in item:
+        problems.add("", "spec is missing")
+    rule = _Reader(key, settings, problems).read(item.get("spec", {"podSelector": {}}))
+    return PolicyDocument(key, (rule,) if rule else (), labels)
+
+
+@frozen
+class _Reader:
+    key: PolicyKey
+    settings: PolicySettings
+    problems: Problems
+
+    def read(self, spec: object) -> Rule | None:
+        item = _SPEC.read(spec, "spec", self.problems)
+        pods = parse_selector(item.get("podSelector", {}), "spec.podSelector", self.problems)
+        clauses = (
+            *self._clauses(item, "ingress", "from", _INGRESS, Direction.INGRESS),
+            *self._clauses(item, "egress", "to", _EGRESS, Direction.EGRESS),
+        )
+        enforces = self._enforces(item)
+        if pods is None:
+            return None
+        return Rule(
+            self._source("spec"),
+            _from_kubernetes(pods).with_requirement(self._own_namespace()),
+            False,
+            tuple(clause for clause in clauses if clause.direction in enforces),
+            enforces,
+            enforces,
+        )
+
+    def _source(self, path: str) -> Source:
+        return Source(self.key.kind, self.key.namespace, self.key.name, path)
+
+    def _own_namespace(self) -> Requirement:
+        return Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.key.namespace,))
+
+    def _enforces(self, item: Mapping[str, Any]) -> frozenset[Direction]:
+        if not item.get("policyTypes"):
+            return frozenset(
+                {Direction.INGRESS, Direction.EGRESS} if item.get("egress") else {Direction.INGRESS}
+            )
+        known = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
+        found = set()
+        for name, where in texts(item["policyTypes"], "spec.policyTypes", self.problems):
+            if name in known:
+                found.add(known[name])
+            else:
+                self.problems.add(
+                    where,
+                    f"unknown type {name!r}{nearest(name, known)}; known are Ingress and Egress",
+                )
+        return frozenset(found)
+
+    def _clauses(
+        self,
+        item: Mapping[str, Any],
+        section: str,
+        word: str,
+        schema: Schema,
+        direction: Direction,
+    ) -> Iterator[Clause]:
+        entries = item.get(section, [])
+        for entry, path in schema.read_list(entries, f"spec.{section}", self.problems):
+            ports = self._ports(entry.get("ports", []), f"{path}.ports")
+            if not entry.get(word):
+                yield Clause(self._source(path), direction, False, None, ports)
+            for peer, where in _PEER.read_list(
+                entry.get(word, []), f"{path}.{word}", self.problems
+            ):
+                peers = self._peer(peer, where)
+                yield Clause(self._source(where), direction, False, peers, ports)
+
+    def _peer(self, peer: Mapping[str, Any], path: str) -> tuple[Selector, ...]:
+        if "ipBlock" in peer:
+            if len(peer) > 1:
+                self.problems.add(path, "ipBlock stands alone; write an entry for each peer")
+            return self._ip_block(peer["ipBlock"], f"{path}.ipBlock")
+        if not peer:
+            self.problems.add(path, "podSelector, namespaceSelector or ipBlock is missing")
+            return ()
+        pods = parse_selector(peer.get("podSelector", {}), f"{path}.podSelector", self.problems)
+        found = _from_kubernetes(pods or Selector())
+        if "namespaceSelector" in peer:
+            where = f"{path}.namespaceSelector"
+            spaces = parse_selector(peer["namespaceSelector"], where, self.problems) or Selector()
+            found = (
+                found.with_requirement(*(_of_namespace(r) for r in spaces.requirements))
+                if spaces.requirements
+                else found.with_requirement(IN_NAMESPACE)
+            )
+        else:
+            found = found.with_requirement(self._own_namespace())
+        if self.settings.default_local_cluster and not found.names_key(CLUSTER_KEY):
+            cluster = (self.settings.cluster_name,)
+            found = found.with_requirement(
+                Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, cluster)
+            )
+        return (found,)
+
+    def _ip_block(self, data: object, path: str) -> tuple[Selector, ...]:
+        item = _IP_BLOCK.read(data, path, self.problems)
+        if "cidr" not in item:
+            return ()
+        network = parse_prefix(item["cidr"], f"{path}.cidr", self.problems)
+        excepts = read_excepts(item.get("except", []), f"{path}.except", network, self.problems)
+        return (select_prefix(network, excepts, self.settings),) if network else ()
+
+    def _ports(self, values: list[Any], path: str) -> tuple[PortMatch, ...]:
+        if not values:
+            return (ALL_PORTS,)
+        found: list[PortMatch] = []
+        for item, where in _PORT.read_list(values, path, self.problems):
+            name = item.get("protocol", "TCP")
+            if name not in _PROTOCOLS:
+                self.problems.add(
+                    f"{where}.protocol",
+                    f"unknown protocol {name!r}"
+                    f"{nearest(name, _PROTOCOLS)}; known are TCP, UDP and SCTP",
+                )
+                continue
+            port = item.get("port", 0)
+            if isinstance(port, bool) or not isinstance(port, (int, str)):
+                self.problems.add(f"{where}.port", f"expected a number or a name, found {port!r}")
+                continue
+            found.extend(
+                parse_port(
+                    str(port), item.get("endPort", 0), (_PROTOCOLS[name],), where, self.problems
+                )
+            )
+        return tuple(dict.fromkeys(found))
+
+
+def _from_kubernetes(selector: Selector) -> Selector:
+    """A selector whose keys are those of Kubernetes, whatever they look like."""
+    return Selector(
+        Requirement(SOURCE_K8S, r.key, r.operator, r.values) for r in selector.requirements
+    )
+
+
+def _of_namespace(r: Requirement) -> Requirement:
+    return Requirement(SOURCE_K8S, NAMESPACE_LABEL_PREFIX + r.key, r.operator, r.values)
