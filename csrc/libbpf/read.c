@@ -18,6 +18,7 @@
 #define ENOTSUPP 524 /* the kernel's own; user space has no name for it */
 #define FIRST_ROOM 4096
 #define MOST_ROOM 65536
+#define LONGEST_BUCKET (1U << 30)
 #define MOST_RETRIES 64
 #define STEPS_BACK 64
 
@@ -100,9 +101,8 @@ static int read_batches(const struct pcl_layout *map, bool delete, struct keyset
 			err = 0;
 			goto out;
 		}
-		if (err == -ENOSPC && !count && room > map->value_size * 64ULL + (1U << 24)) {
-			goto out; /* no bucket is that long */
-		}
+		if (err == -ENOSPC && room >= LONGEST_BUCKET)
+			goto out;
 		if (count) {
 			swap = from;
 			from = to;
@@ -143,10 +143,8 @@ static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_en
 	char *at = malloc(map->key_size), *scratch = malloc(map->value_size);
 	bool started = false, stepped_back = false;
 	uint64_t steps = 0;
-	int err = 0;
+	int err = at && scratch ? 0 : -ENOMEM;
 
-	if (!at || !scratch)
-		err = -ENOMEM;
 	while (!err) {
 		char *key;
 		int is_new;
@@ -162,35 +160,106 @@ static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_en
 			err = -EAGAIN;
 			break;
 		}
-		is_new = keyset_add(seen, ret->keys, ret->count);
+		err = bpf_map_lookup_elem(map->fd, key, entries_value(ret, ret->count));
+		if (err == -ENOENT) {
+			/* An empty slot is passed over; a key that vanished is asked for again
+			 * from its predecessor. */
+			if (map->slots) {
+				memcpy(at, key, map->key_size);
+				started = true;
+			}
+			err = 0;
+			continue;
+		}
+		if (err)
+			break;
+		is_new = map->slots ? 1 : keyset_add(seen, ret->keys, ret->count);
 		if (is_new < 0) {
 			err = is_new;
 			break;
 		}
-		if (!is_new) {
+		if (is_new) {
+			memcpy(at, key, map->key_size);
+			stepped_back = false;
+			ret->count++;
+		} else {
 			/* The key we stood on has gone and the kernel began anew. Go on from the
 			 * newest key that is left, once; else walk through what we know. */
 			int64_t alive = stepped_back ? -1 : newest_alive(map, ret, scratch);
 
-			stepped_back = true;
 			memcpy(at, alive >= 0 ? entries_key(ret, (uint32_t)alive) : key,
 			       map->key_size);
-			started = true;
-			continue;
+			stepped_back = true;
 		}
-		/* A key that vanishes before its value is read stays in the array with a value of
-		 * zeros only until the end of the walk: `seen` refers to it. */
-		err = bpf_map_lookup_elem(map->fd, key, entries_value(ret, ret->count));
-		if (err && err != -ENOENT)
-			break;
-		stepped_back = false;
-		memcpy(at, key, map->key_size);
 		started = true;
-		if (!err)
-			ret->count++;
-		err = 0;
 	}
 	free(at);
 	free(scratch);
 	return err == -ENOENT ? 0 : err;
+}
+
+int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
+{
+	struct keyset seen;
+	int err = keyset_init(&seen, map->key_size);
+
+	if (err)
+		return err;
+	entries_init(ret, map->key_size, map->value_size);
+	err = map->batch ? read_batches(map, false, &seen, ret) : -ENOTSUPP;
+	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
+		err = walk(map, &seen, ret);
+	entries_trim(ret);
+	keyset_deinit(&seen);
+	return err;
+}
+
+/* Since 5.14 a hash map does this in one step (commit 3e87f192b405); elsewhere what others write
+ * between the two steps is lost. */
+static int take(const struct pcl_layout *map, const char *key, char *value)
+{
+	int err = bpf_map_lookup_and_delete_elem(map->fd, key, value);
+
+	if (err != -ENOTSUPP && err != -EINVAL)
+		return err;
+	err = bpf_map_lookup_elem(map->fd, key, value);
+	return err ? err : bpf_map_delete_elem(map->fd, key);
+}
+
+static int walk_and_delete(const struct pcl_layout *map, struct pcl_entries *ret)
+{
+	uint32_t found, i;
+	int err = pcl_map_read(map, ret);
+
+	if (err)
+		return err;
+	found = ret->count;
+	ret->count = 0;
+	for (i = 0; i < found; i++) {
+		err = take(map, entries_key(ret, i), entries_value(ret, i));
+		if (err == -ENOENT)
+			continue;
+		if (err)
+			return err;
+		if (i != ret->count) {
+			memcpy(entries_key(ret, ret->count), entries_key(ret, i), ret->key_size);
+			memcpy(entries_value(ret, ret->count), entries_value(ret, i),
+			       ret->value_size);
+		}
+		ret->count++;
+	}
+	return 0;
+}
+
+int pcl_map_read_and_delete(const struct pcl_layout *map, struct pcl_entries *ret)
+{
+	int err = -ENOTSUPP;
+
+	entries_init(ret, map->key_size, map->value_size);
+	if (map->batch && map->unique)
+		err = read_batches(map, true, NULL, ret);
+	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
+		err = walk_and_delete(map, ret);
+	entries_trim(ret);
+	return err;
 }

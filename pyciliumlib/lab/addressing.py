@@ -45,6 +45,15 @@ def lan_addresses(index: int) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Addr
     return LAN4[index], LAN6[index]
 
 
+def link_local(address: ipaddress.IPv4Address) -> ipaddress.IPv6Address:
+    """A link-local address that shows the IPv4 address it goes with.
+
+    >>> link_local(ipaddress.IPv4Address("192.0.2.1"))
+    IPv6Address('fe80::c000:201')
+    """
+    return ipaddress.IPv6Address((0xFE80 << 112) | int(address))
+
+
 @attrs.define
 class PodAddresses:
     """The addresses of one node's pods: which are free, which are taken."""
@@ -86,9 +95,7 @@ class PodAddresses:
         self._taken |= {v4, v6}
         return v4, v6
 
-    def release(
-        self, addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]
-    ) -> None:
+    def release(self, addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
         """Give addresses back."""
         self._taken.difference_update(addresses)
 

@@ -120,25 +120,17 @@ def connect(
 
     What the network does is the result; bad arguments raise.
     """
+    address, wanted = parse_address(dst), single_port(port)
     deadline = time.monotonic() + timeout
-    try:
-        connection = dial(netns, dst, port, timeout=timeout, source_port=source_port)
-    except _Refused as refused:
-        return refused.result
-    with connection:
+    with _client_socket(netns, address.version, wanted.protocol, source_port) as sock:
+        sock.settimeout(timeout)
+        try:
+            rtt = _handshake(sock, address, wanted)
+        except OSError as error:
+            return ConnectResult(False, _failure(error))
         left = max(0.001, deadline - time.monotonic())
-        result = connection.exchange(data, timeout=left)
-    if result.ok and connection.rtt is not None:
-        return attrs.evolve(result, rtt=connection.rtt)
-    return result
-
-
-class _Refused(KernelError):
-    """A connection that did not come about; carries the result to `connect`."""
-
-    def __init__(self, error: OSError, what: str) -> None:
-        self.result = ConnectResult(False, _failure(error))
-        super().__init__(error.errno or errno.ETIMEDOUT, f"{what}: {self.result.error}")
+        result = Connection(sock, rtt).exchange(data, timeout=left)
+    return attrs.evolve(result, rtt=rtt) if result.ok and rtt is not None else result
 
 
 def dial(
@@ -154,20 +146,17 @@ def dial(
     Dialling UDP always succeeds, since no packet is sent.
     """
     address, wanted = parse_address(dst), single_port(port)
-    with contextlib.ExitStack() as on_error:
-        sock = on_error.enter_context(open_socket(netns, address.version, wanted.protocol))
-        _report_icmp_errors(sock, address.version)
-        if source_port:
-            _bind_source(sock, address.version, source_port)
-        sock.settimeout(timeout)
-        start = time.monotonic()
-        try:
-            sock.connect((str(address), wanted.first))
-        except OSError as error:
-            raise _Refused(error, f"{netns.name} to {address} {wanted}") from error
-        rtt = None if sock.type == socket.SOCK_DGRAM else time.monotonic() - start
-        on_error.pop_all()
-    return Connection(sock, rtt)
+    sock = _client_socket(netns, address.version, wanted.protocol, source_port)
+    sock.settimeout(timeout)
+    try:
+        return Connection(sock, _handshake(sock, address, wanted))
+    except OSError as error:
+        sock.close()
+        code = error.errno or errno.ETIMEDOUT
+        raise KernelError(code, f"{netns.name} cannot connect to {address} {wanted}") from error
+    except BaseException:
+        sock.close()
+        raise
 
 
 def ping(
@@ -213,7 +202,7 @@ _SOCKET_KINDS = {
 
 
 def open_socket(netns: NetNS, version: int, protocol: Protocol) -> socket.socket:
-    """A socket of that protocol and IP version in `netns`; `FeatureError` if the kernel has none."""
+    """A socket of that protocol and IP version in `netns`; `FeatureError` if there are none."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
         return netns.socket(family, _SOCKET_KINDS.get(protocol, socket.SOCK_DGRAM), protocol)
@@ -224,12 +213,25 @@ def open_socket(netns: NetNS, version: int, protocol: Protocol) -> socket.socket
         raise KernelError(error.errno or 0, f"cannot open a {protocol} socket") from error
 
 
-def _bind_source(sock: socket.socket, version: int, port: int) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _client_socket(
+    netns: NetNS, version: int, protocol: Protocol, source_port: int
+) -> socket.socket:
+    sock = open_socket(netns, version, protocol)
     try:
-        sock.bind(("0.0.0.0" if version == 4 else "::", port))
+        _report_icmp_errors(sock, version)
+        if source_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("0.0.0.0" if version == 4 else "::", source_port))
     except OSError as error:
-        raise ExistsError(f"source port {port} cannot be taken: {error.strerror}") from error
+        sock.close()
+        raise ExistsError(f"source port {source_port} cannot be taken: {error.strerror}") from error
+    return sock
+
+
+def _handshake(sock: socket.socket, address: Address, port: PortProto) -> float | None:
+    start = time.monotonic()
+    sock.connect((str(address), port.first))
+    return None if sock.type == socket.SOCK_DGRAM else time.monotonic() - start
 
 
 def _report_icmp_errors(sock: socket.socket, version: int) -> None:
@@ -246,12 +248,7 @@ def _report_icmp_errors(sock: socket.socket, version: int) -> None:
 def _failure(error: OSError) -> Failure:
     if isinstance(error, TimeoutError):
         return "timeout"
-    try:
-        return _FAILURES[error.errno or 0]
-    except KeyError:
-        raise KernelError(error.errno or 0, "a probe failed in a way that no network causes") from (
-            error
-        )
-
-
-__all__ = ["ConnectResult", "Connection", "Failure", "connect", "dial", "ping", "single_port"]
+    failure = _FAILURES.get(error.errno or 0)
+    if failure is None:
+        raise KernelError(error.errno or 0, "a probe failed in a way that no network causes")
+    return failure

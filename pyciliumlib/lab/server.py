@@ -169,6 +169,11 @@ class ServerLoop:
         self._servers.append(server)
         return server
 
+    @property
+    def running(self) -> bool:
+        """Whether there is anything to close."""
+        return self._loop is not None and self._pid == os.getpid()
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop and wait for it."""
         if self._loop is None or self._pid != os.getpid():

@@ -12,6 +12,7 @@ from typing import Final
 
 from attrs import field, frozen
 
+from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Protocol
@@ -172,3 +173,41 @@ class NamespaceDocument:
 
     name: str
     labels: Mapping[str, str] = field(factory=dict, hash=False)
+
+
+#: Reserved labels of those that no endpoint policy governs: they are outside, or other nodes.
+_UNGOVERNED: Final = frozenset(
+    {"kube-apiserver", "remote-node", "unmanaged", "world", "world-ipv4", "world-ipv6"}
+)
+
+
+@frozen
+class Party:
+    """One end of a connection, as policy sees it: labels, and the names of its ports."""
+
+    labels: Labels = field(converter=Labels.parse)
+    named_ports: NamedPorts = field(factory=dict, hash=False)
+    identity: int | None = None
+    name: str = ""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the local node itself."""
+        return self.labels.has(Label(SOURCE_RESERVED, "host"))
+
+    @property
+    def governable(self) -> bool:
+        """Whether policy can apply to it as a subject at all."""
+        return not any(
+            label.source == SOURCE_RESERVED and label.key in _UNGOVERNED for label in self.labels
+        )
+
+    def __str__(self) -> str:
+        if self.name:
+            return self.name
+        shown = [
+            f"{label.key}={label.value}" if label.value else str(label)
+            for label in self.labels
+            if not label.key.startswith("io.cilium.")
+        ]
+        return ",".join(shown) or f"identity {self.identity}"

@@ -1,0 +1,176 @@
+"""The endpoints' policies in the kernel: tries in two generations, switched by one cell.
+
+See docs/design.md, "Policy generations", and `bpf/lib/policy.h` for the programs' side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pyciliumlib.errors import ExhaustedError, NotFoundError
+from pyciliumlib.kernel import Map
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pyciliumlib.kernel import MapSpec
+
+#: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
+Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
+
+#: Slot 0 belongs to no endpoint; writing it makes the kernel wait for running programs.
+_BARRIER_SLOT: Final = 0
+#: Tries made ahead, so that adding an endpoint does not wait for the kernel's grace period.
+_POOL: Final = 16
+
+
+class PolicyTries:
+    """Every endpoint's trie: filled in place for one that is new, replaced together for all others.
+
+    Owns the tries it makes and neither of the maps it is given. One writer at a time; the caller
+    holds the lock.
+    """
+
+    def __init__(
+        self, policies: Map, generation: Map, revisions: Map, template: MapSpec, max_endpoints: int
+    ) -> None:
+        self._policies = policies
+        self._generation = generation
+        self._revisions = revisions
+        self._template = template
+        self._max_endpoints = max_endpoints
+        self._tries: dict[int, Map] = {}
+        self._spare: list[int] = []
+        self._adopt()
+
+    def close(self) -> None:
+        """Let go of the tries; the kernel keeps those that its maps hold."""
+        for trie in self._tries.values():
+            trie.close()
+        self._tries.clear()
+
+    # ------------------------------------------------------------------ endpoints come and go
+
+    def allocate(self) -> int:
+        """An endpoint id whose trie is in place and empty: everything is denied until it is filled.
+
+        Raises ExhaustedError when all ids are taken.
+        """
+        if not self._spare:
+            self._refill()
+        return self._spare.pop(0)
+
+    def claim(self, endpoint: int) -> None:
+        """Take a given id, as after a restart; NotFoundError if it has no trie."""
+        if endpoint not in self._tries:
+            raise NotFoundError(f"endpoint {endpoint} has no policy in the pinned maps")
+        if endpoint in self._spare:
+            self._spare.remove(endpoint)
+
+    def release(self, endpoint: int) -> None:
+        """Empty the trie of an endpoint that is gone, and let its id be used again."""
+        trie = self._trie(endpoint)
+        trie.delete_batch(trie.lookup_batch()[0])
+        self.bump([endpoint])
+        self._spare.append(endpoint)
+
+    def _refill(self) -> None:
+        free = [n for n in range(1, self._max_endpoints) if n not in self._tries][:_POOL]
+        if not free:
+            raise ExhaustedError(
+                f"all {self._max_endpoints - 1} endpoint ids are taken; raise max_endpoints"
+            )
+        made = {endpoint: Map.create(self._template) for endpoint in free}
+        self._write({**self._slots(0, made), **self._slots(1, made)})
+        self._tries.update(made)
+        self._spare.extend(free)
+
+    # ------------------------------------------------------------------ contents
+
+    def read(self, endpoint: int) -> Entries:
+        """What the endpoint's trie holds now."""
+        return self._trie(endpoint).lookup_batch()
+
+    def add(self, endpoint: int, entries: Entries) -> None:
+        """Write entries in place: for an endpoint that no packet reaches yet, or for identities
+        that no address has yet."""
+        keys, values = entries
+        if len(keys):
+            self._trie(endpoint).update_batch(keys, values)
+
+    def discard(self, endpoint: int, keys: npt.NDArray[Any]) -> None:
+        """Delete entries in place, of identities that no address has any more."""
+        if len(keys):
+            self._trie(endpoint).delete_batch(keys)
+
+    def replace(self, policies: Mapping[int, Entries]) -> None:
+        """Give several endpoints new policies at one moment.
+
+        When this returns, every packet is decided under the new ones. Raises MapFullError, with
+        nothing changed, if a policy has more entries than a trie holds.
+        """
+        if not policies:
+            return
+        now = self.generation
+        made: dict[int, Map] = {}
+        try:
+            for endpoint, (keys, values) in policies.items():
+                self._trie(endpoint)
+                made[endpoint] = Map.create(self._template)
+                if len(keys):
+                    made[endpoint].update_batch(keys, values)
+            self._write(self._slots(now + 1, made))
+        except BaseException:
+            self._write(self._slots(now + 1, {e: self._tries[e] for e in made}))
+            for trie in made.values():
+                trie.close()
+            raise
+        self._generation[0] = now + 1
+        self.bump(made)
+        self._wait_for_programs()
+        self._write(self._slots(now, made))
+        for endpoint, trie in made.items():
+            self._tries[endpoint].close()
+            self._tries[endpoint] = trie
+
+    def bump(self, endpoints: Iterable[int]) -> None:
+        """Make every flow of these endpoints be decided again on its next packet."""
+        for endpoint in endpoints:
+            self._revisions[endpoint] = self._revisions[endpoint] + 1
+
+    @property
+    def generation(self) -> int:
+        """How often policies were replaced; its lowest bit is the half in force."""
+        return int(self._generation[0])
+
+    # ------------------------------------------------------------------ slots
+
+    def _trie(self, endpoint: int) -> Map:
+        try:
+            return self._tries[endpoint]
+        except KeyError:
+            raise NotFoundError(f"there is no endpoint {endpoint}") from None
+
+    def _slots(self, generation: int, tries: Mapping[int, Map]) -> dict[int, Map]:
+        half = (generation & 1) * self._max_endpoints
+        return {half + endpoint: trie for endpoint, trie in tries.items()}
+
+    def _write(self, slots: Mapping[int, Map]) -> None:
+        """Write slots; the kernel has waited for running programs when this returns."""
+        self._policies.update_maps(slots)
+
+    def _wait_for_programs(self) -> None:
+        with Map.create(self._template) as nothing:
+            self._policies.update_maps({_BARRIER_SLOT: nothing})
+
+    def _adopt(self) -> None:
+        """Find the tries that a pinned map holds, and make both halves agree with the one in force."""
+        half = (self.generation & 1) * self._max_endpoints
+        for endpoint in range(1, self._max_endpoints):
+            trie = self._policies.get(half + endpoint)
+            if trie is not None:
+                self._tries[endpoint] = trie
+                self._spare.append(endpoint)
+        if self._tries:
+            self._write(self._slots(self.generation + 1, self._tries))

@@ -1,0 +1,170 @@
+"""The model's verdict: which rules govern a connection, and which of them decides.
+
+It walks rules and clauses and shares nothing with the map entries that `resolve` makes, so that
+a test can hold the two against each other. Within one direction any deny beats any redirect, and
+any redirect beats a plain allow.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
+from pyciliumlib.policy.model import (
+    Clause,
+    Direction,
+    NamedPorts,
+    Party,
+    PortMatch,
+    Rule,
+    Verdict,
+)
+from pyciliumlib.policy.settings import Enforcement, PolicySettings
+from pyciliumlib.types import Protocol
+
+_INIT: Final = Label(SOURCE_RESERVED, "init")
+NEAR_MISSES_MAX: Final = 8
+
+
+class Reason(enum.Enum):
+    """Why a direction has its verdict."""
+
+    RULE = "an allow rule"
+    L7 = "an L7 rule"
+    DENY_RULE = "a deny rule"
+    DEFAULT_DENY = "no rule allows it"
+    NO_ENFORCEMENT = "no rule governs this direction"
+    NO_DEFAULT_DENY = "the rules of this direction do not deny by default"
+    LOCALHOST = "the local host may reach every endpoint"
+
+
+@frozen
+class NearMiss:
+    """A clause of a governing rule that nearly decided, and what kept it from it."""
+
+    clause: Clause
+    matches_peer: bool
+
+    def __str__(self) -> str:
+        kind = "deny" if self.clause.deny else "allow"
+        if self.matches_peer:
+            ports = ", ".join(map(str, self.clause.ports)) or "no port"
+            return f"{self.clause.source} ({kind}) selects the peer but not the port: it has {ports}"
+        peers = " or ".join(map(str, self.clause.peers or ())) or "nobody"
+        return f"{self.clause.source} ({kind}) covers the port but not the peer: it selects {peers}"
+
+
+@frozen
+class Decision:
+    """The verdict of one direction, seen from its subject."""
+
+    direction: Direction
+    subject: Party
+    peer: Party
+    verdict: Verdict
+    reason: Reason
+    clauses: tuple[Clause, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    governing: tuple[Rule, ...] = ()
+
+    @property
+    def enforced(self) -> bool:
+        """Whether some rule (or the mode) governs this direction of the subject."""
+        return self.reason is not Reason.NO_ENFORCEMENT
+
+
+def governs(rule: Rule, subject: Party) -> bool:
+    """Whether `rule` is about `subject`; rules for nodes and for endpoints never mix."""
+    return rule.on_nodes == subject.is_host and rule.subject.matches(subject.labels)
+
+
+def is_enforced(
+    rules: Sequence[Rule], settings: PolicySettings, subject: Party, direction: Direction
+) -> bool:
+    """Whether a direction of `subject`, which all of `rules` govern, is held to policy."""
+    if settings.enforcement is Enforcement.NEVER:
+        return False
+    return (
+        settings.enforcement is Enforcement.ALWAYS
+        or subject.labels.has(_INIT)
+        or any(direction in rule.enforces for rule in rules)
+    )
+
+
+def denies_by_default(
+    rules: Sequence[Rule], settings: PolicySettings, subject: Party, direction: Direction
+) -> bool:
+    """Whether what no rule allows is denied, in a direction that is enforced."""
+    return (
+        settings.enforcement is Enforcement.ALWAYS
+        or subject.labels.has(_INIT)
+        or any(direction in rule.default_deny for rule in rules)
+    )
+
+
+def decide(
+    rules: Iterable[Rule],
+    settings: PolicySettings,
+    subject: Party,
+    peer: Party,
+    direction: Direction,
+    protocol: Protocol,
+    port: int,
+) -> Decision:
+    """The verdict on packets between `subject` and `peer` in one direction of the subject.
+
+    `port` is the destination port, or the message type of ICMP.
+    """
+    governing = tuple(rule for rule in rules if governs(rule, subject))
+    if not is_enforced(governing, settings, subject, direction):
+        return Decision(direction, subject, peer, Verdict.ALLOW, Reason.NO_ENFORCEMENT)
+    named = subject.named_ports if direction is Direction.INGRESS else peer.named_ports
+    matched: dict[Verdict, list[Clause]] = {verdict: [] for verdict in Verdict}
+    near: list[NearMiss] = []
+    for clause in (c for rule in governing for c in rule.clauses if c.direction is direction):
+        on_peer = selects_peer(clause, peer)
+        on_port = any(covers_port(match, protocol, port, named) for match in clause.ports)
+        if on_peer and on_port:
+            matched[clause.verdict].append(clause)
+        elif on_peer or (on_port and clause.peers):
+            near.append(NearMiss(clause, on_peer))
+
+    def decision(verdict: Verdict, reason: Reason) -> Decision:
+        by = tuple(matched[verdict]) if reason in _BY_RULE else ()
+        near_misses = tuple(near[:NEAR_MISSES_MAX])
+        return Decision(direction, subject, peer, verdict, reason, by, near_misses, governing)
+
+    if matched[Verdict.DENY]:
+        return decision(Verdict.DENY, Reason.DENY_RULE)
+    if matched[Verdict.REDIRECT]:
+        return decision(Verdict.REDIRECT, Reason.L7)
+    if matched[Verdict.ALLOW]:
+        return decision(Verdict.ALLOW, Reason.RULE)
+    if direction is Direction.INGRESS and settings.allow_localhost and peer.is_host:
+        return decision(Verdict.ALLOW, Reason.LOCALHOST)
+    if not denies_by_default(governing, settings, subject, direction):
+        return decision(Verdict.ALLOW, Reason.NO_DEFAULT_DENY)
+    return decision(Verdict.DENY, Reason.DEFAULT_DENY)
+
+
+_BY_RULE: Final = (Reason.RULE, Reason.L7, Reason.DENY_RULE)
+
+
+def selects_peer(clause: Clause, peer: Party) -> bool:
+    """Whether `peer` is one of those that the clause is about."""
+    if clause.peers is None:
+        return True
+    return any(selector.matches(peer.labels) for selector in clause.peers)
+
+
+def covers_port(match: PortMatch, protocol: Protocol, port: int, named: NamedPorts) -> bool:
+    """Whether a packet to `port` of `protocol` is meant, where `named` are the named ports."""
+    if match.protocol not in (Protocol.ANY, protocol):
+        return False
+    if match.name:
+        return named.get(match.name) == (port, protocol)
+    return match.first <= port <= match.last
