@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build_py import build_py
@@ -33,12 +34,12 @@ BPF_FLAGS = [
 ]
 
 
-class build_bpf(Command):  # noqa: N801 - setuptools names a command after its class
+class build_bpf(Command):
     """Compile what changed in bpf/ and lay the headers beside the package."""
 
     description = "compile the BPF objects and copy the BPF headers into the package"
-    user_options = [("force", "f", "compile everything, changed or not")]
-    boolean_options = ["force"]
+    user_options: ClassVar = [("force", "f", "compile everything, changed or not")]
+    boolean_options: ClassVar = ["force"]
 
     def initialize_options(self) -> None:
         self.force = False
@@ -89,9 +90,7 @@ def compile_object(clang: str, strip: str, source: Path, target: Path) -> None:
         subprocess.run([strip, "-g", str(partial)], check=True)
         partial.replace(target)
     except subprocess.CalledProcessError as error:
-        raise ExecError(
-            f"{name} does not compile; the command was: {' '.join(command)}"
-        ) from error
+        raise ExecError(f"{name} does not compile; the command was: {' '.join(command)}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -118,12 +117,10 @@ def find_tool(name: str, variable: str) -> str:
 
 def _versions_on_path(name: str) -> Iterator[int]:
     pattern = re.compile(rf"{re.escape(name)}-(\d+)$")
-    for folder in os.get_exec_path():
-        if os.path.isdir(folder):
-            for entry in os.listdir(folder):
-                match = pattern.match(entry)
-                if match:
-                    yield int(match[1])
+    for folder in map(Path, os.get_exec_path()):
+        if folder.is_dir():
+            matches = (pattern.match(entry.name) for entry in folder.iterdir())
+            yield from (int(match[1]) for match in matches if match)
 
 
 def _uapi_include() -> list[str]:
@@ -147,7 +144,7 @@ def _remove_others(folder: Path, pattern: str, wanted: dict[Path, Path]) -> None
             path.unlink()
 
 
-class build_py_with_bpf(build_py):  # noqa: N801 - setuptools names a command after its class
+class build_py_with_bpf(build_py):
     """The objects and headers are package data, so they have to be there before it is listed."""
 
     def run(self) -> None:

@@ -48,11 +48,9 @@ static __always_inline bool arrives_right(struct __sk_buff *skb, const struct fl
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
 					  enum hook hook)
 {
-	struct endpoint *speaker = endpoint_lookup(&packet->src);
-
 	if (hook == FROM_ENDPOINT)
-		return speaker && speaker->ifindex == skb->ifindex;
-	return !speaker;
+		return endpoint_owns(skb->ifindex, &packet->src);
+	return !endpoint_lookup(&packet->src);
 }
 
 static __always_inline __u16 subject_of(struct __sk_buff *skb)
@@ -121,9 +119,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 	struct packet packet = { .direction = hook };
 	int result;
 
-	if (skb->vlan_present)
-		result = DROP(&packet, FILE_ENDPOINT, DROP_VLAN);
-	else if (skb->protocol == bpf_htons(ETH_P_ARP))
+	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		result = hook == FROM_ENDPOINT ? neighbour_arp(skb, &packet) : TC_ACT_OK;
 	else
 		result = handle_ip(skb, &packet, hook);

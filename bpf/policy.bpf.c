@@ -22,6 +22,7 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 
 	subject->endpoint = SUBJECT;
 	subject->identity = subject_identity;
+	subject->ipcache_rev = flow->epoch;	/* of cell 0, since no address is behind it */
 	remote->ipcache_cell = ipcache_cell(addr);
 	remote->ipcache_rev = ipcache_revision(remote->ipcache_cell);
 	remote->identity = ipcache_identity(addr);
@@ -55,7 +56,7 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 	struct packet packet = { .direction = hook };
 	struct flow *flow = NULL;
 
-	if (skb->protocol == bpf_htons(ETH_P_ARP))
+	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return TC_ACT_OK;
 	packet.result = packet_parse(skb, &packet);
 	if (!packet.result) {

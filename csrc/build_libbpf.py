@@ -57,3 +57,5 @@ ffibuilder = make_builder()
 if __name__ == "__main__":
     os.chdir(ROOT)
     ffibuilder.compile(verbose=True, tmpdir=".")
+    for leftover in [*CSRC.glob("libbpf/*.o"), *ROOT.glob("pyciliumlib/_libbpf.[co]")]:
+        leftover.unlink()

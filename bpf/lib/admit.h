@@ -32,12 +32,13 @@ static __always_inline void flow_find(const struct packet *packet, struct flow_k
 	found->source_is_low = flow_key_of(packet, key);
 	found->in_pending = false;
 	found->flow = bpf_map_lookup_elem(&flows, key);
-	if (!found->flow) {
+	/* A dead entry lies in `flows` until it is collected; the ports may be in use again. */
+	if (!found->flow || flow_expired(found->flow, now)) {
 		found->flow = bpf_map_lookup_elem(&pending, key);
 		found->in_pending = true;
+		if (found->flow && flow_expired(found->flow, now))
+			found->flow = NULL;
 	}
-	if (found->flow && flow_expired(found->flow, now))
-		found->flow = NULL;
 }
 
 /* The port that policy judges: the responder's, or the type of an ICMP message. */
@@ -68,17 +69,16 @@ static __always_inline void verdict_event(struct __sk_buff *skb, const struct pa
 	event_send(skb, packet, &context);
 }
 
-/*
- * Asks the policy of one end. `side` is 0 for the opener's egress, 1 for the responder's ingress.
- * The revision is read before the policy, so a change in between makes the flow stale, not wrong.
- */
-static __always_inline int admit_side(struct __sk_buff *skb, struct packet *packet,
+/* Asks the policy of one end: `side` 0 is the opener's egress, 1 the responder's ingress. */
+static __always_inline int admit_side(struct __sk_buff *skb, const struct packet *packet,
 				      struct flow *flow, __u32 side, bool reversed, bool known,
 				      struct policy_query *query)
 {
 	__u32 rule = 0;
 	int reason;
 
+	if (!flow->side[side].endpoint)
+		return FORWARDED;
 	query->endpoint = flow->side[side].endpoint;
 	query->identity = flow->side[side ? 0 : 1].identity;
 	query->direction = side ? DIRECTION_INGRESS : DIRECTION_EGRESS;
@@ -88,8 +88,30 @@ static __always_inline int admit_side(struct __sk_buff *skb, struct packet *pack
 			      reason, rule);
 	if (rule)
 		flow->rule = rule;
-	packet->direction = query->direction;
-	return reason ? DROP(packet, FILE_ADMIT, reason) : 0;
+	return reason;
+}
+
+/*
+ * Asks both ends. A redirect is not the end of the way: beyond its proxy the responder's policy
+ * would be asked too, so a missing proxy is the reason only where nothing else denies.
+ */
+static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *packet,
+				      struct flow *flow, bool reversed, bool known,
+				      struct policy_query *query)
+{
+	int egress, ingress = FORWARDED;
+
+	egress = admit_side(skb, packet, flow, 0, reversed, known, query);
+	if (egress == FORWARDED || egress == DROP_NO_PROXY)
+		ingress = admit_side(skb, packet, flow, 1, reversed, known, query);
+	if (egress == FORWARDED && ingress == FORWARDED)
+		return FORWARDED;
+	if (ingress != FORWARDED && (egress == FORWARDED || ingress != DROP_NO_PROXY)) {
+		packet->direction = DIRECTION_INGRESS;
+		return DROP(packet, FILE_ADMIT, ingress);
+	}
+	packet->direction = DIRECTION_EGRESS;
+	return DROP(packet, FILE_ADMIT, egress);
 }
 
 /*
@@ -104,20 +126,16 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct packet *pack
 		.port = policy_port(packet, reversed),
 		.proto = packet->proto,
 	};
-	int reason = 0;
+	int reason;
 
+	/* Revisions first: a change while we look makes the entry stale, not wrong. */
 	flow->side[0].policy_rev = policy_revision(flow->side[0].endpoint);
 	flow->side[1].policy_rev = policy_revision(flow->side[1].endpoint);
 	query.generation = policy_current_generation();
-	if (flow->side[0].endpoint)
-		reason = admit_side(skb, packet, flow, 0, reversed, old != NULL, &query);
-	if (!reason && flow->side[1].endpoint)
-		reason = admit_side(skb, packet, flow, 1, reversed, old != NULL, &query);
-	if (reason) {
-		if (old)
-			old->expires = now;	/* what is forbidden now has no established flow */
+	reason = admit_ends(skb, packet, flow, reversed, old != NULL, &query);
+	/* An old entry stays, stale: so either side's packets go on being judged in its direction. */
+	if (reason)
 		return reason;
-	}
 
 	flow->expires = now + flow_timeout(flow, packet->proto);
 	flow->reported = now;

@@ -41,6 +41,14 @@ static __always_inline struct endpoint *endpoint_lookup(const struct addr *addr)
 	return bpf_map_lookup_elem(&endpoints, addr);
 }
 
+/* Whether an address is that of the endpoint at this device. */
+static __always_inline bool endpoint_owns(__u32 ifindex, const struct addr *addr)
+{
+	struct endpoint *endpoint = endpoint_lookup(addr);
+
+	return endpoint && endpoint->ifindex == ifindex;
+}
+
 static __always_inline struct device *device_lookup(__u32 ifindex)
 {
 	return bpf_map_lookup_elem(&devices, &ifindex);

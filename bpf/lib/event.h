@@ -74,19 +74,10 @@ struct event_context {
 	__u8 flags;
 };
 
-static __noinline int event_send(struct __sk_buff *skb, const struct packet *packet,
-				 const struct event_context *context)
+/* A function of its own, so that its argument brings `struct event` into the object's BTF. */
+static __noinline int event_fill(struct event *event, struct __sk_buff *skb,
+				 const struct packet *packet, const struct event_context *context)
 {
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	__u32 zero = 0;
-	__u64 *lost;
-
-	if (!event) {
-		lost = bpf_map_lookup_elem(&events_lost, &zero);
-		if (lost)
-			(*lost)++;
-		return 0;
-	}
 	event->time_ns = bpf_ktime_get_ns();
 	event->src = packet->src;
 	event->dst = packet->dst;
@@ -107,6 +98,23 @@ static __noinline int event_send(struct __sk_buff *skb, const struct packet *pac
 	event->icmp_type = packet->icmp_type;
 	event->flags = context->flags | (packet->ipv6 ? EVENT_IPV6 : 0);
 	event->file = packet->file;
+	return 0;
+}
+
+static __noinline int event_send(struct __sk_buff *skb, const struct packet *packet,
+				 const struct event_context *context)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	__u32 zero = 0;
+	__u64 *lost;
+
+	if (!event) {
+		lost = bpf_map_lookup_elem(&events_lost, &zero);
+		if (lost)
+			(*lost)++;
+		return 0;
+	}
+	event_fill(event, skb, packet, context);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

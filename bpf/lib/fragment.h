@@ -9,6 +9,7 @@ struct fragment_key {
 	struct addr src;
 	struct addr dst;
 	__u32 id;
+	__u32 ifindex;		/* a forger on another device has entries of its own */
 	__u8 proto;
 	__u8 pad[3];
 };
@@ -29,12 +30,13 @@ struct {
 } fragments SEC(".maps");
 
 /* Remembers the first fragment's ports, or gives them to a later one. 0 or a drop reason. */
-static __always_inline int fragment_resolve(struct packet *packet)
+static __always_inline int fragment_resolve(struct __sk_buff *skb, struct packet *packet)
 {
 	struct fragment_key key = {
 		.src = packet->src,
 		.dst = packet->dst,
 		.id = packet->fragment_id,
+		.ifindex = skb->ifindex,
 		.proto = packet->proto,
 	};
 	struct fragment_ports *known, ports = {

@@ -14,7 +14,6 @@ static __always_inline bool icmp_quoted(struct __sk_buff *skb, const struct pack
 {
 	__u32 off = error->l4_off + 8;
 	__u8 l4[8];
-	__be16 port;
 
 	about->ipv6 = error->ipv6;
 	if (error->ipv6) {
@@ -51,13 +50,9 @@ static __always_inline bool icmp_quoted(struct __sk_buff *skb, const struct pack
 		return true;
 	case IPPROTO_ICMP:
 	case PROTO_ICMPV6:
-		packet_icmp(about, l4[0], *(__be16 *)&l4[4]);
-		if (about->icmp_class != ICMP_CLASS_ECHO)
-			return false;
-		port = about->sport;
-		about->sport = about->dport;
-		about->dport = port;
-		return true;
+		/* The error goes the way of the quoted message's counterpart: 8 and 0, 128 and 129. */
+		packet_icmp(about, l4[0] ^ (about->ipv6 ? 1 : 8), *(__be16 *)&l4[4]);
+		return about->icmp_class == ICMP_CLASS_ECHO;
 	}
 	return false;
 }

@@ -54,15 +54,14 @@ static __always_inline int neighbour_arp(struct __sk_buff *skb, struct packet *p
 	arp = (void *)(eth + 1);
 	if ((void *)(arp + 1) > (void *)(long)skb->data_end)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_PACKET);
-	if (arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6)
+	if (arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6 ||
+	    arp->protocol_length != 4)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_UNSUPPORTED_L3);
 	addr_from_v4(&packet->src, *(__be32 *)arp->sender_ip);
 	addr_from_v4(&packet->dst, *(__be32 *)arp->target_ip);
 
 	if (arp->operation == bpf_htons(ARPOP_REPLY)) {
-		struct endpoint *endpoint = endpoint_lookup(&packet->src);
-
-		if (!endpoint || endpoint->ifindex != skb->ifindex)
+		if (!endpoint_owns(skb->ifindex, &packet->src))
 			return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_SOURCE);
 		return TC_ACT_OK;
 	}
@@ -143,7 +142,7 @@ static __always_inline int neighbour_advertise(struct __sk_buff *skb, struct pac
 static __noinline int neighbour_icmpv6(struct __sk_buff *skb, struct packet *packet)
 {
 	struct device *device = device_lookup(skb->ifindex);
-	struct endpoint *endpoint;
+	struct addr target;
 
 	if (!device)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_ENDPOINT_NOT_READY);
@@ -151,8 +150,10 @@ static __noinline int neighbour_icmpv6(struct __sk_buff *skb, struct packet *pac
 		return neighbour_advertise(skb, packet, device);
 	if (packet->icmp_type != ND_ADVERTISEMENT)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_FORBIDDEN_ICMPV6);
-	endpoint = endpoint_lookup(&packet->src);
-	if (!endpoint || endpoint->ifindex != skb->ifindex)
+	if (bpf_skb_load_bytes(skb, packet->l4_off + offsetof(struct nd_message, target), &target,
+			       sizeof(target)))
+		return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_PACKET);
+	if (!endpoint_owns(skb->ifindex, &packet->src) || !endpoint_owns(skb->ifindex, &target))
 		return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_SOURCE);
 	return TC_ACT_OK;
 }

@@ -36,7 +36,7 @@ enum icmp_class {
 struct packet {
 	struct addr src;
 	struct addr dst;
-	__be16 sport;		/* ICMP echo: the identifier on the requester's side, 0 on the other */
+	__be16 sport;		/* of ICMP: see packet_icmp */
 	__be16 dport;
 	__u8 proto;
 	__u8 tcp_flags;
@@ -84,19 +84,30 @@ static __always_inline __u8 icmp_class_of(const struct packet *packet, __u8 type
 	return type < 128 ? ICMP_CLASS_ERROR : ICMP_CLASS_OTHER;
 }
 
+static __always_inline bool is_echo_reply(const struct packet *packet)
+{
+	return packet->icmp_class == ICMP_CLASS_ECHO &&
+	       packet->icmp_type == (packet->ipv6 ? 129 : 0);
+}
+
+/*
+ * The ports that stand for an ICMP message in a flow's key. An echo has its identifier on the
+ * requester's side and 0 on the other, so a request the other way is another flow; an identifier
+ * of 0 counts as 65535, or the sides would look alike. Any other message is a flow of its own
+ * direction and type; its numbers are never an echo's.
+ */
 static __always_inline void packet_icmp(struct packet *packet, __u8 type, __be16 echo_id)
 {
-	bool request = type == 8 || type == 128;
-
 	packet->icmp_type = type;
 	packet->icmp_class = icmp_class_of(packet, type);
 	if (packet->icmp_class == ICMP_CLASS_ECHO) {
-		packet->sport = request ? echo_id : 0;
-		packet->dport = request ? 0 : echo_id;
+		__be16 id = echo_id ?: 0xffff;
+
+		packet->sport = is_echo_reply(packet) ? 0 : id;
+		packet->dport = is_echo_reply(packet) ? id : 0;
 	} else {
-		/* The same type both ways: an answer of another type is a flow of its own. */
-		packet->sport = bpf_htons(type);
-		packet->dport = bpf_htons(type);
+		packet->sport = bpf_htons(0x100 | type);
+		packet->dport = bpf_htons(0x200 | type);
 	}
 }
 
@@ -230,6 +241,8 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *pa
 {
 	int reason;
 
+	if (skb->vlan_present)
+		return DROP(packet, FILE_PACKET, DROP_VLAN);
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
 		reason = packet_parse_ipv4(skb, packet);
@@ -237,6 +250,9 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *pa
 	case bpf_htons(ETH_P_IPV6):
 		reason = packet_parse_ipv6(skb, packet);
 		break;
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		return DROP(packet, FILE_PACKET, DROP_VLAN);
 	default:
 		return DROP(packet, FILE_PACKET, DROP_UNSUPPORTED_L3);
 	}

@@ -79,7 +79,8 @@ static __always_inline struct flow *decide(struct __sk_buff *skb, struct packet 
 					   const struct flow_key *key, const struct found *found,
 					   struct flow *old, enum hook hook, __u32 now)
 {
-	bool reversed = old && flow_sender(old, found->source_is_low) == 1;
+	/* An echo reply is judged as the request that it answers would be, also if none was seen. */
+	bool reversed = old ? flow_sender(old, found->source_is_low) == 1 : is_echo_reply(packet);
 	__u32 zero = 0;
 	struct flow *flow = bpf_map_lookup_elem(&flow_scratch, &zero);
 	int reason;
@@ -183,7 +184,7 @@ static __noinline struct flow *slow_path(struct __sk_buff *skb, struct packet *p
 	int reason;
 
 	if (packet->fragment) {
-		reason = fragment_resolve(packet);
+		reason = fragment_resolve(skb, packet);
 		if (reason)
 			return refuse(packet, reason);
 	}

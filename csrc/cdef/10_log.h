@@ -12,7 +12,7 @@ void pcl_log_debug(bool enabled);
 /* Whether this thread has messages to take. */
 bool pcl_log_pending(void);
 
-/* This thread's messages, or NULL: records of one byte (enum libbpf_print_level) and a
+/* This thread's messages, or NULL: records of a digit (enum libbpf_print_level) and a
  * NUL-terminated text, `ret_size` bytes in all. `ret_lost` is the number of messages for which
  * there was no memory. Give it back with pcl_log_free(). */
 char *pcl_log_take(size_t *ret_size, unsigned int *ret_lost);

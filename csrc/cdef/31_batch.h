@@ -12,6 +12,8 @@ struct pcl_layout {
 	bool unique;         /* a batch read cannot meet a key twice (hash buckets, slots) */
 };
 
+/* All zero at first; `keys` and `values` are the caller's to free with pcl_column_free(), also
+ * after an error. */
 struct pcl_entries {
 	char *keys;
 	char *values;
@@ -21,8 +23,7 @@ struct pcl_entries {
 	uint32_t value_size;
 };
 
-struct pcl_entries *pcl_entries_new(void);
-void pcl_entries_free(struct pcl_entries *entries);
+void pcl_column_free(char *column);
 
 /* All entries, each key once. -EAGAIN if the map kept changing faster than it could be read. */
 int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret);

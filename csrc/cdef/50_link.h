@@ -25,8 +25,6 @@ int pcl_link_fd_by_id(uint32_t id);
 int pcl_attached(uint32_t target, uint32_t attach_type, uint32_t capacity, uint32_t *prog_ids,
 		 uint32_t *link_ids, uint64_t *revision);
 
-int pcl_pin_fd(int fd, const char *path);
-int pcl_pinned_fd(const char *path);
 int pcl_prog_fd_id(int prog_fd, uint32_t *ret);
 int pcl_prog_id_name(uint32_t id, char ret[16]);
 

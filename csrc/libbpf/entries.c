@@ -4,16 +4,9 @@
 
 #include "entries.h"
 
-struct pcl_entries *pcl_entries_new(void)
+void pcl_column_free(char *column)
 {
-	return calloc(1, sizeof(struct pcl_entries));
-}
-
-void pcl_entries_free(struct pcl_entries *entries)
-{
-	free(entries->keys);
-	free(entries->values);
-	free(entries);
+	free(column);
 }
 
 void entries_init(struct pcl_entries *entries, uint32_t key_size, uint32_t value_size)

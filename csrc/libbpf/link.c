@@ -144,16 +144,6 @@ int pcl_attached(uint32_t target, uint32_t attach_type, uint32_t capacity, uint3
 	return (int)attr.count;
 }
 
-int pcl_pin_fd(int fd, const char *path)
-{
-	return bpf_obj_pin(fd, path);
-}
-
-int pcl_pinned_fd(const char *path)
-{
-	return bpf_obj_get(path);
-}
-
 int pcl_prog_fd_id(int prog_fd, uint32_t *ret)
 {
 	struct bpf_prog_info info = {0};

@@ -85,7 +85,7 @@ static int log_print(enum libbpf_print_level level, const char *format, va_list 
 	if (length < 0 || !log_reserve(log, (size_t)length + 2)) {
 		log->lost++;
 	} else {
-		log->text[log->size] = (char)level;
+		log->text[log->size] = (char)('0' + level);
 		vsnprintf(log->text + log->size + 1, (size_t)length + 1, format, again);
 		log->size += (size_t)length + 2;
 	}

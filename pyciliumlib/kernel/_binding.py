@@ -45,7 +45,7 @@ def take_messages(quiet: bool = False) -> str:
 
     warnings = []
     for record in records.split(b"\0")[:-1]:
-        level, message = record[0], record[1:].decode("utf-8", "replace")
+        level, message = int(record[:1]), record[1:].decode("utf-8", "replace")
         logger.log(
             logging.DEBUG if quiet else _LEVELS.get(level, logging.DEBUG), "%s", message.rstrip()
         )

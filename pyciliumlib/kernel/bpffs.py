@@ -6,9 +6,9 @@ import errno
 import os
 from pathlib import Path
 
-from pyciliumlib._libbpf import lib
 from pyciliumlib.errors import FeatureError, PrivilegeError, StateError
-from pyciliumlib.kernel.link import refused
+from pyciliumlib.kernel._binding import lib
+from pyciliumlib.kernel.failures import raise_for
 from pyciliumlib.kernel.mounts import BPFFS_MAGIC, filesystem_magic
 
 DEFAULT_BPFFS = Path("/sys/fs/bpf")
@@ -56,5 +56,5 @@ def ensure_bpffs(path: str | os.PathLike[str] = DEFAULT_BPFFS) -> Path:
             errno.EPERM, f"cannot mount a bpffs at {path}: this needs CAP_SYS_ADMIN (or root)"
         )
     if err:
-        raise refused(err, f"cannot mount a bpffs at {path}")
+        raise_for(err, f"mount a bpffs at {path}")
     return path

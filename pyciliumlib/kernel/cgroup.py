@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-from pyciliumlib._libbpf import lib
 from pyciliumlib.errors import InvalidError, NotFoundError, PrivilegeError, StateError, nearest
-from pyciliumlib.kernel.link import HasFd, Link, refused
+from pyciliumlib.kernel._binding import lib
+from pyciliumlib.kernel.failures import effective_capabilities, raise_for
+from pyciliumlib.kernel.link import HasFd, Link
 from pyciliumlib.kernel.mounts import CGROUP2_MAGIC, filesystem_magic
 from pyciliumlib.kernel.uapi import CGROUP_HOOKS, AttachType
 
@@ -21,32 +22,30 @@ def attach_cgroup(program: HasFd, path: str | os.PathLike[str], hook: str | Atta
     an unknown hook. Least kernel: 5.7.
     """
     attach_type = _attach_type(hook)
-    what = f"cannot attach to {attach_type.name} of {os.fspath(path)}"
+    doing = f"attach to {attach_type.name} of {os.fspath(path)}"
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"{what}: there is no such directory") from error
+        raise NotFoundError(f"cannot {doing}: there is no such directory") from error
     except PermissionError as error:
-        raise PrivilegeError(errno.EACCES, f"{what}: the directory cannot be opened") from error
+        raise PrivilegeError(errno.EACCES, f"cannot {doing}: it may not be opened") from error
     try:
         if filesystem_magic(directory) != CGROUP2_MAGIC:
-            raise StateError(f"{what}: that is no cgroup2 directory; see find_cgroup2()")
+            raise StateError(f"cannot {doing}: that is no cgroup2 directory; see find_cgroup2()")
         fd = lib.pcl_link_create(program.fd, directory, attach_type, 0, 0, 0)
     finally:
         os.close(directory)
     if fd == -errno.EINVAL:
-        raise refused(
-            fd, f"{what}: the program was loaded for another hook, or the kernel is before 5.7"
-        )
-    if fd == -errno.EPERM:
+        raise_for(fd, doing, "the program was loaded for another hook, or the kernel is before 5.7")
+    if fd == -errno.EPERM and "CAP_SYS_ADMIN" in effective_capabilities():
         raise PrivilegeError(
             errno.EPERM,
-            f"{what}: CAP_BPF and CAP_NET_ADMIN are missing, or a program is attached above "
-            "that forbids others (attached without BPF_F_ALLOW_MULTI)",
+            f"cannot {doing}: a program is attached there or above that forbids others "
+            "(attached without BPF_F_ALLOW_MULTI); detach it first",
         )
     if fd < 0:
-        raise refused(fd, what)
-    return Link(fd)
+        raise_for(fd, doing)
+    return Link(fd, f"{attach_type.name} of {os.fspath(path)}")
 
 
 def _attach_type(hook: str | AttachType) -> AttachType:

@@ -12,34 +12,39 @@ import warnings
 from types import TracebackType
 from typing import Literal
 
-from pyciliumlib._libbpf import ffi, lib
-from pyciliumlib.errors import (
-    ClosedError,
-    ExistsError,
-    InvalidError,
-    NotFoundError,
-)
-from pyciliumlib.kernel.device import device_index, device_label
-from pyciliumlib.kernel.link import HasFd, LinkInfo, program_id, program_name, refused
+from pyciliumlib.errors import ClosedError, ExistsError, InvalidError, NotFoundError
+from pyciliumlib.kernel._binding import ffi, lib, take_messages
+from pyciliumlib.kernel.device import device_index, device_label, refuse
+from pyciliumlib.kernel.link import HasFd, LinkInfo, program_id, program_label
 
 Direction = Literal["ingress", "egress"]
+
+_GONE = (-errno.ENOENT, -errno.ENODEV, -errno.EINVAL)
+"""No such filter, no such device, no clsact qdisc."""
 
 
 class TcFilter:
     """A BPF filter (direct-action) of a device's clsact qdisc; the same interface as `Link`.
 
-    The call must be made, and the filter be closed, in the device's network namespace.
+    All calls must be made in the device's network namespace. Calls from several threads are fine.
     """
 
     def __init__(
-        self, ifindex: int, direction: Direction, handle: int, priority: int, prog_id: int
+        self,
+        ifindex: int,
+        direction: Direction,
+        handle: int,
+        priority: int,
+        prog_id: int,
+        *,
+        kept: bool = False,
     ) -> None:
         self.ifindex = ifindex
         self.direction: Direction = direction
         self.handle = handle
         self.priority = priority
         self._prog_id = prog_id
-        self._kept = False
+        self._kept = kept
         self._closed = False
 
     @classmethod
@@ -61,24 +66,24 @@ class TcFilter:
         """
         _check(direction, handle, priority)
         ifindex = device_index(device)
-        what = f"cannot attach a tc filter to {direction} of device {device_label(ifindex)}"
+        doing = f"attach a tc filter to {direction} of {device_label(ifindex)}"
         err = lib.pcl_clsact_create(ifindex)
+        take_messages(quiet=True)
         if err:
-            raise refused(err, f"{what}: no clsact qdisc can be made there")
+            refuse(err, doing, "no clsact qdisc can be made there (CONFIG_NET_CLS_ACT, _BPF)")
         err = lib.pcl_clsact_attach(
             ifindex, direction == "egress", program.fd, handle, priority, replace
         )
+        said = take_messages(quiet=True).strip()
         if err == -errno.EEXIST:
             found = _query(ifindex, direction, handle, priority)
-            there = program_name(found) if found else "a filter that is no BPF program"
+            there = program_label(found) if found else "a filter that is no BPF program"
             raise ExistsError(
-                f"{what}: {there} is there at priority {priority}, handle {handle}; take another "
-                "priority or handle, or replace=True"
+                f"cannot {doing}: {there} is there at priority {priority}, handle {handle}; take "
+                "another priority or handle, or replace=True"
             )
-        if err == -errno.EINVAL:
-            raise refused(err, f"{what}: is it a tc (sched_cls) program?")
         if err:
-            raise refused(err, what)
+            refuse(err, doing, f"is it a tc (sched_cls) program? {said}".strip())
         return cls(ifindex, direction, handle, priority, program_id(program))
 
     @classmethod
@@ -92,26 +97,24 @@ class TcFilter:
         _check(direction, handle, priority)
         ifindex = device_index(device)
         prog_id = _query(ifindex, direction, handle, priority)
-        if not prog_id:
-            return None
-        found = cls(ifindex, direction, handle, priority, prog_id)
-        found._kept = True
-        return found
+        return cls(ifindex, direction, handle, priority, prog_id, kept=True) if prog_id else None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def info(self) -> LinkInfo:
         """What the kernel says about this filter; raises NotFoundError if it is gone."""
-        self._check_open()
-        prog_id = _query(self.ifindex, self.direction, self.handle, self.priority)
+        prog_id = self._present()
         if not prog_id:
             raise NotFoundError(f"{self!r} is gone: its device vanished, or somebody removed it")
         return LinkInfo(kind="clsact", id=self.handle, prog_id=prog_id, ifindex=self.ifindex)
 
     @property
     def attached(self) -> bool:
-        """Whether the filter still runs our program."""
-        self._check_open()
-        return self._is_ours()
+        """Whether the filter is still there and runs our program."""
+        return self._present() == self._prog_id
 
     def update(self, program: HasFd) -> None:
         """Replace the program in place: every packet meets either the old one or the new one."""
@@ -119,8 +122,9 @@ class TcFilter:
         err = lib.pcl_clsact_attach(
             self.ifindex, self.direction == "egress", program.fd, self.handle, self.priority, True
         )
+        said = take_messages(quiet=True).strip()
         if err:
-            raise refused(err, f"cannot update {self!r}")
+            refuse(err, f"update {self!r}", f"is it a tc (sched_cls) program? {said}".strip())
         self._prog_id = program_id(program)
 
     def keep(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -138,21 +142,22 @@ class TcFilter:
         """Remove the filter unless it is kept or somebody put another program there. Idempotent."""
         if self._closed:
             return
-        if not self._kept and self._is_ours():
+        if not self._kept and self.attached:
             err = lib.pcl_clsact_detach(
                 self.ifindex, self.direction == "egress", self.handle, self.priority
             )
-            if err and err not in (-errno.ENOENT, -errno.ENODEV):
-                raise refused(err, f"cannot remove {self!r}")
+            take_messages(quiet=True)
+            if err and err not in _GONE:
+                refuse(err, f"remove {self!r}")
         self._closed = True
 
-    def _is_ours(self) -> bool:
-        found = _query(self.ifindex, self.direction, self.handle, self.priority)
-        return found == self._prog_id
+    def _present(self) -> int:
+        self._check_open()
+        return _query(self.ifindex, self.direction, self.handle, self.priority)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError("this tc filter is closed: attach the program again, or find() it")
+            raise ClosedError("this tc filter was closed: attach the program again, or find() it")
 
     def __enter__(self) -> TcFilter:
         return self
@@ -161,15 +166,20 @@ class TcFilter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def __del__(self) -> None:
-        # The filter itself stays: it belongs to the device, and this thread may have moved to
-        # another namespace, where the same ifindex is another device.
+        # The filter itself stays: it belongs to the device, and this thread may be in another
+        # namespace by now, where the same ifindex is another device.
         if not getattr(self, "_closed", True) and not self._kept:
-            warnings.warn(f"unclosed {self!r}: it stays attached", ResourceWarning, 2, self)
+            warnings.warn(
+                f"{self!r} was never closed and stays attached",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     def __repr__(self) -> str:
         return (
@@ -188,11 +198,12 @@ def _check(direction: str, handle: int, priority: int) -> None:
 
 
 def _query(ifindex: int, direction: str, handle: int, priority: int) -> int:
-    """The id of the program there, 0 if there is no such filter, qdisc or device."""
+    """The id of the program there; 0 if there is no such filter, qdisc or device."""
     out = ffi.new("uint32_t *")
     err = lib.pcl_clsact_query(ifindex, direction == "egress", handle, priority, out)
-    if err in (-errno.ENOENT, -errno.ENODEV, -errno.EINVAL):
+    take_messages(quiet=True)
+    if err in _GONE:
         return 0
     if err:
-        raise refused(err, f"cannot ask device {device_label(ifindex)} for its tc filters")
+        refuse(err, f"ask {device_label(ifindex)} for its tc filters")
     return int(out[0])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyciliumlib._libbpf import lib
 from pyciliumlib.errors import NotFoundError
-from pyciliumlib.kernel.link import refused
+from pyciliumlib.kernel._binding import lib
+from pyciliumlib.kernel.failures import raise_for
 
 BPFFS_MAGIC = 0xCAFE4A11
 CGROUP2_MAGIC = 0x63677270
@@ -17,7 +17,7 @@ def filesystem_magic(fd: int) -> int:
     """The magic number (`f_type` of fstatfs(2)) of the file system an open file is on."""
     magic = lib.pcl_filesystem_magic(fd)
     if magic < 0:
-        raise refused(magic, "cannot ask for the type of a file system")
+        raise_for(magic, "ask for the type of a file system")
     return int(magic)
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Literal
+from typing import Literal, NoReturn
 
 import attrs
 
-from pyciliumlib._libbpf import ffi, lib
 from pyciliumlib.errors import (
     ExhaustedError,
     ExistsError,
     InvalidError,
     NotFoundError,
-    PyCiliumError,
     StateError,
 )
+from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.anchor import Anchor, Tail, anchor_flags
 from pyciliumlib.kernel.clsact import Direction, TcFilter
-from pyciliumlib.kernel.device import device_index, device_label
-from pyciliumlib.kernel.link import HasFd, Link, refused
+from pyciliumlib.kernel.device import device_index, device_label, refuse
+from pyciliumlib.kernel.link import HasFd, Link
 from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.uapi import TCX_MAX_PROGRAMS, AttachType
 
@@ -72,7 +71,7 @@ def attach_tc(
 def attach_netkit(
     program: HasFd, device: int | str, *, peer: bool = False, anchor: Anchor | None = None
 ) -> Link:
-    """Attach a tc program to a netkit pair: to the primary device given, or with `peer` to its mate.
+    """Attach a tc program to a netkit pair: to its primary device, or with `peer` to the other.
 
     `device` is the primary one in both cases. Raises as `attach_tc`; FeatureError without netkit.
     Least kernel: 6.7.
@@ -95,7 +94,7 @@ def attached_tc(device: int | str, direction: Direction) -> list[Attached]:
         ifindex, _TCX[direction], TCX_MAX_PROGRAMS, prog_ids, link_ids, revision
     )
     if count < 0:
-        raise refused(count, f"cannot ask device {device_label(ifindex)} for its tcx programs")
+        refuse(count, f"ask {device_label(ifindex)} for its tcx programs")
     return [Attached(prog_ids[i], link_ids[i]) for i in range(min(count, TCX_MAX_PROGRAMS))]
 
 
@@ -129,26 +128,24 @@ def find_tc(
 
 def _attach(program: HasFd, device: int | str, attach_type: AttachType, anchor: Anchor) -> Link:
     ifindex = device_index(device)
+    name = f"{attach_type.name} of {device_label(ifindex)}"
     flags, relative = anchor_flags(anchor)
     fd = lib.pcl_link_create(program.fd, ifindex, attach_type, flags, relative, 0)
     if fd < 0:
-        raise _refused(fd, ifindex, attach_type, anchor)
-    return Link(fd)
+        _refuse(fd, f"attach to {name}", anchor)
+    return Link(fd, name)
 
 
-def _refused(err: int, ifindex: int, attach_type: AttachType, anchor: Anchor) -> PyCiliumError:
-    what = f"cannot attach to {attach_type.name} of device {device_label(ifindex)}"
-    if err == -errno.EEXIST:
-        return ExistsError(
-            f"{what}: this very program is attached there already; load it once more, or use its "
-            "link's update()"
+def _refuse(code: int, doing: str, anchor: Anchor) -> NoReturn:
+    if code == -errno.EEXIST:
+        raise ExistsError(
+            f"cannot {doing}: this very program is attached there already; load it once more, or "
+            "use its link's update()"
         )
-    if err == -errno.ENOENT:
-        return NotFoundError(f"{what}: {anchor!r} names what is not attached to this hook")
-    if err == -errno.ERANGE:
-        return ExhaustedError(
-            f"{what}: {TCX_MAX_PROGRAMS} programs are there, which is the most a hook takes"
+    if code == -errno.ENOENT:
+        raise NotFoundError(f"cannot {doing}: {anchor!r} names what is not attached to this hook")
+    if code == -errno.ERANGE:
+        raise ExhaustedError(
+            f"cannot {doing}: {TCX_MAX_PROGRAMS} programs are there, the most that a hook takes"
         )
-    if err == -errno.EINVAL:
-        return refused(err, f"{what}: is it a tc (sched_cls) program, and the right device?")
-    return refused(err, what)
+    refuse(code, doing, "it is no tc (sched_cls) program, or the anchor is none, or not a netkit")

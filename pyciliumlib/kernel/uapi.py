@@ -72,5 +72,5 @@ XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 XDP_FLAGS_HW_MODE = 1 << 3
 
-TCX_MAX_PROGRAMS = 64
-"""`BPF_MPROG_MAX`: how many programs one tcx or netkit hook takes."""
+TCX_MAX_PROGRAMS = 63
+"""`bpf_mprog_max()`: how many programs one tcx or netkit hook takes."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import Literal
+from typing import Literal, NoReturn
 
-from pyciliumlib._libbpf import ffi, lib
-from pyciliumlib.errors import ExistsError, FeatureError, InvalidError, PyCiliumError
-from pyciliumlib.kernel.device import device_index, device_label
-from pyciliumlib.kernel.link import HasFd, Link, program_name, refused
+from pyciliumlib.errors import ExistsError, FeatureError, InvalidError
+from pyciliumlib.kernel._binding import ffi, lib, take_messages
+from pyciliumlib.kernel.device import device_index, device_label, refuse
+from pyciliumlib.kernel.link import HasFd, Link, program_label
 from pyciliumlib.kernel.uapi import (
     XDP_FLAGS_DRV_MODE,
     XDP_FLAGS_HW_MODE,
@@ -37,10 +37,11 @@ def attach_xdp(program: HasFd, device: int | str, mode: XdpMode = "auto") -> Lin
     if mode not in _FLAGS:
         raise InvalidError(f"{mode!r} is no XDP mode: use one of {', '.join(_FLAGS)}")
     ifindex = device_index(device)
+    label = device_label(ifindex)
     fd = lib.pcl_link_create(program.fd, ifindex, AttachType.XDP, _FLAGS[mode], 0, 0)
     if fd < 0:
-        raise _refused(fd, ifindex, mode)
-    return Link(fd)
+        _refuse(fd, ifindex, mode)
+    return Link(fd, f"XDP of {label}")
 
 
 def attached_xdp(device: int | str) -> dict[str, int]:
@@ -48,32 +49,31 @@ def attached_xdp(device: int | str) -> dict[str, int]:
     ifindex = device_index(device)
     native, generic, offload = (ffi.new("uint32_t *") for _ in range(3))
     err = lib.pcl_xdp_attached(ifindex, native, generic, offload)
+    take_messages(quiet=True)
     if err:
-        raise refused(err, f"cannot ask device {device_label(ifindex)} for its XDP programs")
+        refuse(err, f"ask {device_label(ifindex)} for its XDP programs")
     found = {"native": native[0], "generic": generic[0], "offload": offload[0]}
     return {mode: prog_id for mode, prog_id in found.items() if prog_id}
 
 
-def _refused(err: int, ifindex: int, mode: str) -> PyCiliumError:
-    device = device_label(ifindex)
-    what = f"cannot attach XDP ({mode}) to device {device}"
-    if err in (-errno.EBUSY, -errno.EEXIST):
-        there = [f"{program_name(i)}, {m}" for m, i in attached_xdp(ifindex).items()]
-        return ExistsError(
-            f"{what}: it runs an XDP program already ({'; '.join(there) or 'it just left'}); "
+def _refuse(code: int, ifindex: int, mode: str) -> NoReturn:
+    doing = f"attach XDP ({mode}) to {device_label(ifindex)}"
+    if code in (-errno.EBUSY, -errno.EEXIST):
+        there = [f"{program_label(i)}, {m}" for m, i in attached_xdp(ifindex).items()]
+        raise ExistsError(
+            f"cannot {doing}: it runs one already ({'; '.join(there) or 'which just left'}); "
             "detach that one, or use its link's update()"
         )
-    if err == -errno.EOPNOTSUPP:
-        return FeatureError(
-            -err,
-            f"{what}: its driver has no {mode} XDP, or not with the device's present MTU and "
+    if code == -errno.EOPNOTSUPP:
+        raise FeatureError(
+            -code,
+            f"cannot {doing}: its driver has no {mode} XDP, or not with the present MTU and "
             'offloads (LRO, too few queues); use mode="generic"',
             f"xdp_{mode}",
         )
-    if err == -errno.EINVAL:
-        return refused(
-            err,
-            f"{what}: the program is no XDP program, or the driver refuses it on this device "
-            "(LRO on, the MTU too large, an offload-only program)",
-        )
-    return refused(err, what)
+    refuse(
+        code,
+        doing,
+        "the program is no XDP program, or the driver refuses it on this device (LRO on, the MTU "
+        "too large, a program made for offload)",
+    )

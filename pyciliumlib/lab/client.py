@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import select
 import socket
 import struct
 import time
@@ -72,6 +74,10 @@ class Connection:
         host, port = self._sock.getsockname()[:2]
         return parse_address(host), port
 
+    def fileno(self) -> int:
+        """The socket's descriptor, for select and poll."""
+        return self._sock.fileno()
+
     def exchange(self, data: bytes = HELLO, *, timeout: float = 1.0) -> ConnectResult:
         """Send `data` and wait for a reply, `timeout` seconds at most. The connection stays open.
 
@@ -123,9 +129,8 @@ def connect(
     address, wanted = parse_address(dst), single_port(port)
     deadline = time.monotonic() + timeout
     with _client_socket(netns, address.version, wanted.protocol, source_port) as sock:
-        sock.settimeout(timeout)
         try:
-            rtt = _handshake(sock, address, wanted)
+            rtt = _handshake(sock, address, wanted, timeout)
         except OSError as error:
             return ConnectResult(False, _failure(error))
         left = max(0.001, deadline - time.monotonic())
@@ -147,9 +152,8 @@ def dial(
     """
     address, wanted = parse_address(dst), single_port(port)
     sock = _client_socket(netns, address.version, wanted.protocol, source_port)
-    sock.settimeout(timeout)
     try:
-        return Connection(sock, _handshake(sock, address, wanted))
+        return Connection(sock, _handshake(sock, address, wanted, timeout))
     except OSError as error:
         sock.close()
         code = error.errno or errno.ETIMEDOUT
@@ -169,7 +173,7 @@ def ping(
     # RFC 792: type, code, checksum, identifier, sequence; the kernel fills checksum and identifier
     request = struct.pack("!BBHHH", kind, 0, 0, 0, 1) + payload
     with open_socket(netns, address.version, protocol) as sock:
-        _report_icmp_errors(sock, address.version)
+        _report_icmp_errors(sock, address.version, True)
         sock.settimeout(timeout)
         start = time.monotonic()
         try:
@@ -218,7 +222,7 @@ def _client_socket(
 ) -> socket.socket:
     sock = open_socket(netns, version, protocol)
     try:
-        _report_icmp_errors(sock, version)
+        _report_icmp_errors(sock, version, True)
         if source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("0.0.0.0" if version == 4 else "::", source_port))
@@ -228,21 +232,49 @@ def _client_socket(
     return sock
 
 
-def _handshake(sock: socket.socket, address: Address, port: PortProto) -> float | None:
+def _handshake(
+    sock: socket.socket, address: Address, port: PortProto, timeout: float
+) -> float | None:
+    """Connect; returns the seconds it took, or None where no packet is exchanged (UDP)."""
     start = time.monotonic()
-    sock.connect((str(address), port.first))
-    return None if sock.type == socket.SOCK_DGRAM else time.monotonic() - start
+    sock.setblocking(False)
+    code = sock.connect_ex((str(address), port.first))
+    if sock.type == socket.SOCK_DGRAM and code == 0:
+        return None
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while code in (0, errno.EINPROGRESS):
+        left = start + timeout - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1e3):
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        # An ICMP error that arrives while connect() still holds the socket ends in the error queue
+        # and nowhere else (Linux tcp_v6_err: sk_err_soft), so both places are asked.
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _queued_icmp_error(sock)
+        if code == 0:
+            _report_icmp_errors(sock, address.version, False)
+            return time.monotonic() - start
+    raise OSError(code, os.strerror(code))
 
 
-def _report_icmp_errors(sock: socket.socket, version: int) -> None:
-    """Have UDP and ICMP sockets report every ICMP error, not only port unreachable."""
-    if sock.type == socket.SOCK_DGRAM:
-        level, option = (
-            (socket.IPPROTO_IP, _IP_RECVERR)
-            if version == 4
-            else (socket.IPPROTO_IPV6, _IPV6_RECVERR)
-        )
-        sock.setsockopt(level, option, 1)
+def _queued_icmp_error(sock: socket.socket) -> int:
+    try:
+        _, ancillary, _, _ = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+    except BlockingIOError:
+        return 0
+    kinds = ((socket.IPPROTO_IP, _IP_RECVERR), (socket.IPPROTO_IPV6, _IPV6_RECVERR))
+    for level, kind, content in ancillary:
+        if (level, kind) in kinds:
+            # struct sock_extended_err, linux/errqueue.h: ee_errno is first
+            return int(struct.unpack_from("=I", content)[0])
+    return 0
+
+
+def _report_icmp_errors(sock: socket.socket, version: int, on: bool) -> None:
+    """Have a socket report every ICMP error at once, not only those that are final."""
+    if version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, on)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, on)
 
 
 def _failure(error: OSError) -> Failure:

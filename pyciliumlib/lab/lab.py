@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ipaddress
+import itertools
 import os
 import warnings
 import weakref
 
-from pyciliumlib.errors import ClosedError, ExistsError
+from pyciliumlib.errors import ClosedError, DeviceError, ExistsError
 from pyciliumlib.lab.addressing import (
     FIRST_OUTSIDE,
     LAN4,
@@ -23,6 +24,7 @@ from pyciliumlib.lab.addressing import (
 from pyciliumlib.lab.host import Host
 from pyciliumlib.lab.names import check_host_name, device_name, netns_prefix
 from pyciliumlib.lab.node import LAN_MAC, UPLINK, Node, Outside, prepare
+from pyciliumlib.lab.processes import Spawner
 from pyciliumlib.lab.server import ServerLoop
 from pyciliumlib.lab.state import LabState, remove_stale
 from pyciliumlib.net import Netlink, NetNS
@@ -53,7 +55,10 @@ class Lab:
         self.outsiders: dict[str, Outside] = {}
         self.servers = ServerLoop()
         """The thread that runs the hosts' servers."""
-        self._outside_of: dict[str, Node | None] = {}
+        self.spawner = Spawner()
+        """The thread that starts the hosts' programs."""
+        self._node_numbers = itertools.count(1)
+        self._outside_numbers = itertools.count(FIRST_OUTSIDE)
         self._lan: Netlink | None = None
         self._pid = os.getpid()
         self._closed = False
@@ -82,7 +87,7 @@ class Lab:
         Its pods get addresses from `cidr4` and `cidr6`, by default 10.244.N.0/24 and
         fd00:10:244:N::/64. Nodes and hosts outside share a LAN, and know the way to each other.
         """
-        index = len(self.nodes) + 1
+        index = next(self._node_numbers)
         name = check_host_name(f"n{index}" if name is None else name)
         default4, default6 = node_cidrs(index)
         pods = PodAddresses(
@@ -99,9 +104,9 @@ class Lab:
             for other in self.nodes.values():
                 _connect_nodes(node, other)
                 _connect_nodes(other, node)
-            for outsider, of in self._outside_of.items():
-                if of is None:
-                    self.outsiders[outsider].add_route_to(node)
+            for host in self.outsiders.values():
+                if host.of is None:
+                    host.add_route_to(node)
             undo.pop_all()
         self.nodes[name] = node
         return node
@@ -120,17 +125,16 @@ class Lab:
         the LAN's prefixes are fine.
         """
         check_host_name(name)
-        default4, default6 = lan_addresses(FIRST_OUTSIDE + len(self.outsiders))
+        default4, default6 = lan_addresses(next(self._outside_numbers))
         v4 = ipaddress.IPv4Address(default4 if ip4 is None else parse_address(ip4))
         v6 = ipaddress.IPv6Address(default6 if ip6 is None else parse_address(ip6))
         with contextlib.ExitStack() as undo:
             netns = self._host(name, v4, v6, undo, forwards=False)
-            host = Outside(self, name, netns, v4, v6)
+            host = Outside(self, name, netns, v4, v6, of)
             for node in self.nodes.values() if of is None else (of,):
                 host.add_route_to(node)
             undo.pop_all()
         self.outsiders[name] = host
-        self._outside_of[name] = of
         return host
 
     def host(self, name: str) -> Host:
@@ -171,8 +175,9 @@ class Lab:
             self._state.abandon()
         else:
             self.servers.close()
-            for host in (*self.nodes.values(), *self.outsiders.values()):
-                host.close()
+            for host in (*self.outsiders.values(), *self.nodes.values()):
+                host.release()
+            self.spawner.close()
             if self._lan is not None:
                 self._lan.close()
             self._state.remove()
@@ -230,6 +235,14 @@ class Lab:
             here.add_address(device, f"{link_local(ip4)}/64")
         return netns
 
+    def leave_lan(self, name: str) -> None:
+        """Take a node or an outside host that is being closed off the LAN and the lists."""
+        if self._lan is not None:
+            with contextlib.suppress(DeviceError):  # gone with a namespace that was deleted
+                self._lan.delete_link(device_name("lan-", name))
+        self.nodes.pop(name, None)
+        self.outsiders.pop(name, None)
+
     def _open_lan(self) -> Netlink:
         if self._lan is None:
             netns = self.make_netns(_LAN)
@@ -248,8 +261,8 @@ class Lab:
 
 
 def _connect_nodes(node: Node, other: Node) -> None:
-    node.netlink.add_route(other.cidr4, via=other.ip4, dev=node.native)
-    node.netlink.add_route(other.cidr6, via=other.ip6, dev=node.native)
+    node.netlink.add_route(other.cidr4, via=other.ip4, dev=node.native, replace=True)
+    node.netlink.add_route(other.cidr6, via=other.ip6, dev=node.native, replace=True)
 
 
 _open_labs: weakref.WeakSet[Lab] = weakref.WeakSet()

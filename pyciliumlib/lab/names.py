@@ -43,7 +43,7 @@ def device_name(prefix: str, host: str) -> str:
     """A device name that shows the host it leads to; a long one is cut and told apart by a hash.
 
     >>> device_name("lxc-", "web"), device_name("lxc-", "kube-apiserver")
-    ('lxc-web', 'lxc-kube-af01e7')
+    ('lxc-web', 'lxc-kube-3ddd18')
     """
     full = prefix + host
     if len(full) <= IFNAME_MAX:

@@ -16,6 +16,7 @@ from pyciliumlib.net import (
     NetNS,
     add_host_route,
     add_permanent_neighbour,
+    remove_host_route,
     write_sysctls,
 )
 from pyciliumlib.types import Address, AddressLike
@@ -75,11 +76,8 @@ class Pod(Host):
         self.host_mac = link.mac
         """Of the device in the node's namespace."""
 
-    def close(self) -> None:
-        """Remove the pod, its device on the node included; its addresses can be taken again."""
-        if not self._closed:
-            self.node._forget(self)
-        super().close()
+    def _detach(self) -> None:
+        self.node._forget(self)
 
 
 class Node(Host):
@@ -152,12 +150,17 @@ class Node(Host):
         self.pods[name] = pod
         return pod
 
-    def close(self) -> None:
-        """Remove the node and its pods."""
+    def release(self) -> None:
+        """End the programs of the pods and the node, and close what is open here."""
+        for pod in self.pods.values():
+            pod.release()
+        self.netlink.close()
+        super().release()
+
+    def _detach(self) -> None:
         for pod in tuple(self.pods.values()):
             pod.close()
-        self.netlink.close()
-        super().close()
+        self.lab.leave_lan(self.name)
 
     def _connect_pod(
         self,
@@ -197,6 +200,27 @@ class Node(Host):
 
 class Outside(Host):
     """A host beyond the nodes' native devices: the world, an API server, a client."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        name: str,
+        netns: NetNS,
+        ip4: ipaddress.IPv4Address,
+        ip6: ipaddress.IPv6Address,
+        of: Node | None,
+    ) -> None:
+        """Made by `Lab.outside`."""
+        super().__init__(lab, name, netns, ip4, ip6)
+        self.of = of
+        """The only node that has a way to it, or None for every node."""
+
+    def _detach(self) -> None:
+        for node in self.lab.nodes.values():
+            for ip in (self.ip4, self.ip6):
+                if ip not in LAN4 and ip not in LAN6:
+                    remove_host_route(node.netlink, ip, dev=node.native)
+        self.lab.leave_lan(self.name)
 
     def add_route_to(self, node: Node) -> None:
         """Let this host and `node` reach each other, and this host the node's pods."""

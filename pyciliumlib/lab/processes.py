@@ -6,33 +6,65 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyciliumlib.errors import LabError
-from pyciliumlib.net import NetNS, netns_inode_of, processes_in
+from pyciliumlib.net import NetNS, NetNSWorker, netns_inode_of, processes_in
 
 #: Seconds between the request to end and the order to.
 GRACE = 0.5
 
 
-def spawn(netns: NetNS, argv: Sequence[object], **options: Any) -> subprocess.Popen[Any]:
-    """Start a program in `netns`; `options` are those of `subprocess.Popen`.
+class Spawner:
+    """The thread that starts the programs of one lab.
 
-    A child inherits the namespace of the thread that forks it. It leads a session of its own, so
-    that it can be ended with all its children and gets no Ctrl-C that is meant for us.
+    A child inherits the namespace of the thread that forks it. That is not the caller's thread,
+    which then never moves; and not a short-lived one, because a program that asked to die with its
+    parent (PR_SET_PDEATHSIG, as Envoy does) dies with the thread that started it.
     """
-    words = [str(word) for word in argv]
-    if not words:
-        raise LabError("no program to run: the list is empty")
-    try:
-        with netns.enter():
-            return subprocess.Popen(words, start_new_session=True, **options)
-    except (FileNotFoundError, PermissionError) as error:
-        raise LabError(
-            f"cannot start {words[0]!r} in {netns.name}: {error.strerror}; is it installed?"
-        ) from error
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._lock = threading.Lock()
+        self._worker: NetNSWorker | None = None
+
+    def spawn(self, netns: NetNS, argv: Sequence[object], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program in `netns`; `options` are those of `subprocess.Popen`.
+
+        It leads a session of its own, so that it can be ended with all its children and gets no
+        Ctrl-C that is meant for us. `LabError` if there is no such program.
+        """
+        words = [str(word) for word in argv]
+        if not words:
+            raise LabError("no program to run: the list is empty")
+
+        def start() -> subprocess.Popen[Any]:
+            with netns.enter():
+                return subprocess.Popen(words, start_new_session=True, **options)
+
+        try:
+            return self._thread().call(start)
+        except (FileNotFoundError, PermissionError) as error:
+            raise LabError(
+                f"cannot start {words[0]!r} in {netns.name}: {error.strerror}; is it installed?"
+            ) from error
+
+    def close(self) -> None:
+        """End the thread; again is no error."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def _thread(self) -> NetNSWorker:
+        with self._lock:
+            if self._worker is None:
+                with NetNS.current() as here:
+                    self._worker = NetNSWorker(here)
+            return self._worker
 
 
 def terminate(processes: Iterable[subprocess.Popen[Any]]) -> None:

@@ -118,6 +118,8 @@ class NetNS:
 
         Other threads stay where they are. Do not `await` in the body: another task would run in
         this namespace. `/proc/sys/net` and netlink follow the thread; a mounted `/sys` does not.
+        Python runs signal handlers in the main thread between any two steps, so there a Ctrl-C at
+        the very moment of leaving can leave it inside: prefer `call` in the main thread.
         """
         home = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -145,8 +147,7 @@ class NetNS:
 
     def socket(self, family: int, kind: int, proto: int = 0) -> _socket.socket:
         """A socket that lives in the namespace and can be used from any thread."""
-        with self.enter():
-            return _socket.socket(family, kind, proto)
+        return self.call(lambda: _socket.socket(family, kind, proto))
 
     # -- ending ------------------------------------------------------------------------------
 

@@ -17,11 +17,10 @@ def read_sysctl(netns: NetNS, name: str) -> str:
     Slashes separate the parts, for names of devices may hold dots.
     """
     path = _path(name)
-    with netns.enter():
-        try:
-            return path.read_text().strip()
-        except OSError as error:
-            raise _error(error, name, netns) from error
+    try:
+        return netns.call(path.read_text).strip()
+    except OSError as error:
+        raise _error(error, name, netns) from error
 
 
 def write_sysctls(netns: NetNS, values: Mapping[str, object]) -> None:
@@ -30,7 +29,8 @@ def write_sysctls(netns: NetNS, values: Mapping[str, object]) -> None:
     `/proc/sys/net` shows a thread the parameters of its own namespace, so nothing is mounted.
     """
     paths = {name: _path(name) for name in values}
-    with netns.enter():
+
+    def write() -> None:
         for name, path in paths.items():
             if not path.exists():
                 raise _error(FileNotFoundError(), name, netns)
@@ -39,6 +39,8 @@ def write_sysctls(netns: NetNS, values: Mapping[str, object]) -> None:
                 path.write_text(f"{values[name]}\n")
             except OSError as error:
                 raise _error(error, name, netns) from error
+
+    netns.call(write)
 
 
 def _path(name: str) -> Path:

@@ -1,1 +1,47 @@
-"""Policy."""
+"""Who may talk to whom: documents, the verdict and its reasons, and the policy map's entries.
+
+`Repository` holds documents and answers; `EndpointPolicy` is what it says about one endpoint, as
+map entries; `table` brings those into any map.
+"""
+
+from __future__ import annotations
+
+from pyciliumlib.policy.explain import Explanation
+from pyciliumlib.policy.model import (
+    Direction,
+    NamedPorts,
+    NamespaceDocument,
+    Party,
+    PolicyDocument,
+    PolicyKey,
+    Rule,
+    Source,
+    Verdict,
+)
+from pyciliumlib.policy.parse import Documents, parse
+from pyciliumlib.policy.repository import Change, Repository
+from pyciliumlib.policy.settings import Enforcement, PolicySettings
+from pyciliumlib.policy.verdict import Decision, NearMiss, Reason, decide
+
+__all__ = [
+    "Change",
+    "Decision",
+    "Direction",
+    "Documents",
+    "Enforcement",
+    "Explanation",
+    "NamedPorts",
+    "NamespaceDocument",
+    "NearMiss",
+    "Party",
+    "PolicyDocument",
+    "PolicyKey",
+    "PolicySettings",
+    "Reason",
+    "Repository",
+    "Rule",
+    "Source",
+    "Verdict",
+    "decide",
+    "parse",
+]

@@ -79,7 +79,6 @@ DEFAULT_DENY: Final = Schema("enableDefaultDeny", {"ingress": BOOL, "egress": BO
 _REQUIRES: Final = FieldSpec(
     Form.LIST,
     refused="it was removed in Cilium 1.19; put the labels into the fromEndpoints of each rule",
-    legacy=True,
 )
 _GROUPS: Final = refused(Form.LIST, "cloud security groups are not looked up; write fromCIDR")
 _SHARED: Final[dict[str, FieldSpec]] = {

@@ -28,10 +28,10 @@ from pyciliumlib.policy.model import (
     Source,
 )
 from pyciliumlib.policy.peers import (
-    CLUSTER_KEY,
     IN_NAMESPACE,
     NAMESPACE_KEY,
     NAMESPACE_LABEL_PREFIX,
+    Scope,
     parse_prefix,
     parse_selector,
     read_excepts,
@@ -172,12 +172,7 @@ class _Reader:
             )
         else:
             found = found.with_requirement(self._own_namespace())
-        if self.settings.default_local_cluster and not found.names_key(CLUSTER_KEY):
-            cluster = (self.settings.cluster_name,)
-            found = found.with_requirement(
-                Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, cluster)
-            )
-        return (found,)
+        return (Scope(self.key.namespace, self.settings).settle(found),)
 
     def _ip_block(self, data: object, path: str) -> tuple[Selector, ...]:
         item = _IP_BLOCK.read(data, path, self.problems)

@@ -107,7 +107,7 @@ def _check_regex(text: str, path: str, problems: Problems) -> None:
 
 
 def read_fqdns(values: list[Any], path: str, problems: Problems) -> Iterator[DNSRule]:
-    """The selectors of `toFQDNs`, or the rules of `dns`; names become lower case with no dot."""
+    """The selectors of `toFQDNs`, or the rules of `dns`, as they are written."""
     for item, where in fields.FQDN.read_list(values, path, problems):
         name, pattern = item.get("matchName", ""), item.get("matchPattern", "")
         if name and pattern:
@@ -119,7 +119,7 @@ def read_fqdns(values: list[Any], path: str, problems: Problems) -> Iterator[DNS
             _check_fqdn(
                 pattern, f"{where}.matchPattern", _FQDN_PATTERN, "'.', '-', '_' and '*'", problems
             )
-            yield DNSRule(name.lower().removesuffix("."), pattern.lower().removesuffix("."))
+            yield DNSRule(name, pattern)
 
 
 def _check_fqdn(

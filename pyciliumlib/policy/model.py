@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels
+from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels, LabelsLike
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Protocol
@@ -181,11 +181,15 @@ _UNGOVERNED: Final = frozenset(
 )
 
 
+def _labels(labels: LabelsLike) -> Labels:
+    return Labels.parse(labels)
+
+
 @frozen
 class Party:
     """One end of a connection, as policy sees it: labels, and the names of its ports."""
 
-    labels: Labels = field(converter=Labels.parse)
+    labels: Labels = field(converter=_labels)
     named_ports: NamedPorts = field(factory=dict, hash=False)
     identity: int | None = None
     name: str = ""

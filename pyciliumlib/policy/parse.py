@@ -31,11 +31,15 @@ _SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 @frozen
 class Documents:
-    """What a set of documents says; `warnings` are things that may surprise their author."""
+    """What a set of documents says; `warnings` are things that may surprise their author.
+
+    `objects` are the decoded documents as they came, for who keeps them.
+    """
 
     policies: tuple[PolicyDocument, ...] = ()
     namespaces: tuple[NamespaceDocument, ...] = ()
     warnings: tuple[str, ...] = ()
+    objects: tuple[Mapping[str, Any], ...] = ()
 
 
 _Reader = Callable[[Mapping[str, Any], str, PolicySettings, Problems], Any]
@@ -71,8 +75,10 @@ def parse(
     settings = settings or PolicySettings()
     problems = Problems(prune=prune)
     found: list[Any] = []
+    objects: list[Mapping[str, Any]] = []
     for where, data in _documents(source, problems):
         problems.document = where
+        objects.append(data)
         found.append(_read(data, settings, problems))
     problems.document = "documents"
     _check_unique(found, problems)
@@ -81,6 +87,7 @@ def parse(
         tuple(item for item in found if isinstance(item, PolicyDocument)),
         tuple(item for item in found if isinstance(item, NamespaceDocument)),
         tuple(problems.warnings),
+        tuple(objects),
     )
 
 

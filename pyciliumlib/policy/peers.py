@@ -129,13 +129,16 @@ class Scope:
                 extra.append(Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,)))
             elif not self.selects_init:
                 extra.append(IN_NAMESPACE)
-        if self.settings.default_local_cluster and not selector.names_key(
+        return self.settle(selector.with_requirement(*extra))
+
+    def settle(self, selector: Selector) -> Selector:
+        """`selector` confined to the local cluster, unless it names one or settings say else."""
+        if not self.settings.default_local_cluster or selector.names_key(
             CLUSTER_KEY, SOURCE_K8S, SOURCE_ANY
         ):
-            extra.append(
-                Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, (self.settings.cluster_name,))
-            )
-        return selector.with_requirement(*extra)
+            return selector
+        cluster = (self.settings.cluster_name,)
+        return selector.with_requirement(Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, cluster))
 
 
 def _names_namespace(requirement: Requirement) -> bool:
@@ -192,7 +195,7 @@ def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
     for index, value in enumerate(values):
         selector = parse_selector(value, f"{path}[{index}]", problems)
         if selector is not None:
-            yield selector.with_requirement(_REMOTE_NODE)
+            yield scope.settle(selector.with_requirement(_REMOTE_NODE))
 
 
 def _entities(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:

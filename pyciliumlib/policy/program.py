@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import numpy as np
+
 from pyciliumlib.errors import ExhaustedError, NotFoundError
-from pyciliumlib.kernel import Map
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyciliumlib.kernel import MapSpec
+    from pyciliumlib.kernel import Map, MapSpec
 
 #: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
 Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
@@ -81,7 +82,7 @@ class PolicyTries:
             raise ExhaustedError(
                 f"all {self._max_endpoints - 1} endpoint ids are taken; raise max_endpoints"
             )
-        made = {endpoint: Map.create(self._template) for endpoint in free}
+        made = {endpoint: self._template.create() for endpoint in free}
         self._write({**self._slots(0, made), **self._slots(1, made)})
         self._tries.update(made)
         self._spare.extend(free)
@@ -117,7 +118,7 @@ class PolicyTries:
         try:
             for endpoint, (keys, values) in policies.items():
                 self._trie(endpoint)
-                made[endpoint] = Map.create(self._template)
+                made[endpoint] = self._template.create()
                 if len(keys):
                     made[endpoint].update_batch(keys, values)
             self._write(self._slots(now + 1, made))
@@ -158,19 +159,22 @@ class PolicyTries:
 
     def _write(self, slots: Mapping[int, Map]) -> None:
         """Write slots; the kernel has waited for running programs when this returns."""
-        self._policies.update_maps(slots)
+        keys = np.fromiter(slots, np.uint32, len(slots))
+        fds = np.fromiter((trie.fd for trie in slots.values()), np.uint32, len(slots))
+        self._policies.update_batch(keys, fds)
 
     def _wait_for_programs(self) -> None:
-        with Map.create(self._template) as nothing:
-            self._policies.update_maps({_BARRIER_SLOT: nothing})
+        with self._template.create() as nothing:
+            self._write({_BARRIER_SLOT: nothing})
 
     def _adopt(self) -> None:
         """Find the tries that a pinned map holds, and make both halves agree with the one in force."""
         half = (self.generation & 1) * self._max_endpoints
-        for endpoint in range(1, self._max_endpoints):
-            trie = self._policies.get(half + endpoint)
-            if trie is not None:
-                self._tries[endpoint] = trie
+        slots = self._policies.lookup_batch()[0].tolist()
+        for slot in slots:
+            endpoint = slot - half
+            if 0 < endpoint < self._max_endpoints:
+                self._tries[endpoint] = self._policies.open_inner(slot)
                 self._spare.append(endpoint)
         if self._tries:
             self._write(self._slots(self.generation + 1, self._tries))

@@ -1,19 +1,24 @@
 """The model's verdict: which rules govern a connection, and which of them decides.
 
-It walks rules and clauses and shares nothing with the map entries that `resolve` makes, so that
-a test can hold the two against each other. Within one direction any deny beats any redirect, and
+It walks rules and clauses, and looks at no selector cache and no map entry, so that a test can
+hold it against those. Within one direction any deny beats any redirect, and
 any redirect beats a plain allow.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from attrs import frozen
 
-from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
+from pyciliumlib.policy.enforcement import (
+    admits_localhost,
+    denies_by_default,
+    governs,
+    is_enforced,
+)
 from pyciliumlib.policy.model import (
     Clause,
     Direction,
@@ -23,10 +28,9 @@ from pyciliumlib.policy.model import (
     Rule,
     Verdict,
 )
-from pyciliumlib.policy.settings import Enforcement, PolicySettings
+from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.types import Protocol
 
-_INIT: Final = Label(SOURCE_RESERVED, "init")
 NEAR_MISSES_MAX: Final = 8
 
 
@@ -53,9 +57,11 @@ class NearMiss:
         kind = "deny" if self.clause.deny else "allow"
         if self.matches_peer:
             ports = ", ".join(map(str, self.clause.ports)) or "no port"
-            return f"{self.clause.source} ({kind}) selects the peer but not the port: it has {ports}"
+            return (
+                f"{self.clause.source} ({kind}) selects the peer but not the port: it has {ports}"
+            )
         peers = " or ".join(map(str, self.clause.peers or ())) or "nobody"
-        return f"{self.clause.source} ({kind}) covers the port but not the peer: it selects {peers}"
+        return f"{self.clause.source} ({kind}) covers the port, not the peer: it selects {peers}"
 
 
 @frozen
@@ -75,35 +81,6 @@ class Decision:
     def enforced(self) -> bool:
         """Whether some rule (or the mode) governs this direction of the subject."""
         return self.reason is not Reason.NO_ENFORCEMENT
-
-
-def governs(rule: Rule, subject: Party) -> bool:
-    """Whether `rule` is about `subject`; rules for nodes and for endpoints never mix."""
-    return rule.on_nodes == subject.is_host and rule.subject.matches(subject.labels)
-
-
-def is_enforced(
-    rules: Sequence[Rule], settings: PolicySettings, subject: Party, direction: Direction
-) -> bool:
-    """Whether a direction of `subject`, which all of `rules` govern, is held to policy."""
-    if settings.enforcement is Enforcement.NEVER:
-        return False
-    return (
-        settings.enforcement is Enforcement.ALWAYS
-        or subject.labels.has(_INIT)
-        or any(direction in rule.enforces for rule in rules)
-    )
-
-
-def denies_by_default(
-    rules: Sequence[Rule], settings: PolicySettings, subject: Party, direction: Direction
-) -> bool:
-    """Whether what no rule allows is denied, in a direction that is enforced."""
-    return (
-        settings.enforcement is Enforcement.ALWAYS
-        or subject.labels.has(_INIT)
-        or any(direction in rule.default_deny for rule in rules)
-    )
 
 
 def decide(
@@ -130,7 +107,7 @@ def decide(
         on_port = any(covers_port(match, protocol, port, named) for match in clause.ports)
         if on_peer and on_port:
             matched[clause.verdict].append(clause)
-        elif on_peer or (on_port and clause.peers):
+        elif clause.ports and (on_peer or (on_port and clause.peers)):
             near.append(NearMiss(clause, on_peer))
 
     def decision(verdict: Verdict, reason: Reason) -> Decision:
@@ -144,7 +121,7 @@ def decide(
         return decision(Verdict.REDIRECT, Reason.L7)
     if matched[Verdict.ALLOW]:
         return decision(Verdict.ALLOW, Reason.RULE)
-    if direction is Direction.INGRESS and settings.allow_localhost and peer.is_host:
+    if peer.is_host and admits_localhost(governing, settings, subject, direction):
         return decision(Verdict.ALLOW, Reason.LOCALHOST)
     if not denies_by_default(governing, settings, subject, direction):
         return decision(Verdict.ALLOW, Reason.NO_DEFAULT_DENY)

@@ -28,6 +28,7 @@ class MemoryStore:
         self._entries: dict[str, Entry] = {}
         self._owners: dict[str, str] = {}  # key -> session
         self._sessions: dict[str, float] = {}  # session -> time of its end
+        self._handles: dict[str, StoreSession] = {}
         self._numbers = itertools.count(1)
         self._watches: set[_MemoryWatch] = set()
         self._revision = 0
@@ -94,7 +95,9 @@ class MemoryStore:
         with self._locked():
             name = f"memory-{next(self._numbers)}"
             self._sessions[name] = time.monotonic() + ttl
-        return StoreSession(self, name, ttl, keep_alive)
+            session = StoreSession(self, name, ttl, keep_alive)
+            self._handles[name] = session
+            return session
 
     def watch(self, prefix: str) -> _MemoryWatch:
         """Watch the keys that begin with `prefix`."""
@@ -108,8 +111,9 @@ class MemoryStore:
     def close(self) -> None:
         """Drop everything; a second call does nothing."""
         with self._changed:
+            for session in list(self._handles.values()):
+                session.close()
             self._closed = True
-            self._sessions.clear()
             self._entries.clear()
             self._watches.clear()
             self._changed.notify_all()
@@ -143,6 +147,7 @@ class MemoryStore:
     def end_session(self, session: str) -> None:
         """Delete the session's keys."""
         with self._changed:
+            self._handles.pop(session, None)
             if self._sessions.pop(session, None) is not None:
                 self._drop_keys_of({session})
 

@@ -94,7 +94,7 @@ class Store(Protocol):
         """Delete, if `revision` is given only an entry not changed since; whether it was."""
 
     def session(self, ttl: float, keep_alive: bool = True) -> Session:
-        """A new session of `ttl` seconds, renewed by itself while this process lives.
+        """A new session of `ttl` seconds, renewed by itself until it or the store is closed.
 
         With `keep_alive` false it is the caller's to renew.
         """

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Protocol
 
-from pyciliumlib.errors import ClosedError
+from pyciliumlib.errors import ClosedError, StateError
 
 _log = logging.getLogger(__name__)
 # A renewal may fail twice before the session ends.
@@ -33,7 +33,7 @@ class StoreSession:
         self._ttl = ttl
         self._closed = threading.Event()
         if keep_alive:
-            # The thread must not keep a forgotten session, and so its keys, alive.
+            # Weak, so that the thread does not keep a forgotten store, and its file, alive.
             threading.Thread(
                 target=_keep_alive,
                 args=(weakref.ref(self), self._closed, ttl / _RENEWALS_PER_TTL),
@@ -73,6 +73,9 @@ def _keep_alive(
             renewed = session.renew()
         except ClosedError:
             return
+        except StateError as error:
+            _log.warning("store session %s could not be renewed: %s", session.id, error)
+            continue
         if not renewed:
             _log.warning("store session %s ended: it was not renewed in time", session.id)
             return

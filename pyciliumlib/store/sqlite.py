@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +53,7 @@ class SQLiteStore:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._changed = threading.Condition(threading.RLock())
-        self._sessions: weakref.WeakSet[StoreSession] = weakref.WeakSet()
+        self._sessions: dict[str, StoreSession] = {}
         self._pid = os.getpid()
         self._db: sqlite3.Connection | None = None
         try:
@@ -136,9 +135,9 @@ class SQLiteStore:
         name = uuid.uuid4().hex
         with self._writing() as db:
             db.execute("INSERT INTO sessions VALUES (?, ?)", (name, time.time() + ttl))
-        session = StoreSession(self, name, ttl, keep_alive)
-        self._sessions.add(session)
-        return session
+            session = StoreSession(self, name, ttl, keep_alive)
+            self._sessions[name] = session
+            return session
 
     def watch(self, prefix: str) -> _SQLiteWatch:
         """Watch the keys that begin with `prefix`."""
@@ -149,7 +148,7 @@ class SQLiteStore:
         with self._changed:
             if self._db is None:
                 return
-            for session in list(self._sessions):
+            for session in list(self._sessions.values()):
                 session.close()
             self._disconnect()
             self._changed.notify_all()
@@ -190,9 +189,11 @@ class SQLiteStore:
 
     def end_session(self, session: str) -> None:
         """Delete the session's keys; nothing is left to do on a closed store."""
-        if self._db is not None:
-            with self._writing() as db:
-                _end_session(db, session)
+        with self._changed:
+            self._sessions.pop(session, None)
+            if self._db is not None:
+                with self._writing() as db:
+                    _end_session(db, session)
 
     def changes(
         self, prefix: str, since: int | None, known: set[str], timeout: float
@@ -235,12 +236,13 @@ class SQLiteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._transaction(write=True) as db:
-            ended = db.execute("SELECT id FROM sessions WHERE ends <= ?", (time.time(),)).fetchall()
-            for (session,) in ended:
-                _end_session(db, session)
-            yield db
-        self._changed.notify_all()
+        with self._changed:
+            with self._transaction(write=True) as db:
+                ended = db.execute("SELECT id FROM sessions WHERE ends <= ?", (time.time(),))
+                for (session,) in ended.fetchall():
+                    _end_session(db, session)
+                yield db
+            self._changed.notify_all()
 
     @contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:

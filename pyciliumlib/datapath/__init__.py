@@ -1,0 +1,31 @@
+"""One node's programs, endpoints and policy in the kernel."""
+
+from __future__ import annotations
+
+from pyciliumlib.datapath.config import DatapathConfig
+from pyciliumlib.datapath.datapath import Datapath
+from pyciliumlib.datapath.drift import Drift
+from pyciliumlib.datapath.endpoint import Endpoint
+from pyciliumlib.datapath.endpoints import Endpoints
+from pyciliumlib.datapath.hooks import Hook, Hooks
+from pyciliumlib.datapath.metrics import Metric, Metrics
+from pyciliumlib.datapath.node import NodeLike, PodLike
+from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.simulate import Outcome, Simulation
+
+__all__ = [
+    "Datapath",
+    "DatapathConfig",
+    "Drift",
+    "Endpoint",
+    "Endpoints",
+    "Hook",
+    "Hooks",
+    "Metric",
+    "Metrics",
+    "NodeLike",
+    "NodePolicy",
+    "Outcome",
+    "PodLike",
+    "Simulation",
+]

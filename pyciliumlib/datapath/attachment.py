@@ -1,0 +1,185 @@
+"""Where an endpoint hangs: a device of the node with the two programs on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from attrs import frozen
+
+from pyciliumlib.datapath.endpoint import mac_bytes
+from pyciliumlib.datapath.node import NodeLike, PodLike
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.link import Link
+from pyciliumlib.kernel.tc import attach_tc, find_tc
+from pyciliumlib.net import (
+    Netlink,
+    NetNS,
+    add_host_route,
+    add_permanent_neighbour,
+    remove_host_route,
+    veth_peer,
+)
+from pyciliumlib.types import Address, AddressLike, parse_address
+
+Hook: TypeAlias = Literal["ingress", "egress"]
+#: Program and hook of the host-side device: what the pod sends comes in there.
+HOOKS: Final[tuple[tuple[str, Hook], ...]] = (
+    ("from_endpoint", "ingress"),
+    ("to_endpoint", "egress"),
+)
+_GUEST_DEVICE: Final = "eth0"
+
+
+@frozen
+class Place:
+    """The two ends of an endpoint's veth, and its addresses."""
+
+    device: str
+    ifindex: int
+    node_mac: str
+    mac: str
+    addresses: tuple[Address, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if not self.addresses:
+            raise InvalidError(f"device {self.device}: an endpoint needs at least one address")
+        mac_bytes(self.mac)
+        mac_bytes(self.node_mac)
+
+
+def place_of_pod(pod: PodLike) -> Place:
+    """The place of a pod that knows its device, such as a lab's."""
+    return Place(pod.host_ifname, pod.ifindex, pod.host_mac, pod.mac, pod.addresses)
+
+
+def place_of_namespace(node: NodeLike, netns: str, ifname: str = _GUEST_DEVICE) -> Place:
+    """The place of a namespace that a veth joins to the node already; its addresses are asked.
+
+    Raises NotFoundError, DeviceError (no such device there, or no veth to this node).
+    """
+    with NetNS.open(netns) as guest:
+        host_side = veth_peer(guest, ifname, into=node.netns)
+        with Netlink(guest) as netlink:
+            link = netlink.link(ifname)
+            addresses = tuple(
+                a.ip for a in netlink.addresses(link.ifindex) if not a.ip.is_link_local
+            )
+    return Place(host_side.name, host_side.ifindex, host_side.mac, link.mac, addresses)
+
+
+def place_of_device(
+    node: NodeLike, device: str, mac: str, addresses: Iterable[AddressLike]
+) -> Place:
+    """The place of whatever is behind a host-side device, of which the caller knows the rest."""
+    with Netlink(node.netns) as netlink:
+        link = netlink.link(device)
+    found = tuple(parse_address(address) for address in addresses)
+    return Place(link.name, link.ifindex, link.mac, mac, found)
+
+
+def add_routes(node: NodeLike, place: Place) -> None:
+    """The node's way to the endpoint's addresses, and permanent neighbours for them."""
+    with Netlink(node.netns) as netlink:
+        for address in place.addresses:
+            add_host_route(netlink, address, dev=place.ifindex)
+            add_permanent_neighbour(netlink, address, place.mac, dev=place.ifindex)
+
+
+def remove_routes(node: NodeLike, place: Place) -> None:
+    """Undo `add_routes`; what is gone already is no error."""
+    with Netlink(node.netns) as netlink:
+        for address in place.addresses:
+            remove_host_route(netlink, address, dev=place.ifindex)
+
+
+class Attachment:
+    """The programs on one device; `close()` takes them off unless they are pinned.
+
+    Links and filters are numbers of a namespace, so all is done inside the node's.
+    """
+
+    def __init__(self, netns: NetNS, ifindex: int, pins: Mapping[str, Path]) -> None:
+        """`pins`, by program, is where they outlive this process; empty: they do not."""
+        self._netns = netns
+        self._ifindex = ifindex
+        self._pins = pins
+        self._links: dict[str, Link | TcFilter] = {}
+
+    def attach(self, programs: Object) -> None:
+        """Attach both programs, or none. Raises DeviceError, FeatureError, PrivilegeError."""
+
+        def attach() -> None:
+            for name, hook in HOOKS:
+                self._attach_one(programs, name, hook)
+
+        try:
+            self._netns.call(attach)
+        except BaseException:
+            self.detach()
+            raise
+
+    def adopt(self, programs: Object) -> None:
+        """Take over what an earlier process pinned, with this process's programs.
+
+        What is missing is attached. Raises StateError if a pinned link is of another device.
+        """
+
+        def adopt() -> None:
+            for name, hook in HOOKS:
+                found = find_tc(self._ifindex, hook, pin=self._pins[name])
+                if found is None:
+                    self._attach_one(programs, name, hook)
+                else:
+                    self._links[name] = found
+                    found.update(programs.programs[name])
+
+        self._netns.call(adopt)
+
+    def update(self, programs: Object) -> None:
+        """Replace both programs; each packet meets the old or the new one."""
+
+        def update() -> None:
+            for name, link in self._links.items():
+                link.update(programs.programs[name])
+
+        self._netns.call(update)
+
+    @property
+    def attached(self) -> bool:
+        """Whether both programs are on the device now."""
+        links = tuple(self._links.values())
+        return len(links) == len(HOOKS) and self._netns.call(
+            lambda: all(link.attached for link in links)
+        )
+
+    def detach(self) -> None:
+        """Take the programs off and remove their pins; a device that is gone is no error."""
+
+        def detach() -> None:
+            for link in self._links.values():
+                with contextlib.suppress(OSError):
+                    link.detach()
+
+        self._netns.call(detach)
+        self._links.clear()
+        for pin in self._pins.values():
+            pin.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the links; pinned ones go on, others end."""
+        if self._links and not self._pins:
+            self.detach()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    def _attach_one(self, programs: Object, name: str, hook: Hook) -> None:
+        link = attach_tc(programs.programs[name], self._ifindex, hook)
+        self._links[name] = link
+        if name in self._pins:
+            link.keep(self._pins[name])

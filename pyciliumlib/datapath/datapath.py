@@ -1,0 +1,354 @@
+"""The datapath of one node: endpoints, policy, flows and metrics over the loaded programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from pyciliumlib.conntrack import Conntrack
+from pyciliumlib.conntrack.program import kernel_clock
+from pyciliumlib.datapath.config import DatapathConfig
+from pyciliumlib.datapath.drift import Drift, find_drift
+from pyciliumlib.datapath.endpoint import Endpoint
+from pyciliumlib.datapath.endpoints import Endpoints, Parts
+from pyciliumlib.datapath.flows import FlowStream
+from pyciliumlib.datapath.hooks import Hooks
+from pyciliumlib.datapath.metrics import Metrics
+from pyciliumlib.datapath.node import NodeLike, ThisNode
+from pyciliumlib.datapath.pins import PinRoot
+from pyciliumlib.datapath.policy import NodePolicy, PartyLike
+from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
+from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
+from pyciliumlib.errors import ClosedError, StateError
+from pyciliumlib.flow import Flow
+from pyciliumlib.identity import (
+    AllocatorSettings,
+    IdentityAllocator,
+    IPCache,
+    IPCacheTable,
+    Metadata,
+    ReservedIdentity,
+    Source,
+)
+from pyciliumlib.kernel import Object
+from pyciliumlib.policy import Party, PolicySettings, Repository
+from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.store import MemoryStore, SQLiteStore, Store
+from pyciliumlib.types import Address, parse_address
+
+
+class Datapath:
+    """Cilium's datapath on one node.
+
+        with Lab() as lab, Datapath(lab.node()) as dp:
+            web = dp.add_endpoint("web", labels={"app": "frontend"})
+            api = dp.add_endpoint("api", labels={"app": "backend"})
+            dp.policy.apply("zero-trust.yaml")
+            print(dp.policy.explain(src=web, dst=api, port="8080/TCP"))
+
+    `node` is where the endpoints' devices are; by default the caller's network namespace. Without
+    `pin_root` everything ends with `close()` or the process. With it, maps and programs go on and
+    `Datapath.open(pin_root)` takes them over. Needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (to
+    enter namespaces), or root. Least kernel: 5.10.
+
+    Raises PrivilegeError, FeatureError, VerifierError, LockedError, LayoutError, MismatchError.
+    """
+
+    def __init__(
+        self,
+        node: NodeLike | None = None,
+        *,
+        pin_root: str | os.PathLike[str] | None = None,
+        config: DatapathConfig | None = None,
+        policy: PolicySettings | None = None,
+    ) -> None:
+        self.config = config or DatapathConfig()
+        self._resources = contextlib.ExitStack()
+        self._closed = True
+        self._changes = threading.RLock()
+        try:
+            self._build(node, pin_root, policy)
+        except BaseException:
+            self._resources.close()
+            raise
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        pin_root: str | os.PathLike[str],
+        node: NodeLike | None = None,
+        *,
+        config: DatapathConfig | None = None,
+        policy: PolicySettings | None = None,
+    ) -> Datapath:
+        """Take over what an earlier process left at `pin_root`; its traffic goes on meanwhile.
+
+        Raises NotFoundError if nothing is pinned there, and what the constructor raises.
+        """
+        with PinRoot.existing(pin_root):
+            pass
+        return cls(node, pin_root=pin_root, config=config, policy=policy)
+
+    # ------------------------------------------------------------------ building
+
+    def _build(
+        self,
+        node: NodeLike | None,
+        pin_root: str | os.PathLike[str] | None,
+        settings: PolicySettings | None,
+    ) -> None:
+        keep = self._resources
+        self.node = node if node is not None else _own(keep, ThisNode())
+        self._pins = _own(keep, PinRoot(pin_root)) if pin_root is not None else None
+        self._store: Store = _own(
+            keep, SQLiteStore(self._pins.state) if self._pins else MemoryStore()
+        )
+        self._clock = kernel_clock()
+        spec = endpoint_spec(self.config, self._clock)
+        self._programs = _own(keep, spec.load(pins=self._pins.maps if self._pins else None))
+        maps = self._programs.maps
+        self._hook_programs: Object | None = None
+        self._simulator: Simulator | None = None
+
+        tries = _own(
+            keep,
+            PolicyTries(
+                maps["policies"],
+                maps["policy_generation"],
+                maps["policy_rev"],
+                maps["policy_template"].spec,
+                self.config.max_endpoints,
+            ),
+        )
+        self.identities = _own(keep, IdentityAllocator(self._store, self._allocator_settings()))
+        self.ipcache = IPCache(self.identities, self.config.ipv4, self.config.ipv6)
+        self.policy = NodePolicy(
+            Repository(settings or self._policy_settings()),
+            tries,
+            self.ipcache,
+            self._party,
+            self._store,
+            self._changes,
+        )
+        self._table = IPCacheTable(maps["ipcache"], maps["ipcache_rev"], self.config.dual_stack)
+        self.endpoints = Endpoints(
+            Parts(
+                self.node,
+                self.identities,
+                self.ipcache,
+                self.policy,
+                tries,
+                self._store,
+                self._pins.links if self._pins else None,
+                self.config.cluster_name,
+            ),
+            self._programs,
+            self._changes,
+        )
+        keep.callback(self.endpoints.close)
+        self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
+        self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks)
+        self._stream = _own(keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of))
+        self._start()
+
+    def _start(self) -> None:
+        """Bring model, tables and kernel together, in the order that lets no packet slip."""
+        self.identities.observe(self.policy.identities_changed)
+        for address in self.node.addresses:
+            self.ipcache.upsert(address, "node", Metadata(Source.LOCAL, identity=_HOST))
+        self.policy.restore()
+        self.endpoints.restore()
+        self._table.follow(self.ipcache)
+
+    def _allocator_settings(self) -> AllocatorSettings:
+        return AllocatorSettings(
+            cluster=self.config.cluster_name, cluster_id=self.config.cluster_id
+        )
+
+    def _policy_settings(self) -> PolicySettings:
+        return PolicySettings(
+            cluster_name=self.config.cluster_name,
+            enable_ipv4=self.config.ipv4,
+            enable_ipv6=self.config.ipv6,
+        )
+
+    # ------------------------------------------------------------------ endpoints and flows
+
+    def add_endpoint(self, name: str, labels: Any = None, **where: Any) -> Endpoint:
+        """Put an endpoint under policy; see `Endpoints.add`."""
+        self._check_open()
+        return self.endpoints.add(name, labels, **where)
+
+    def remove_endpoint(self, name: str) -> None:
+        """Take an endpoint out; see `Endpoints.remove`."""
+        self._check_open()
+        self.endpoints.remove(name)
+
+    def flows(self, timeout: float = 0.0, follow: bool = False) -> Iterator[Flow]:
+        """What was observed: all that is there now, or with `follow` all that comes.
+
+        Waits up to `timeout` seconds for the first; with `follow` and no timeout, for ever.
+        Each flow is told once.
+        """
+        self._check_open()
+        if follow:
+            return self._stream.follow(timeout or None)
+        return iter(self._stream.read(timeout))
+
+    def metrics(self) -> Metrics:
+        """Packets and bytes by direction and reason since the maps were made."""
+        self._check_open()
+        maps = self._programs.maps
+        return Metrics.read(maps["metrics"], maps["events_lost"])
+
+    # ------------------------------------------------------------------ asking
+
+    def simulate(
+        self, packet: bytes, at: Endpoint | str, *, from_stack: bool = False
+    ) -> Simulation:
+        """What would become of `packet`, an Ethernet frame that endpoint `at` sends.
+
+        With `from_stack` it is one that the node sends to the endpoint. The real program runs on
+        it, and nothing of the datapath changes. Raises InvalidError, NotFoundError.
+        """
+        self._check_open()
+        endpoint = self.endpoints[at if isinstance(at, str) else at.name]
+        with self._changes:
+            if self._simulator is None:
+                self._simulator = _own(
+                    self._resources,
+                    Simulator(self.node, self._programs, self.config, self._clock, self._name_of),
+                )
+            retval, out, flows = self._simulator.run(packet, endpoint, from_stack)
+        texts = (self.policy.rule_text(flow.rule) for flow in flows if flow.rule)
+        return summarise(retval, out, flows, tuple(dict.fromkeys(filter(None, texts))))
+
+    def drift(self) -> Drift:
+        """How the kernel differs from what is meant; false where it does not."""
+        self._check_open()
+        with self._changes:
+            return find_drift(
+                self._programs, self.endpoints, self.policy, self.ipcache, self._table
+            )
+
+    def _party(self, what: PartyLike) -> Party:
+        """An endpoint, a name, an address, a number or labels as a party to a connection."""
+        if isinstance(what, Party):
+            return what
+        if isinstance(what, Endpoint):
+            return self.endpoints[what.name].party
+        if isinstance(what, str) and what in self.endpoints:
+            return self.endpoints[what].party
+        if isinstance(what, int):
+            return self.policy.repository.identity(what)
+        if isinstance(what, str) and "=" not in what and not what.startswith("reserved:"):
+            what = parse_address(what)
+        if isinstance(what, Address):
+            return self._party_at(what)
+        return Party(what)
+
+    def _party_at(self, address: Address) -> Party:
+        owner = next((e for e in self.endpoints.values() if address in e.addresses), None)
+        if owner is not None:
+            return owner.party
+        entry = self.ipcache.lookup(address)
+        if entry is not None:
+            return self.policy.repository.identity(entry.identity)
+        if not self.config.dual_stack:
+            return self.policy.repository.identity(ReservedIdentity.WORLD)
+        version4 = address.version == 4
+        return self.policy.repository.identity(
+            ReservedIdentity.WORLD_IPV4 if version4 else ReservedIdentity.WORLD_IPV6
+        )
+
+    def _name_of(self, address: Address, identity: int) -> str | None:
+        for endpoint in tuple(self.endpoints.values()):
+            if address in endpoint.addresses:
+                return endpoint.name
+        if identity in ReservedIdentity._value2member_map_:
+            return str(ReservedIdentity(identity).label.key)
+        return None
+
+    # ------------------------------------------------------------------ hooks
+
+    @property
+    def _live_programs(self) -> Object:
+        return self._hook_programs or self._programs
+
+    def _enable_hooks(self) -> None:
+        """Switch every device to programs that call the slots; the maps are the same."""
+        with self._changes:
+            if self._hook_programs is not None:
+                return
+            spec = endpoint_spec(self.config, self._clock, hooks=True)
+            loaded = spec.load(reuse=shared_maps(self._programs))
+            self._hook_programs = _own(self._resources, loaded)
+            self.endpoints.use_programs(self._hook_programs)
+
+    # ------------------------------------------------------------------ life
+
+    def keep(self) -> None:
+        """Close this handle and let maps and programs go on at the pin root.
+
+        Raises StateError without a pin root: nothing would hold them.
+        """
+        if self._pins is None:
+            raise StateError("this datapath has no pin_root: nothing of it can outlive the process")
+        self._release()
+
+    def close(self) -> None:
+        """Take every endpoint out of the datapath and remove all of it, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
+        if self._closed:
+            return
+        self.hooks.close()
+        for name in tuple(self.endpoints):
+            self.endpoints.remove(name)
+        pins, self._pins = self._pins, None
+        self._release()
+        if pins is not None:
+            pins.remove()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._resources.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this datapath is closed")
+
+    def __enter__(self) -> Datapath:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, 2, self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self.endpoints)} endpoints"
+        return f"<Datapath {state}>"
+
+
+_HOST = int(ReservedIdentity.HOST)
+
+
+def _own(stack: contextlib.ExitStack, resource: Any) -> Any:
+    """Close `resource` with the stack."""
+    stack.callback(resource.close)
+    return resource

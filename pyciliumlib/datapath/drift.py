@@ -1,0 +1,78 @@
+"""What is in the kernel against what should be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
+from pyciliumlib.datapath.policy import NodePolicy
+
+if TYPE_CHECKING:
+    from pyciliumlib.identity import IPCache, IPCacheTable
+    from pyciliumlib.kernel import Map, Object
+
+
+@frozen
+class Drift:
+    """Every difference, in words; false where there is none."""
+
+    differences: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.differences)
+
+    def __str__(self) -> str:
+        return "\n".join(self.differences) or "the kernel holds what it should"
+
+
+def find_drift(
+    programs: Object,
+    endpoints: Endpoints,
+    policy: NodePolicy,
+    ipcache: IPCache,
+    table: IPCacheTable,
+) -> Drift:
+    """Compare maps and attachments with the endpoints, policies and prefixes that are meant."""
+    return Drift((*_attachments(endpoints), *_rows(programs, endpoints), *_policies(endpoints, policy), *_prefixes(ipcache, table)))
+
+
+def _attachments(endpoints: Endpoints) -> Iterator[str]:
+    for name, endpoint in endpoints.items():
+        if not endpoints.attached(name):
+            yield f"endpoint {name}: its programs are not on device {endpoint.device}"
+
+
+def _rows(programs: Object, endpoints: Endpoints) -> Iterator[str]:
+    addresses = {a: endpoint_row(e) for e in endpoints.values() for a in e.addresses}
+    devices = {e.ifindex: device_row(e) for e in endpoints.values()}
+    yield from _compare(programs.maps["endpoints"], addresses)
+    yield from _compare(programs.maps["devices"], devices)
+
+
+def _compare(held: Map, wanted: dict[object, dict[str, object]]) -> Iterator[str]:
+    there = {key: value._asdict() for key, value in held.items()}
+    for key in there.keys() - wanted.keys():
+        yield f"map {held.name}: {key} should not be there"
+    for key, row in wanted.items():
+        if key not in there:
+            yield f"map {held.name}: {key} is missing"
+            continue
+        for field, value in row.items():
+            if there[key][field] != value:
+                yield f"map {held.name}: {key} has {field} {there[key][field]!r}, not {value!r}"
+
+
+def _policies(endpoints: Endpoints, policy: NodePolicy) -> Iterator[str]:
+    for name, endpoint in endpoints.items():
+        plan = policy.drift(endpoint.id)
+        if plan:
+            yield f"endpoint {name}: its policy map needs {plan}"
+
+
+def _prefixes(ipcache: IPCache, table: IPCacheTable) -> Iterator[str]:
+    plan = table.drift(ipcache.entries())
+    if plan:
+        yield from (f"ipcache: {line}" for line in str(plan).splitlines())

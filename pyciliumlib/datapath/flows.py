@@ -1,0 +1,57 @@
+"""The stream of flows that the programs tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyciliumlib.flow import Flow, Namer, decode
+from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.ring import RingBuffer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class FlowStream:
+    """Flows from a datapath's ring buffer; each is told to one reader."""
+
+    def __init__(self, programs: Object, event: np.dtype[Any], namer: Namer) -> None:
+        """`event` is the layout of `struct event`."""
+        self._ring = RingBuffer(programs.maps["events"], event, lost=programs.maps["events_lost"])
+        self._namer = namer
+
+    @property
+    def lost(self) -> int:
+        """Events that found the ring full since the maps were made."""
+        return self._ring.dropped
+
+    def read(self, timeout: float = 0.0) -> list[Flow]:
+        """What is there now; waits up to `timeout` seconds if there is nothing."""
+        if timeout > 0 and not self._ring.wait(timeout):
+            return []
+        return self._decode(self._ring.drain())
+
+    def follow(self, timeout: float | None = None) -> Iterator[Flow]:
+        """Flows as they come, until `timeout` seconds bring none (None: until it is closed)."""
+        while self._ring.wait(timeout):
+            yield from self._decode(self._ring.drain())
+
+    async def __aiter__(self) -> AsyncIterator[Flow]:
+        while await self._ring.readable():
+            for flow in self._decode(self._ring.drain()):
+                yield flow
+
+    def close(self) -> None:
+        """End every reader."""
+        self._ring.close()
+
+    def _decode(self, events: npt.NDArray[Any]) -> list[Flow]:
+        return [flow.named(self._namer) for flow in decode(events, boot_time())]
+
+
+def boot_time() -> float:
+    """The Unix time, in seconds, at which CLOCK_MONOTONIC was zero."""
+    return time.time() - time.monotonic()

@@ -1,0 +1,106 @@
+"""The slots in the packet's path for the user's own programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+from pyciliumlib.datapath.programs import shared_maps
+from pyciliumlib.errors import ExistsError, NotFoundError, nearest
+from pyciliumlib.kernel import Object, ObjectSpec
+
+#: Slot names and their numbers (`enum hook_slot` in `bpf/lib/hooks.h`).
+SLOTS: Final = {"before-policy": 0, "after-policy": 1}
+
+
+class Hook:
+    """A user's program in a slot; `close()` takes it out."""
+
+    def __init__(self, slot: str, loaded: Object, remove: Callable[[], None]) -> None:
+        self.slot = slot
+        self._loaded = loaded
+        self._remove = remove
+        self._closed = False
+
+    @property
+    def maps(self) -> dict[str, object]:
+        """The program's maps by name: its own, and those it shares with the datapath."""
+        return dict(self._loaded.maps)
+
+    def close(self) -> None:
+        """Take the program out of the path; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._remove()
+            self._loaded.close()
+
+    def __enter__(self) -> Hook:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Hooks:
+    """Which program is in which slot.
+
+    The first use of a slot switches the devices to programs that call slots; without any, slots
+    cost nothing.
+    """
+
+    def __init__(self, programs: Callable[[], Object], enable: Callable[[], None]) -> None:
+        self._programs = programs
+        self._enable = enable
+        self._used: dict[str, Hook] = {}
+
+    def attach(
+        self, slot: str, source: str | os.PathLike[str] | ObjectSpec, program: str | None = None
+    ) -> Hook:
+        """Put a program of an object file into a slot: "before-policy" or "after-policy".
+
+        The object is built against `include_dir()`; maps of its that have the name of one of the
+        datapath's are the datapath's. `program` names the one to use if there are several. It
+        drops a packet by TC_ACT_SHOT. Raises NotFoundError, ExistsError (the slot is taken),
+        VerifierError, MismatchError (a shared map is declared otherwise).
+        """
+        if slot not in SLOTS:
+            raise NotFoundError(f"there is no slot {slot!r}{nearest(slot, SLOTS)}")
+        if slot in self._used:
+            raise ExistsError(f"slot {slot} has a program already; close that Hook first")
+        spec = source if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
+        name = _choose(spec, program)
+        self._enable()
+        programs = self._programs()
+        shared = shared_maps(programs)
+        loaded = spec.load(reuse={n: m for n, m in shared.items() if n in spec.maps})
+        programs.maps["hooks"][SLOTS[slot]] = loaded.programs[name]
+        hook = Hook(slot, loaded, lambda: self._remove(slot))
+        self._used[slot] = hook
+        return hook
+
+    def close(self) -> None:
+        """Empty every slot."""
+        for hook in tuple(self._used.values()):
+            hook.close()
+
+    def _remove(self, slot: str) -> None:
+        self._used.pop(slot, None)
+        self._programs().maps["hooks"].delete(SLOTS[slot])
+
+
+def _choose(spec: ObjectSpec, program: str | None) -> str:
+    if program is None and len(spec.programs) == 1:
+        return next(iter(spec.programs))
+    if program not in spec.programs:
+        raise NotFoundError(
+            f"object {spec.name!r} has no program {program!r}"
+            f"{nearest(str(program), spec.programs)}; it has {', '.join(spec.programs) or 'none'}"
+        )
+    return program

@@ -1,0 +1,66 @@
+"""Packets and bytes by direction and reason, as the programs counted them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from pyciliumlib.flow import Direction, reason_text
+
+if TYPE_CHECKING:
+    from pyciliumlib.kernel import Map
+
+
+@frozen
+class Metric:
+    """One counter: `reason` 0 is "forwarded", the others are drop reasons."""
+
+    direction: Direction
+    reason: int
+    packets: int
+    bytes: int
+
+    def __str__(self) -> str:
+        what = "forwarded" if self.reason == 0 else reason_text(self.reason)
+        return f"{self.direction.name.lower():8} {self.packets:>12} {self.bytes:>16}  {what}"
+
+
+@frozen
+class Metrics:
+    """All counters that are not zero, summed over the CPUs at one moment."""
+
+    rows: tuple[Metric, ...]
+    events_lost: int
+
+    @classmethod
+    def read(cls, metrics: Map, events_lost: Map) -> Metrics:
+        """From the maps of a loaded datapath."""
+        keys, values = metrics.lookup_batch()
+        packets, size = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
+        rows = tuple(
+            Metric(Direction(int(keys[i]) >> 8), int(keys[i]) & 0xFF, int(packets[i]), int(size[i]))
+            for i in packets.nonzero()[0]
+        )
+        return cls(rows, int(events_lost.lookup_batch()[1].sum()))
+
+    def packets(self, reason: int = 0, direction: Direction | None = None) -> int:
+        """Packets of one reason (0 = forwarded), of one direction or both."""
+        return sum(
+            row.packets
+            for row in self.rows
+            if row.reason == reason and direction in (None, row.direction)
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Packets dropped, for whatever reason."""
+        return sum(row.packets for row in self.rows if row.reason)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        head = f"{'':8} {'packets':>12} {'bytes':>16}"
+        return "\n".join([head, *map(str, self.rows)])

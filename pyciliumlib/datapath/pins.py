@@ -1,0 +1,117 @@
+"""The pin root: where a datapath's maps and links live on, its lock, and its layout version."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from pyciliumlib.errors import LayoutError, LockedError, NotFoundError
+from pyciliumlib.kernel.bpffs import ensure_bpffs
+from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, is_bpffs
+
+#: Counts changes of what is pinned that an older or newer version cannot use.
+LAYOUT: Final = 1
+_STATE: Final = Path("/run/pyciliumlib/datapaths")
+
+
+class PinRoot:
+    """A directory on a bpffs that one process at a time owns.
+
+    Maps are pinned below `maps`, links below `links`; what does not fit a map is in the file
+    `state`, outside of the bpffs. The lock goes with the process, however it ends.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Make or open the directory and lock it.
+
+        Raises LockedError if another process, or another object of this one, holds it; LayoutError
+        if its pins are of another layout.
+        """
+        self.path = Path(path)
+        if not is_bpffs(self.path.parent):
+            ensure_bpffs(DEFAULT_BPFFS)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._lock()
+            self._check_layout()
+            self.maps = self._directory("maps")
+            self.links = self._directory("links")
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> PinRoot:
+        """The root that an earlier process left; NotFoundError if there is none."""
+        if not (Path(path) / f"v{LAYOUT}").is_dir() and not _layouts(Path(path)):
+            raise NotFoundError(f"nothing is pinned at {path}: make a Datapath with this pin_root")
+        return cls(path)
+
+    @property
+    def state(self) -> Path:
+        """The file beside the pins; its directory exists."""
+        digest = hashlib.sha256(os.fsencode(self.path.absolute())).hexdigest()[:16]
+        directory = _STATE / digest
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory / "state.sqlite"
+
+    def remove(self) -> None:
+        """Unpin everything, delete the state, and give up the lock."""
+        state = self.state.parent
+        shutil.rmtree(self.path)
+        shutil.rmtree(state, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock; the pins stay."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> PinRoot:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(
+                f"another process, or another Datapath of this one, holds {self.path}: "
+                "close that one, or use another pin_root"
+            ) from None
+
+    def _check_layout(self) -> None:
+        others = [name for name in _layouts(self.path) if name != f"v{LAYOUT}"]
+        if others:
+            raise LayoutError(
+                f"{self.path} holds pins of layout {others[0][1:]}, this version writes layout "
+                f"{LAYOUT}: run the version that made them, or remove the directory "
+                "(connections are decided afresh then)"
+            )
+
+    def _directory(self, name: str) -> Path:
+        directory = self.path / f"v{LAYOUT}" / name
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
+
+
+def _layouts(path: Path) -> list[str]:
+    """The layout directories that are there."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(p.name for p in path.iterdir() if p.name[:1] == "v" and p.name[1:].isdigit())
+    return []

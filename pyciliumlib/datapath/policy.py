@@ -1,0 +1,230 @@
+"""The policies of a node's endpoints: the repository, and the tries that the programs read."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from pyciliumlib.datapath.endpoint import Endpoint
+from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
+from pyciliumlib.identity.labels import SOURCE_CIDR, prefix_of_key
+from pyciliumlib.policy import (
+    Change,
+    Documents,
+    Explanation,
+    Party,
+    PolicyDocument,
+    PolicyKey,
+    Repository,
+    parse,
+)
+from pyciliumlib.policy.entries import PolicyEntries
+from pyciliumlib.policy.parse import PolicyInput
+from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.table import Plan, plan
+from pyciliumlib.store import Store
+from pyciliumlib.types import Network, PortProto
+
+_STORED: Final = "documents/"
+#: What stands for one end of a connection: an endpoint, its name, an address, labels.
+PartyLike = object
+
+
+class NodePolicy:
+    """Applies documents to the endpoints of a node; each change is whole or not at all.
+
+    When `apply` or `delete` returns, the next packet of every connection is decided by the new
+    rules, in both directions.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        tries: PolicyTries,
+        ipcache: IPCache,
+        resolve_party: Callable[[PartyLike], Party],
+        store: Store,
+        changes: threading.RLock,
+    ) -> None:
+        self.repository = repository
+        self._store = store
+        self._tries = tries
+        self._ipcache = ipcache
+        self._resolve_party = resolve_party
+        self._changes = changes
+        # Held while the repository and the tries change together; nothing else is locked inside.
+        self._lock = threading.RLock()
+
+    # ------------------------------------------------------------------ documents
+
+    def apply(self, source: PolicyInput | Documents) -> Change:
+        """Add or replace documents: YAML text, a path, decoded objects, or what `parse` made.
+
+        Raises PolicyError, MapFullError or KernelError, with nothing changed.
+        """
+        settings = self.repository.settings
+        documents = source if isinstance(source, Documents) else parse(source, settings)
+        keys = [document.key for document in documents.policies]
+        with self._changes:
+            before = self.repository.documents
+            old = [before[key] for key in keys if key in before]
+            change = self._change(
+                documents.policies, old, lambda: self.repository.apply(documents)
+            )
+            self._keep(documents)
+            return change
+
+    def delete(self, *keys: PolicyKey) -> Change:
+        """Delete documents; NotFoundError, with nothing changed, if one is not there."""
+        with self._changes:
+            before = self.repository.documents
+            old = [before[key] for key in keys if key in before]
+            change = self._change((), old, lambda: self.repository.delete(*keys))
+            for key in keys:
+                self._store.delete(_stored(key.kind, key.namespace, key.name))
+            return change
+
+    @property
+    def documents(self) -> Sequence[PolicyDocument]:
+        """The documents in force, sorted by key."""
+        documents = self.repository.documents
+        return [documents[key] for key in sorted(documents)]
+
+    def restore(self) -> None:
+        """Apply what the state file keeps; before there are endpoints."""
+        kept = [json.loads(entry.value) for entry in self._store.entries(_STORED)]
+        if kept:
+            self.apply(kept)
+
+    def _keep(self, documents: Documents) -> None:
+        for item in documents.objects:
+            metadata = item["metadata"]
+            key = _stored(item["kind"], metadata.get("namespace", ""), metadata["name"])
+            self._store.put(key, json.dumps(item, default=str))
+
+    def explain(self, src: PartyLike, dst: PartyLike, port: str | PortProto) -> Explanation:
+        """Why a connection passes or not, without sending a packet.
+
+        `src` and `dst` are endpoints, names of endpoints, addresses, or labels.
+        """
+        return self.repository.explain(
+            self._resolve_party(src), self._resolve_party(dst), PortProto.parse(port)
+        )
+
+    def rule_text(self, cookie: int) -> str:
+        """The rules behind a map entry's cookie; empty where there is none any more."""
+        derivation = self.repository.derivation(cookie) if cookie else None
+        return str(derivation) if derivation else ""
+
+    def _change(
+        self,
+        new: Iterable[PolicyDocument],
+        old: Iterable[PolicyDocument],
+        change_rules: Callable[[], Change],
+    ) -> Change:
+        """Change rules and the tries; prefixes that rules name have an identity meanwhile.
+
+        A prefix gets its identity before the new rules, so that they hold for it at once. Under
+        the old rules it is judged as before, since the tries learn of the identity first.
+        """
+        wanted, unwanted = _prefixes(new), _prefixes(old)
+        self._ipcache.update([(p, r, self._generated(p)) for p, r in wanted - unwanted])
+        try:
+            with self._lock:
+                change = change_rules()
+                try:
+                    self._replace(change)
+                except BaseException:
+                    self.repository.undo(change)
+                    raise
+        except BaseException:
+            self._ipcache.update([(p, r, None) for p, r in wanted - unwanted])
+            raise
+        self._ipcache.update([(p, r, None) for p, r in unwanted - wanted])
+        return change
+
+    def _generated(self, prefix: Network) -> Metadata:
+        settings = self.repository.settings
+        labels = cidr_labels(prefix, settings.enable_ipv4, settings.enable_ipv6)
+        return Metadata(Source.GENERATED, labels)
+
+    def _replace(self, change: Change) -> None:
+        entries = {number: policy.entries() for number, policy in change.policies.items()}
+        self._tries.replace({number: (e.keys, e.values) for number, e in entries.items()})
+
+    # ------------------------------------------------------------------ identities and endpoints
+
+    def identities_changed(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
+        """Follow the allocator: entries for what is new, none for what is gone."""
+        with self._lock:
+            delta = self.repository.update_identities(
+                {identity.id: identity.labels for identity in added},
+                [identity.id for identity in removed],
+            )
+            for number, policy in self.repository.policies().items():
+                adds, deletes = policy.changes(delta)
+                self._tries.add(number, (adds.keys, adds.values))
+                self._tries.discard(number, deletes.keys)
+
+    def add_endpoint(self, endpoint: Endpoint) -> None:
+        """Resolve and write the policy of an endpoint that no packet reaches yet."""
+        with self._lock:
+            policy = self.repository.add_endpoint(
+                endpoint.id, endpoint.identity_labels, endpoint.named_ports
+            )
+            try:
+                entries = policy.entries()
+                self._tries.add(endpoint.id, (entries.keys, entries.values))
+            except BaseException:
+                self.repository.remove_endpoint(endpoint.id)
+                raise
+
+    def relabel_endpoint(self, endpoint: Endpoint) -> None:
+        """Give an endpoint whose labels changed the policy of the new ones."""
+        with self._lock:
+            self.repository.remove_endpoint(endpoint.id)
+            policy = self.repository.add_endpoint(
+                endpoint.id, endpoint.identity_labels, endpoint.named_ports
+            )
+            entries = policy.entries()
+            self._tries.replace({endpoint.id: (entries.keys, entries.values)})
+
+    def adopt_endpoint(self, endpoint: Endpoint) -> None:
+        """Take over an endpoint whose trie is in the kernel and in use: mend it where it differs."""
+        with self._lock:
+            policy = self.repository.add_endpoint(
+                endpoint.id, endpoint.identity_labels, endpoint.named_ports
+            )
+            if self.drift(endpoint.id):
+                entries = policy.entries()
+                self._tries.replace({endpoint.id: (entries.keys, entries.values)})
+
+    def drift(self, number: int) -> Plan:
+        """How an endpoint's trie in the kernel differs from its policy."""
+        with self._lock:
+            held = PolicyEntries(*self._tries.read(number))
+            return plan(self.repository.policy(number).entries(), held)
+
+    def remove_endpoint(self, number: int) -> None:
+        """Forget an endpoint that no packet reaches any more."""
+        with self._lock:
+            self.repository.remove_endpoint(number)
+
+
+def _stored(kind: str, namespace: str, name: str) -> str:
+    return f"{_STORED}{kind}/{namespace}/{name}"
+
+
+def _prefixes(documents: Iterable[PolicyDocument]) -> set[tuple[Network, str]]:
+    """The prefixes that documents name, exceptions too, with the resource that names them."""
+    return {
+        (prefix_of_key(requirement.key), f"policy/{document.key}")
+        for document in documents
+        for rule in document.rules
+        for clause in rule.clauses
+        for selector in clause.peers or ()
+        for requirement in selector.requirements
+        if requirement.source == SOURCE_CIDR
+    }

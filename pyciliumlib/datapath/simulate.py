@@ -1,0 +1,132 @@
+"""What would become of a packet: the real programs on it, without a trace.
+
+A second load of the programs shares the maps of policy, identity and endpoints with the datapath
+and has flow tables, metrics and events of its own. The packet's flow, if there is one, is copied
+there first, so an established connection is seen as one.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+from attrs import evolve, frozen
+
+from pyciliumlib.conntrack import Clock
+from pyciliumlib.datapath.config import DatapathConfig
+from pyciliumlib.datapath.flows import FlowStream
+from pyciliumlib.datapath.node import NodeLike
+from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.flow import DropReason, Flow, FlowType, Namer
+
+if TYPE_CHECKING:
+    from pyciliumlib.datapath.endpoint import Endpoint
+    from pyciliumlib.kernel import Object
+
+_TC_ACT_OK: Final = 0
+_TC_ACT_SHOT: Final = 2
+_TC_ACT_REDIRECT: Final = 7
+_ETHERNET: Final = 14
+_TRACE_TO_ENDPOINT: Final = 0
+
+
+class Outcome(enum.Enum):
+    """Where the packet would go."""
+
+    TO_ENDPOINT = "to-endpoint"
+    TO_STACK = "to-stack"
+    ANSWERED = "answered"
+    DROPPED = "dropped"
+
+
+@frozen
+class Simulation:
+    """What the programs did with a packet.
+
+    `packet` is the frame as it would leave, `rules` the documents behind the policy entries that
+    decided, `flows` the events that would have been told. Identities are 0 where none was looked
+    up.
+    """
+
+    outcome: Outcome
+    reason: DropReason | None
+    packet: bytes
+    src_identity: int
+    dst_identity: int
+    rules: tuple[str, ...]
+    flows: tuple[Flow, ...]
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it would go on."""
+        return self.outcome is not Outcome.DROPPED
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        head = f"{self.outcome.value}{why} (identity {self.src_identity} -> {self.dst_identity})"
+        return "\n".join([head, *(f"  by {rule}" for rule in self.rules)])
+
+
+class Simulator:
+    """A second load of the endpoint programs with scratch maps; made at the first simulation."""
+
+    def __init__(
+        self, node: NodeLike, live: Object, config: DatapathConfig, clock: Clock, namer: Namer
+    ) -> None:
+        self._node = node
+        self._live = live
+        quiet = evolve(config, event_bytes=1 << 14, trace_every_packet=True)
+        spec = endpoint_spec(quiet, clock)
+        self._programs = spec.load(reuse=shared_maps(live, without=SCRATCH))
+        self._flows = FlowStream(self._programs, spec.type("event").dtype, namer)
+
+    def run(self, packet: bytes, at: Endpoint, from_stack: bool) -> tuple[int, bytes, list[Flow]]:
+        """The program's return value, the frame it left, and its events."""
+        if len(packet) < _ETHERNET:
+            raise InvalidError(
+                f"{len(packet)} bytes are no Ethernet frame; give the frame as the pod sends it"
+            )
+        self._copy_flows()
+        name = "to_endpoint" if from_stack else "from_endpoint"
+        program = self._programs.programs[name]
+        result = self._node.netns.call(
+            lambda: program.run(packet, ctx={"ifindex": at.ifindex})
+        )
+        return result.retval, result.packet, self._flows.read()
+
+    def close(self) -> None:
+        """Unload it."""
+        self._flows.close()
+        self._programs.close()
+
+    def _copy_flows(self) -> None:
+        for name in ("flows", "pending", "fragments"):
+            scratch = self._programs.maps[name]
+            scratch.delete_batch(scratch.lookup_batch()[0])
+            keys, values = self._live.maps[name].lookup_batch()
+            if len(keys):
+                scratch.update_batch(keys, values)
+
+
+def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, ...]) -> Simulation:
+    """The outcome of a run, from what the program returned and told."""
+    last = flows[-1] if flows else None
+    dropped = next((flow for flow in flows if flow.type is FlowType.DROP), None)
+    if retval == _TC_ACT_SHOT:
+        outcome = Outcome.DROPPED
+    elif retval == _TC_ACT_REDIRECT:
+        outcome = Outcome.TO_ENDPOINT if last else Outcome.ANSWERED
+    else:
+        traced = last is not None and last.point == _TRACE_TO_ENDPOINT
+        outcome = Outcome.TO_ENDPOINT if traced else Outcome.TO_STACK
+    shown = dropped or last
+    return Simulation(
+        outcome=outcome,
+        reason=dropped.drop_reason if dropped else None,
+        packet=packet,
+        src_identity=shown.src_identity if shown else 0,
+        dst_identity=shown.dst_identity if shown else 0,
+        rules=rules,
+        flows=tuple(flows),
+    )

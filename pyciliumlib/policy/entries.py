@@ -1,0 +1,161 @@
+"""The entries of a policy map as numpy columns, laid out as `bpf/lib/policy.h` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import frozen
+
+from pyciliumlib.policy.model import Direction, Verdict
+from pyciliumlib.types import Protocol
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+KEY_DTYPE: Final = np.dtype(
+    [
+        ("prefixlen", np.uint32),
+        ("identity", np.uint32),
+        ("direction", np.uint8),
+        ("proto", np.uint8),
+        ("port", ">u2"),
+    ]
+)
+VALUE_DTYPE: Final = np.dtype(
+    [
+        ("proxy_port", ">u2"),
+        ("flags", np.uint8),
+        ("lpm_bits", np.uint8),
+        ("precedence", np.uint32),
+        ("rule", np.uint32),
+        ("auth_type", np.uint8),
+        ("pad", np.uint8, (3,)),
+    ]
+)
+
+#: Bits of a key before its protocol: the identity, and the direction.
+STATIC_BITS: Final = 40
+PROTOCOL_BITS: Final = 8
+FLAG_DENY: Final = 1
+#: The proxy port of a redirect that no proxy serves yet: the packet is dropped.
+NO_PROXY: Final = 0xFFFF
+ANY_IDENTITY: Final = 0
+
+DENY_BYTE: Final = 255
+ALLOW_BYTE: Final = 1
+_PRIORITY_MAX: Final = 0xFFFFFF
+
+
+def precedence(action: int, priority: int = 0) -> int:
+    """The number by which entries are compared: a lower `priority` wins, then a higher `action`.
+
+    >>> hex(precedence(DENY_BYTE)), hex(precedence(ALLOW_BYTE, priority=1))
+    ('0xffffffff', '0xfffffe01')
+    """
+    return (_PRIORITY_MAX - priority) << 8 | action
+
+
+@frozen(order=True)
+class Slot:
+    """The part of a key that is not the identity: direction, protocol, and a prefix of the port.
+
+    `bits` is how many leading bits of the port are fixed.
+    """
+
+    direction: Direction
+    proto: Protocol = Protocol.ANY
+    port: int = 0
+    bits: int = 0
+
+    @property
+    def lpm_bits(self) -> int:
+        """How many protocol and port bits are fixed: 0 to 24."""
+        return PROTOCOL_BITS + self.bits if self.proto else 0
+
+    def wider(self) -> Iterator[Slot]:
+        """Every slot that covers this one, the nearest first."""
+        for bits in range(self.bits - 1, -1, -1):
+            yield Slot(self.direction, self.proto, self.port >> (16 - bits) << (16 - bits), bits)
+        if self.proto:
+            yield Slot(self.direction)
+
+
+@frozen
+class EntryValue:
+    """What an entry says: `rule` is the cookie of the rules behind it."""
+
+    precedence: int
+    rule: int
+    proxy_port: int = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What becomes of a packet that this entry decides."""
+        if self.precedence & 0xFF == DENY_BYTE:
+            return Verdict.DENY
+        return Verdict.REDIRECT if self.proxy_port else Verdict.ALLOW
+
+
+@frozen(eq=False)
+class PolicyEntries:
+    """Keys and values of map entries, one row an entry."""
+
+    keys: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def empty(cls) -> PolicyEntries:
+        """No entries."""
+        return cls(np.zeros(0, KEY_DTYPE), np.zeros(0, VALUE_DTYPE))
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Slot, EntryValue]], identity: int = 0) -> PolicyEntries:
+        """The entries of one identity."""
+        listed = list(rows)
+        keys, values = np.zeros(len(listed), KEY_DTYPE), np.zeros(len(listed), VALUE_DTYPE)
+        for index, (slot, value) in enumerate(listed):
+            keys[index] = (
+                STATIC_BITS + slot.lpm_bits,
+                identity,
+                slot.direction,
+                slot.proto,
+                slot.port,
+            )
+            deny = FLAG_DENY if value.verdict is Verdict.DENY else 0
+            values[index] = (
+                value.proxy_port,
+                deny,
+                slot.lpm_bits,
+                value.precedence,
+                value.rule,
+                0,
+                (0, 0, 0),
+            )
+        return cls(keys, values)
+
+    @classmethod
+    def concatenate(cls, parts: list[PolicyEntries]) -> PolicyEntries:
+        """The entries of all parts, in their order."""
+        if not parts:
+            return cls.empty()
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.values for part in parts]),
+        )
+
+    def for_identities(self, identities: npt.NDArray[np.uint32]) -> PolicyEntries:
+        """A copy of these entries for each of `identities`."""
+        count = len(identities)
+        keys = np.repeat(self.keys, count)
+        keys["identity"] = np.tile(identities, len(self.keys))
+        return PolicyEntries(keys, np.repeat(self.values, count))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"PolicyEntries({len(self)} entries)"

@@ -1,0 +1,343 @@
+"""The rules of a cluster, the identities they are about, and the endpoints they govern.
+
+A change is whole or not at all: the policies of all endpoints that it touches are resolved first,
+and one that cannot be refuses the change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from attrs import define, field, frozen
+
+from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError
+from pyciliumlib.identity.labels import (
+    SOURCE_CIDR,
+    Labels,
+    LabelsLike,
+    Network,
+    prefix_of_key,
+)
+from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
+from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.enforcement import governs
+from pyciliumlib.policy.entries import ANY_IDENTITY
+from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
+from pyciliumlib.policy.model import (
+    Direction,
+    NamedPorts,
+    NamespaceDocument,
+    Party,
+    PolicyDocument,
+    PolicyKey,
+    Rule,
+)
+from pyciliumlib.policy.parse import Documents, PolicyInput, parse
+from pyciliumlib.policy.resolve import Derivation, Derivations, EndpointPolicy, resolve
+from pyciliumlib.policy.selector_index import IdentityDelta, SelectorCache, SelectorIndex
+from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.policy.verdict import Decision, decide
+
+
+@frozen(eq=False)
+class Change:
+    """What a change of documents did: the revision it made, and the policies it replaced.
+
+    `policies` are the new ones of the endpoints that it touches, by endpoint. `undo` turns it
+    back, as long as nothing has changed since.
+    """
+
+    revision: int
+    policies: Mapping[int, EndpointPolicy]
+    before: Mapping[PolicyKey, PolicyDocument | None]
+    documents: Documents = field(factory=Documents)
+
+
+@define(eq=False)
+class _Endpoint:
+    party: Party
+    policy: EndpointPolicy
+
+
+@define
+class _Rules:
+    """Documents, and their rules filed by subject."""
+
+    documents: dict[PolicyKey, PolicyDocument] = field(factory=dict)
+    _prefixes: Counter[Network] = field(factory=Counter)
+    _by_subject: dict[Selector, dict[Rule, None]] = field(factory=dict)
+    _subjects: SelectorIndex = field(factory=SelectorIndex)
+
+    def put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
+        """Replace or (None) delete a document; what was there."""
+        before = self.documents.pop(key, None)
+        self._prefixes.subtract(_prefixes(before) if before else ())
+        for rule in before.rules if before else ():
+            rules = self._by_subject[rule.subject]
+            del rules[rule]
+            if not rules:
+                del self._by_subject[rule.subject]
+                self._subjects.remove(rule.subject)
+        if document is not None:
+            self.documents[key] = document
+            self._prefixes.update(_prefixes(document))
+            for rule in document.rules:
+                self._by_subject.setdefault(rule.subject, {})[rule] = None
+                self._subjects.add(rule.subject)
+        return before
+
+    def prefixes(self) -> frozenset[Network]:
+        """The prefixes that any rule names."""
+        return frozenset(network for network, uses in self._prefixes.items() if uses)
+
+    def governing(self, subject: Party) -> list[Rule]:
+        """The rules about `subject`, in an order that does not depend on how they came."""
+        found = [
+            rule
+            for selector in self._subjects.matching(subject.labels)
+            for rule in self._by_subject[selector]
+            if governs(rule, subject)
+        ]
+        return sorted(found, key=lambda rule: rule.source)
+
+
+def _prefixes(document: PolicyDocument) -> Iterator[Network]:
+    for rule in document.rules:
+        for clause in rule.clauses:
+            for selector in clause.peers or ():
+                for requirement in selector.requirements:
+                    if requirement.source == SOURCE_CIDR:
+                        yield prefix_of_key(requirement.key)
+
+
+#: An end of a connection: a party, the number of a known identity, or labels.
+PartyLike = Party | int | LabelsLike
+
+
+class Repository:
+    """Rules by document, identities, and the endpoints of this node; safe under threads.
+
+    >>> repository = Repository()
+    >>> _ = repository.update_identities({1000: ["k8s:app=web"]})
+    >>> policy = repository.add_endpoint(1, ["k8s:app=web"])
+    >>> len(policy.entries())  # nothing governs it: both directions are open
+    2
+    """
+
+    def __init__(self, settings: PolicySettings | None = None) -> None:
+        self.settings = settings or PolicySettings()
+        self._lock = threading.RLock()
+        self._rules = _Rules()
+        self._cache = SelectorCache()
+        self._derivations = Derivations()
+        self._endpoints: dict[int, _Endpoint] = {}
+        self._namespaces: dict[str, NamespaceDocument] = {}
+        self._revision = 0
+        reserved = (identity for identity in ReservedIdentity if identity.given_to_traffic)
+        self.update_identities({identity: identity.labels for identity in reserved})
+
+    # ------------------------------------------------------------------ documents
+
+    @property
+    def revision(self) -> int:
+        """Counts the changes of documents."""
+        return self._revision
+
+    @property
+    def documents(self) -> Mapping[PolicyKey, PolicyDocument]:
+        """The documents, by key; a copy."""
+        with self._lock:
+            return dict(self._rules.documents)
+
+    @property
+    def namespaces(self) -> Mapping[str, NamespaceDocument]:
+        """The Namespace objects that were applied, by name; a copy."""
+        with self._lock:
+            return dict(self._namespaces)
+
+    def apply(self, source: PolicyInput | Documents) -> Change:
+        """Add or replace documents; `source` is what `parse` takes, or its result.
+
+        Raises PolicyError, with nothing changed, if a document is wrong or contradicts another.
+        """
+        documents = source if isinstance(source, Documents) else parse(source, self.settings)
+        change = self._change({p.key: p for p in documents.policies}, documents)
+        with self._lock:
+            self._namespaces.update({item.name: item for item in documents.namespaces})
+        return change
+
+    def delete(self, *keys: PolicyKey) -> Change:
+        """Delete documents; NotFoundError, with nothing changed, if one is not there."""
+        with self._lock:
+            for key in keys:
+                if key not in self._rules.documents:
+                    raise NotFoundError(f"there is no {key} to delete")
+            return self._change(dict.fromkeys(keys))
+
+    def undo(self, change: Change) -> Change:
+        """Bring back the documents that a change replaced or deleted, and delete those it added."""
+        return self._change(change.before)
+
+    def _change(
+        self,
+        wanted: Mapping[PolicyKey, PolicyDocument | None],
+        documents: Documents | None = None,
+    ) -> Change:
+        with self._lock:
+            before = {key: self._rules.put(key, document) for key, document in wanted.items()}
+            resolved: dict[int, EndpointPolicy] = {}
+            try:
+                for number in self._touched(before, wanted):
+                    resolved[number] = self._resolve(
+                        self._endpoints[number].party, self._revision + 1
+                    )
+            except BaseException:
+                for policy in resolved.values():
+                    policy.release()
+                for key, document in before.items():
+                    self._rules.put(key, document)
+                raise
+            self._revision += 1
+            for number, policy in resolved.items():
+                endpoint = self._endpoints[number]
+                endpoint.policy.release()
+                endpoint.policy = policy
+            return Change(self._revision, resolved, before, documents or Documents())
+
+    def _touched(self, *sets: Mapping[PolicyKey, PolicyDocument | None]) -> list[int]:
+        """The endpoints that a rule of these documents governs."""
+        documents = [document for found in sets for document in found.values() if document]
+        rules = [rule for document in documents for rule in document.rules]
+        return [
+            number
+            for number, endpoint in self._endpoints.items()
+            if any(governs(rule, endpoint.party) for rule in rules)
+        ]
+
+    # ------------------------------------------------------------------ identities
+
+    def update_identities(
+        self,
+        added: Mapping[int, LabelsLike] | None = None,
+        removed: Iterable[int] = (),
+        named_ports: Mapping[int, NamedPorts] | None = None,
+    ) -> IdentityDelta:
+        """Tell which identities there are now, and their ports' names where they have any.
+
+        `EndpointPolicy.changes` says what the result means for a policy map. A number whose
+        labels or named ports differ goes and comes again. Raises InvalidError for a number that
+        no packet can carry.
+        """
+        names = named_ports or {}
+        parsed: dict[int, tuple[Labels, NamedPorts]] = {}
+        for number, labels in (added or {}).items():
+            if not ANY_IDENTITY < number <= IDENTITY_MAX:
+                raise InvalidError(f"identity {number}: identities are 1 to {IDENTITY_MAX}")
+            parsed[number] = Labels.parse(labels), dict(names.get(number, {}))
+        if strangers := names.keys() - parsed.keys():
+            raise InvalidError(f"identity {min(strangers)} has named ports but is not in `added`")
+        with self._lock:
+            return self._cache.update(parsed, removed)
+
+    def identity(self, number: int) -> Party:
+        """An identity as a party to a connection; NotFoundError if it is not known."""
+        with self._lock:
+            labels = self._cache.index.labels.get(number)
+            if labels is None:
+                raise NotFoundError(f"identity {number} is not known; tell update_identities of it")
+            return Party(labels, self._cache.named_ports.get(number, {}), number)
+
+    # ------------------------------------------------------------------ endpoints
+
+    def add_endpoint(
+        self, number: int, labels: LabelsLike, named_ports: NamedPorts | None = None
+    ) -> EndpointPolicy:
+        """The policy of a new endpoint, kept up from now on."""
+        with self._lock:
+            if number in self._endpoints:
+                raise ExistsError(f"endpoint {number} is there already; remove it first")
+            party = Party(labels, dict(named_ports or {}))
+            policy = self._resolve(party, self._revision)
+            self._endpoints[number] = _Endpoint(party, policy)
+            return policy
+
+    def remove_endpoint(self, number: int) -> None:
+        """Forget an endpoint; NotFoundError if it is not there."""
+        with self._lock:
+            self._endpoint(number).policy.release()
+            del self._endpoints[number]
+
+    def policy(self, number: int) -> EndpointPolicy:
+        """The policy of an endpoint as it is now."""
+        with self._lock:
+            return self._endpoint(number).policy
+
+    def policies(self) -> Mapping[int, EndpointPolicy]:
+        """The policies of all endpoints, by number; a copy."""
+        with self._lock:
+            return {number: endpoint.policy for number, endpoint in self._endpoints.items()}
+
+    def _endpoint(self, number: int) -> _Endpoint:
+        try:
+            return self._endpoints[number]
+        except KeyError:
+            raise NotFoundError(f"there is no endpoint {number}") from None
+
+    def _resolve(self, party: Party, revision: int) -> EndpointPolicy:
+        rules = self._rules.governing(party)
+        return resolve(rules, self.settings, party, self._cache, self._derivations, revision)
+
+    # ------------------------------------------------------------------ questions
+
+    def derivation(self, cookie: int) -> Derivation | None:
+        """The rules behind a map entry, by its cookie; None once no policy uses it."""
+        return self._derivations.get(cookie)
+
+    def prefixes(self) -> frozenset[Network]:
+        """The prefixes that rules name, exceptions included.
+
+        Each needs an identity of its own, with a `cidr` label, in the ipcache and in
+        `update_identities`; without one its addresses are the world.
+        """
+        with self._lock:
+            return self._rules.prefixes()
+
+    def governing(self, subject: PartyLike) -> Sequence[Rule]:
+        """The rules about a subject."""
+        with self._lock:
+            return self._rules.governing(self._party(subject))
+
+    def decide(
+        self, subject: PartyLike, peer: PartyLike, direction: Direction, target: Target
+    ) -> Decision:
+        """The model's verdict of one direction of `subject`."""
+        with self._lock:
+            party = self._party(subject)
+            return decide(
+                self._rules.governing(party),
+                self.settings,
+                party,
+                self._party(peer),
+                direction,
+                *parse_target(target),
+            )
+
+    def explain(self, src: PartyLike, dst: PartyLike, port: Target) -> Explanation:
+        """Why a connection from `src` to `port` of `dst` passes or not.
+
+        The ends are identities, labels, or parties. Raises NotFoundError for an unknown identity,
+        PolicyError or UnitError for a port that is not one port of one protocol.
+        """
+        with self._lock:
+            return explain(
+                self._rules.governing, self.settings, self._party(src), self._party(dst), port
+            )
+
+    def _party(self, party: PartyLike) -> Party:
+        if isinstance(party, Party):
+            return party
+        if isinstance(party, int):
+            return self.identity(party)
+        return Party(party)

@@ -1,0 +1,213 @@
+"""A policy map's entries against what it should hold: the plan, its safe order, the lookup.
+
+A change in place goes through states between the old and the new. Its order keeps each of them
+from letting through what neither allows: entries that deny come first and go last, plain allows
+go before redirects and come after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import define, field, frozen
+
+from pyciliumlib.errors import LayoutError
+from pyciliumlib.policy.entries import (
+    ANY_IDENTITY,
+    FLAG_DENY,
+    KEY_DTYPE,
+    NO_PROXY,
+    STATIC_BITS,
+    VALUE_DTYPE,
+    PolicyEntries,
+)
+from pyciliumlib.policy.model import Direction, Verdict
+from pyciliumlib.types import Protocol
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pyciliumlib.types import MapLike
+
+#: Drop reasons of `bpf/lib/drop.h`: no rule allows; a rule denies; the rule's proxy is not there.
+DROP_POLICY: Final = 133
+DROP_POLICY_DENY: Final = 181
+DROP_NO_PROXY: Final = 220
+
+
+@frozen(eq=False)
+class Plan:
+    """What makes a map hold the wanted entries: new ones, other values, and keys to go."""
+
+    adds: PolicyEntries
+    changes: PolicyEntries
+    deletes: PolicyEntries
+
+    def __bool__(self) -> bool:
+        return bool(len(self.adds) or len(self.changes) or len(self.deletes))
+
+    def __str__(self) -> str:
+        return f"{len(self.adds)} to add, {len(self.changes)} to change, {len(self.deletes)} to go"
+
+
+def _rows(array: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """Each row as opaque bytes, so that rows can be compared and sorted."""
+    flat = np.ascontiguousarray(array)
+    return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
+
+
+def _as(array: npt.NDArray[Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
+    """The same bytes under another dtype of the same layout."""
+    if array.dtype.itemsize != dtype.itemsize or _offsets(array.dtype) != _offsets(dtype):
+        raise LayoutError(f"the map's {what} is laid out as {dtype}, policy needs {array.dtype}")
+    return np.ascontiguousarray(array).view(dtype)
+
+
+def _offsets(dtype: np.dtype[Any]) -> dict[str, int]:
+    return {name: item[1] for name, item in (dtype.fields or {}).items()}
+
+
+def read(map_: MapLike) -> PolicyEntries:
+    """What a policy map holds. Raises LayoutError if it is not one."""
+    keys, values = map_.lookup_batch()
+    return PolicyEntries(_as(keys, KEY_DTYPE, "key"), _as(values, VALUE_DTYPE, "value"))
+
+
+def plan(wanted: PolicyEntries, held: PolicyEntries) -> Plan:
+    """How to get from `held` to `wanted`."""
+    wanted_keys, held_keys = _rows(wanted.keys), _rows(held.keys)
+    stale = ~np.isin(held_keys, wanted_keys)
+    order = np.argsort(held_keys)
+    at = np.searchsorted(held_keys, wanted_keys, sorter=order)
+    at = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(wanted), np.intp)
+    known = held_keys[at] == wanted_keys if len(order) else np.zeros(len(wanted), np.bool_)
+    differs = known.copy()
+    differs[known] = _rows(wanted.values)[known] != _rows(held.values)[at[known]]
+    return Plan(
+        PolicyEntries(wanted.keys[~known], wanted.values[~known]),
+        PolicyEntries(wanted.keys[differs], wanted.values[differs]),
+        PolicyEntries(held.keys[stale], held.values[stale]),
+    )
+
+
+def _denies(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
+    return np.asarray(entries.values["flags"] & FLAG_DENY, np.bool_)
+
+
+def _redirects(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
+    return np.asarray((entries.values["proxy_port"] != 0) & ~_denies(entries), np.bool_)
+
+
+def _allows(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
+    return np.asarray((entries.values["proxy_port"] == 0) & ~_denies(entries), np.bool_)
+
+
+def apply(steps: Plan, map_: MapLike) -> None:
+    """Carry a plan out, in the order that the module's head explains.
+
+    Raises MapFullError if the map has too few places; a policy is then denied where its entries
+    are missing.
+    """
+
+    def write(kind: Callable[[PolicyEntries], npt.NDArray[np.bool_]]) -> None:
+        for entries in (steps.changes, steps.adds):
+            chosen = kind(entries)
+            if chosen.any():
+                map_.update_batch(
+                    _as(entries.keys[chosen], map_.key_dtype, "key"),
+                    _as(entries.values[chosen], map_.value_dtype, "value"),
+                )
+
+    def remove(kind: Callable[[PolicyEntries], npt.NDArray[np.bool_]]) -> None:
+        chosen = kind(steps.deletes)
+        if chosen.any():
+            map_.delete_batch(_as(steps.deletes.keys[chosen], map_.key_dtype, "key"))
+
+    write(_denies)
+    remove(_allows)
+    remove(_redirects)
+    write(_redirects)
+    write(_allows)
+    remove(_denies)
+
+
+def sync(wanted: PolicyEntries, map_: MapLike) -> Plan:
+    """Make a map hold exactly `wanted`; what had to change."""
+    steps = plan(wanted, read(map_))
+    apply(steps, map_)
+    return steps
+
+
+def drift(wanted: PolicyEntries, map_: MapLike) -> Plan:
+    """How far a map is from `wanted`; an empty plan where it is not."""
+    return plan(wanted, read(map_))
+
+
+@frozen
+class Hit:
+    """What a lookup says: `rule` is the cookie of the entry that decided, 0 if none did."""
+
+    verdict: Verdict
+    drop_reason: int = 0
+    rule: int = 0
+    precedence: int = 0
+
+
+_Key = tuple[int, int, int, int, int]
+
+
+@define
+class PolicyLookup:
+    """The lookup of `bpf/lib/policy.h` over entries in memory, step by step as the program does it.
+
+    Two longest-prefix matches, one for the identity and one for any identity; of what they find
+    the higher precedence decides, then the longer prefix, then the identity's own.
+    """
+
+    _entries: dict[_Key, tuple[int, int, int, int, int]] = field(factory=dict)
+
+    @classmethod
+    def of(cls, entries: PolicyEntries) -> PolicyLookup:
+        """Index entries for lookups."""
+        keys, values = entries.keys, entries.values
+        columns = zip(
+            keys["identity"].tolist(),
+            keys["direction"].tolist(),
+            keys["proto"].tolist(),
+            keys["port"].tolist(),
+            (keys["prefixlen"] - STATIC_BITS).tolist(),
+            values["precedence"].tolist(),
+            values["lpm_bits"].tolist(),
+            values["flags"].tolist(),
+            values["proxy_port"].tolist(),
+            values["rule"].tolist(),
+            strict=True,
+        )
+        return cls({row[:5]: row[5:] for row in columns})
+
+    def lookup(self, direction: Direction, identity: int, protocol: Protocol, port: int) -> Hit:
+        """The verdict on a packet; `port` is the destination port or the ICMP type."""
+        own = self._longest(identity, direction, protocol, port)
+        anyone = self._longest(ANY_IDENTITY, direction, protocol, port)
+        found = max((e for e in (own, anyone) if e), key=lambda e: e[1], default=None)
+        if found is None:
+            return Hit(Verdict.DENY, DROP_POLICY)
+        order, _, flags, proxy_port, rule = found
+        if flags & FLAG_DENY:
+            return Hit(Verdict.DENY, DROP_POLICY_DENY, rule, order)
+        if proxy_port:
+            reason = DROP_NO_PROXY if proxy_port == NO_PROXY else 0
+            return Hit(Verdict.REDIRECT, reason, rule, order)
+        return Hit(Verdict.ALLOW, 0, rule, order)
+
+    def _longest(
+        self, identity: int, direction: int, protocol: int, port: int
+    ) -> tuple[int, int, int, int, int] | None:
+        for bits in range(16, -1, -1):
+            masked = port >> (16 - bits) << (16 - bits)
+            found = self._entries.get((identity, direction, protocol, masked, 8 + bits))
+            if found is not None:
+                return found
+        return self._entries.get((identity, direction, Protocol.ANY, 0, 0))

@@ -1,0 +1,28 @@
+"""Run the cases and print a line per file."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.cases import files, policy
+
+
+def main() -> int:
+    """Compare every policy file; 1 if anything differs."""
+    found = files.find("policy")
+    if not found:
+        print(f"no policy cases in {files.root()}")
+        return 1
+    failed = False
+    for path in found:
+        report = policy.run_file(f"policy/{path.name}", files.load(path))
+        print(report)
+        for result in report.differing:
+            failed = True
+            for difference in result.differences[:5]:
+                print(f"    differs: {result.name}: {difference}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Where the cases are, and how they are read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+def root() -> Path:
+    """The folder of cases: `PYCILIUM_CASES`, or the one beside the project."""
+    return Path(os.environ.get("PYCILIUM_CASES", DEFAULT))
+
+
+def find(folder: str, base: Path | None = None) -> list[Path]:
+    """The files of one subfolder; FileNotFoundError if the cases are not there at all."""
+    base = base or root()
+    if not base.is_dir():
+        raise FileNotFoundError(f"no cases in {base}; set PYCILIUM_CASES to their folder")
+    return sorted(
+        path for path in (base / folder).glob("*") if path.name.endswith((".json", ".json.gz"))
+    )
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The cases of a file."""
+    opened = (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8")
+    )
+    with opened as stream:
+        data = json.load(stream)
+    return list(data["cases"])
+
+
+def all_cases(folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each case of a subfolder, with its file."""
+    for path in find(folder):
+        for case in load(path):
+            yield path, case

@@ -1,0 +1,59 @@
+"""What a run of the tests must not leave behind on the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NETNS = Path("/run/netns")
+LABS = Path("/run/pyciliumlib/labs")
+BPFFS = Path("/sys/fs/bpf")
+PREFIX = "pcl"
+
+
+def present() -> frozenset[str]:
+    """Everything of ours that another running process does not own, one line each."""
+    others = _labs_of_other_processes()
+    namespaces = {
+        f"namespace {name}"
+        for name in _names(NETNS)
+        if name.startswith(PREFIX) and not any(lab in name for lab in others)
+    }
+    labs = {f"lab state {LABS / name}" for name in _names(LABS) if name not in others}
+    pins = {f"pin {BPFFS / name}" for name in _names(BPFFS) if name.startswith(PREFIX)}
+    return frozenset(namespaces | labs | pins | _children())
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _labs_of_other_processes() -> set[str]:
+    """Labs whose lock a live process other than this one holds: of a test run beside this one."""
+    owners = {}
+    for line in Path("/proc/locks").read_text().splitlines():
+        # proc(5): "1: FLOCK  ADVISORY  WRITE 1234 00:19:5678 0 EOF"; "->" marks one that waits
+        fields = line.split()
+        if fields[1] == "FLOCK":
+            owners[int(fields[5].rsplit(":", 1)[1])] = int(fields[4])
+    found = set()
+    for name in _names(LABS):
+        try:
+            inode = (LABS / name / "lock").stat().st_ino
+        except FileNotFoundError:
+            continue
+        if owners.get(inode, os.getpid()) != os.getpid():
+            found.add(name)
+    return found
+
+
+def _children() -> set[str]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except FileNotFoundError:
+                continue
+            found.add(f"process {pid} {command.strip()}")
+    return found

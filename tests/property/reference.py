@@ -1,0 +1,177 @@
+"""A second, naive policy engine, written to be read: it shares no code with the library.
+
+It takes documents as YAML gives them and labels as texts, and walks everything for each packet.
+It knows the part of the language that `strategies` generates.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+NAMESPACE = "io.kubernetes.pod.namespace"
+CLUSTER = "io.cilium.k8s.policy.cluster"
+WORLD = ["world", "world-ipv4", "world-ipv6"]
+CLUSTER_RESERVED = ["host", "remote-node", "init", "ingress", "health", "unmanaged",
+                    "kube-apiserver"]  # fmt: skip
+
+Labels = dict[str, tuple[str, str]]
+
+
+def read_labels(texts: list[str]) -> Labels:
+    """Key to (source, value)."""
+    found = {}
+    for text in texts:
+        source, _, rest = text.partition(":")
+        key, _, value = rest.partition("=")
+        found[key] = (source, value)
+    return found
+
+
+def verdict(
+    documents: list[dict[str, Any]],
+    subject: Labels,
+    peer: Labels,
+    direction: str,
+    protocol: str,
+    port: int,
+) -> str:
+    """allow, deny or redirect; `direction` is ingress or egress of the subject."""
+    rules = [d for d in documents if selects_subject(d, subject)]
+    sections = [(direction, False), (direction + "Deny", True)]
+    enforcing = [d for d in rules if any(d["spec"].get(name) for name, _ in sections)]
+    if not enforcing:
+        return "allow"
+    outcomes = set()
+    for document in enforcing:
+        for name, deny in sections:
+            for entry in document["spec"].get(name, []):
+                outcomes |= outcomes_of(entry, document, peer, protocol, port, deny)
+    for outcome in ("deny", "redirect", "allow"):
+        if outcome in outcomes:
+            return outcome
+    if direction == "ingress" and has(peer, "reserved", "host", ""):
+        return "allow"
+    defaults = [d["spec"].get("enableDefaultDeny", {}).get(direction, True) for d in enforcing]
+    return "deny" if any(defaults) else "allow"
+
+
+def selects_subject(document: dict[str, Any], subject: Labels) -> bool:
+    namespace = document["metadata"].get("namespace")
+    if namespace is not None and not has(subject, "k8s", NAMESPACE, namespace):
+        return False
+    return matches(document["spec"]["endpointSelector"], subject)
+
+
+def outcomes_of(
+    entry: dict[str, Any],
+    document: dict[str, Any],
+    peer: Labels,
+    protocol: str,
+    port: int,
+    deny: bool,
+) -> set[str]:
+    fields = [f for f in entry if f.startswith(("from", "to")) and f != "toPorts"]
+    names_ports = bool(entry.get("toPorts") or entry.get("icmps"))
+    if fields:
+        if not any(selects_peer(f, v, document, peer) for f in fields for v in entry[f]):
+            return set()
+    elif not names_ports:
+        return set()
+    if not names_ports:
+        return {"deny" if deny else "allow"}
+    found = set()
+    for item in entry.get("toPorts", []):
+        if any(covers(p, protocol, port) for p in item["ports"]):
+            found.add("deny" if deny else "redirect" if item.get("rules") else "allow")
+    for item in entry.get("icmps", []):
+        for icmp in item["fields"]:
+            family = {"IPv4": "ICMP", "IPv6": "ICMPv6"}[icmp["family"]]
+            if family == protocol and icmp["type"] in (0, port):
+                found.add("deny" if deny else "allow")
+    return found
+
+
+def selects_peer(field: str, value: Any, document: dict[str, Any], peer: Labels) -> bool:
+    kind = field.removeprefix("from").removeprefix("to")
+    if kind == "Entities":
+        return selects_entity(value, peer)
+    if kind == "CIDR":
+        return inside(value, peer)
+    if kind == "CIDRSet":
+        return inside(value["cidr"], peer) and not any(
+            inside(hole, peer) for hole in value.get("except", [])
+        )
+    keys = [*value.get("matchLabels", {}), *(e["key"] for e in value.get("matchExpressions", []))]
+    if any(key.startswith("reserved:") for key in keys):
+        return matches(value, peer)
+    if not any(key.removeprefix("k8s:") == NAMESPACE for key in keys):
+        namespace = document["metadata"].get("namespace")
+        if namespace is not None and not has(peer, "k8s", NAMESPACE, namespace):
+            return False
+        if namespace is None and NAMESPACE not in peer:
+            return False
+    if CLUSTER not in keys and not has(peer, "k8s", CLUSTER, "default"):
+        return False
+    return matches(value, peer)
+
+
+def selects_entity(entity: str, peer: Labels) -> bool:
+    if entity == "all":
+        return True
+    if entity == "world":
+        return any(has(peer, "reserved", name, "") for name in WORLD)
+    if entity == "cluster":
+        return has(peer, "k8s", CLUSTER, "default") or any(
+            has(peer, "reserved", name, "") for name in CLUSTER_RESERVED
+        )
+    return has(peer, "reserved", entity, "")
+
+
+def inside(prefix: str, peer: Labels) -> bool:
+    """Whether the peer is a prefix inside `prefix`; all of a family is its world."""
+    outer = ipaddress.ip_network(prefix)
+    if outer.prefixlen == 0:
+        return has(peer, "reserved", f"world-ipv{outer.version}", "")
+    for key, (source, _) in peer.items():
+        if source == "cidr":
+            inner = ipaddress.ip_network(key.replace("-", ":"))
+            return inner.version == outer.version and inner.subnet_of(outer)
+    return False
+
+
+def matches(selector: dict[str, Any], labels: Labels) -> bool:
+    for text, value in selector.get("matchLabels", {}).items():
+        source, key = split(text)
+        if not has(labels, source, key, value):
+            return False
+    for expression in selector.get("matchExpressions", []):
+        source, key = split(expression["key"])
+        there = key in labels and source in ("any", labels[key][0])
+        chosen = there and labels[key][1] in expression.get("values", [])
+        fits = {
+            "In": chosen,
+            "NotIn": not chosen,
+            "Exists": there,
+            "DoesNotExist": not there,
+        }
+        if not fits[expression["operator"]]:
+            return False
+    return True
+
+
+def split(text: str) -> tuple[str, str]:
+    source, colon, key = text.partition(":")
+    return (source, key) if colon else ("any", text)
+
+
+def has(labels: Labels, source: str, key: str, value: str) -> bool:
+    return key in labels and source in ("any", labels[key][0]) and labels[key][1] == value
+
+
+def covers(item: dict[str, Any], protocol: str, port: int) -> bool:
+    wanted = item.get("protocol", "ANY")
+    if protocol not in (["TCP", "UDP", "SCTP"] if wanted == "ANY" else [wanted]):
+        return False
+    first = int(item["port"])
+    return first == 0 or first <= port <= (item.get("endPort") or first)

@@ -1,0 +1,243 @@
+"""Random policies, identities and packets, close enough to each other to collide often.
+
+The alphabets are small on purpose: a deny meets an allow, ranges overlap, a prefix holds another,
+and a selector meets an identity in a good part of all examples.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from attrs import frozen
+from hypothesis import strategies as st
+
+from pyciliumlib.identity.labels import Labels
+
+NAMESPACES = ("default", "other")
+APPS = ("a", "b", "c")
+TIERS = ("fe", "be")
+ENTITIES = ("all", "world", "cluster", "host", "remote-node", "kube-apiserver", "health",
+            "world-ipv4", "world-ipv6")  # fmt: skip
+PREFIXES = (
+    "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "192.168.0.0/16",
+    "::/0", "fd00::/8", "fd00:1::/32", "fd00:1::1/128",
+)  # fmt: skip
+PORTS = (1, 22, 53, 79, 80, 81, 443, 1023, 1024, 8080, 65535)
+PROTOCOLS = ("TCP", "UDP", "SCTP")
+ICMP_TYPES = (0, 3, 8, 128, 129)
+RESERVED = {1: "host", 2: "world", 3: "unmanaged", 4: "health", 5: "init", 6: "remote-node",
+            8: "ingress", 9: "world-ipv4", 10: "world-ipv6"}  # fmt: skip
+
+
+@frozen
+class Packet:
+    """One question: may this pass, seen from the subject?"""
+
+    direction: str
+    identity: int
+    protocol: str
+    port: int
+
+
+@frozen
+class World:
+    """Documents, who is there, and who is asked about."""
+
+    documents: list[dict[str, Any]]
+    subject: list[str]
+    identities: dict[int, list[str]]
+
+
+def pod(namespace: str, app: str, tier: str | None, cluster: str = "default") -> list[str]:
+    """The labels of a pod."""
+    labels = [
+        f"k8s:app={app}",
+        f"k8s:io.kubernetes.pod.namespace={namespace}",
+        f"k8s:io.cilium.k8s.policy.cluster={cluster}",
+    ]
+    return labels + ([f"k8s:tier={tier}"] if tier else [])
+
+
+def prefix_labels(prefix: str) -> list[str]:
+    """The labels of a prefix where both families are enabled."""
+    network = ipaddress.ip_network(prefix)
+    world = f"reserved:world-ipv{network.version}"
+    if not network.prefixlen:
+        return [world]
+    address = str(network.network_address).replace(":", "-")
+    address += "0" if address.endswith("-") else ""
+    return [f"cidr:{address}/{network.prefixlen}", world]
+
+
+PODS = {
+    1000 + index: pod(namespace, app, tier, cluster)
+    for index, (namespace, app, tier, cluster) in enumerate(
+        (n, a, t, c)
+        for n in NAMESPACES
+        for a in APPS
+        for t in (*TIERS, None)
+        for c in ("default", "elsewhere")
+    )
+}
+PREFIX_IDENTITIES = {
+    0x0100_0001 + index: prefix_labels(prefix)
+    for index, prefix in enumerate(p for p in PREFIXES if not p.endswith("/0"))
+}
+IDENTITIES: dict[int, list[str]] = {
+    **{number: [f"reserved:{name}"] for number, name in RESERVED.items()},
+    7: ["reserved:kube-apiserver", "reserved:remote-node"],
+    **PODS,
+    **PREFIX_IDENTITIES,
+}
+#: The same, read once: most examples need them all.
+PARSED = {number: Labels.parse(labels) for number, labels in IDENTITIES.items()}
+
+
+def expressions() -> st.SearchStrategy[dict[str, Any]]:
+    """One of `matchExpressions`."""
+    keys = st.sampled_from(["app", "tier", "k8s:app", "k8s:tier", "any:absent"])
+    values = st.lists(st.sampled_from([*APPS, *TIERS]), min_size=1, max_size=2, unique=True)
+    with_values = st.fixed_dictionaries(
+        {"key": keys, "operator": st.sampled_from(["In", "NotIn"]), "values": values}
+    )
+    without = st.fixed_dictionaries(
+        {"key": keys, "operator": st.sampled_from(["Exists", "DoesNotExist"])}
+    )
+    return with_values | without
+
+
+def selectors() -> st.SearchStrategy[dict[str, Any]]:
+    """A label selector."""
+    match = st.dictionaries(
+        st.sampled_from(["app", "k8s:tier", "any:app"]),
+        st.sampled_from([*APPS, *TIERS]),
+        max_size=1,
+    )
+    namespace = st.sampled_from([None, *NAMESPACES])
+
+    def build(labels: dict[str, str], space: str | None, items: list[Any]) -> dict[str, Any]:
+        if space:
+            labels = {**labels, "k8s:io.kubernetes.pod.namespace": space}
+        found: dict[str, Any] = {"matchLabels": labels} if labels else {}
+        return {**found, "matchExpressions": items} if items else found
+
+    return st.builds(build, match, namespace, st.lists(expressions(), max_size=1))
+
+
+def subject_selectors() -> st.SearchStrategy[dict[str, Any]]:
+    """An endpointSelector: often everything, so that several policies govern one endpoint."""
+    some = st.sampled_from([{}, {"matchLabels": {"app": "a"}}, {"matchLabels": {"tier": "fe"}}])
+    return some | st.builds(lambda item: {"matchExpressions": [item]}, expressions())
+
+
+@st.composite
+def cidr_sets(draw: st.DrawFn) -> dict[str, Any]:
+    """A prefix, maybe less some prefixes inside it."""
+    cidr = draw(st.sampled_from(PREFIXES))
+    outer = ipaddress.ip_network(cidr)
+    inner = [
+        prefix
+        for prefix in PREFIXES
+        if (network := ipaddress.ip_network(prefix)).version == outer.version
+        and network.subnet_of(outer)
+        and network.prefixlen
+    ]
+    if not inner:
+        return {"cidr": cidr}
+    excepts = draw(st.lists(st.sampled_from(inner), max_size=2, unique=True))
+    return {"cidr": cidr, "except": excepts} if excepts else {"cidr": cidr}
+
+
+@st.composite
+def ports(draw: st.DrawFn) -> dict[str, Any]:
+    """A port, a range, or all ports of a protocol."""
+    protocol = draw(st.sampled_from([*PROTOCOLS, "ANY"]))
+    first = draw(st.sampled_from([0, *PORTS]))
+    last = draw(st.sampled_from(PORTS))
+    found: dict[str, Any] = {"port": str(first), "protocol": protocol}
+    return {**found, "endPort": last} if first and last >= first and draw(st.booleans()) else found
+
+
+@st.composite
+def port_rules(draw: st.DrawFn, deny: bool) -> dict[str, Any]:
+    """One of `toPorts`, for some with an HTTP rule."""
+    if not deny and draw(st.integers(0, 3)) == 0:
+        number = str(draw(st.sampled_from(PORTS)))
+        return {
+            "ports": [{"port": number, "protocol": "TCP"}],
+            "rules": {"http": [{"method": "GET"}]},
+        }
+    return {"ports": draw(st.lists(ports(), min_size=1, max_size=2))}
+
+
+def icmps() -> st.SearchStrategy[dict[str, Any]]:
+    """One of `icmps`."""
+    field = st.fixed_dictionaries(
+        {"family": st.sampled_from(["IPv4", "IPv6"]), "type": st.sampled_from(ICMP_TYPES)}
+    )
+    return st.fixed_dictionaries({"fields": st.lists(field, min_size=1, max_size=2)})
+
+
+@st.composite
+def entries(draw: st.DrawFn, word: str, deny: bool) -> dict[str, Any]:
+    """One entry of a section: a kind of peer or none, and ports, ICMP or neither."""
+    peers = draw(
+        st.one_of(
+            st.none(),
+            st.tuples(st.just("Endpoints"), st.lists(selectors(), max_size=2)),
+            st.tuples(st.just("Entities"), st.lists(st.sampled_from(ENTITIES), max_size=2)),
+            st.tuples(st.just("CIDR"), st.lists(st.sampled_from(PREFIXES), max_size=2)),
+            st.tuples(st.just("CIDRSet"), st.lists(cidr_sets(), max_size=2)),
+        )
+    )
+    entry: dict[str, Any] = {word + peers[0]: peers[1]} if peers else {}
+    kind = draw(st.integers(0, 5))
+    if kind <= 3:
+        entry["toPorts"] = draw(st.lists(port_rules(deny), min_size=1, max_size=2))
+    elif kind == 4:
+        entry["icmps"] = draw(st.lists(icmps(), min_size=1, max_size=1))
+    return entry
+
+
+@st.composite
+def documents(draw: st.DrawFn, name: str = "p") -> dict[str, Any]:
+    """A CiliumNetworkPolicy or a CiliumClusterwideNetworkPolicy that is right."""
+    namespace = draw(st.sampled_from(["default", "default", "other", None]))
+    spec: dict[str, Any] = {"endpointSelector": draw(subject_selectors())}
+    sections = [("ingress", "from", False), ("ingressDeny", "from", True),
+                ("egress", "to", False), ("egressDeny", "to", True)]  # fmt: skip
+    for section, word, deny in sections:
+        listed = draw(st.lists(entries(word, deny), max_size=2))
+        if listed:
+            spec[section] = listed
+    if not any(section in spec for section, _, _ in sections):
+        spec["ingress"] = [{}]
+    chosen = draw(st.dictionaries(st.sampled_from(["ingress", "egress"]), st.booleans()))
+    if chosen:
+        spec["enableDefaultDeny"] = chosen
+    kind = "CiliumNetworkPolicy" if namespace else "CiliumClusterwideNetworkPolicy"
+    metadata = {"name": name, "namespace": namespace} if namespace else {"name": name}
+    return {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+@st.composite
+def document_sets(draw: st.DrawFn, max_size: int = 4) -> list[dict[str, Any]]:
+    """Some documents of different names."""
+    count = draw(st.integers(1, max_size))
+    return [draw(documents(f"p{index}")) for index in range(count)]
+
+
+def worlds() -> st.SearchStrategy[World]:
+    """Documents, a subject in the namespace `default`, and all identities."""
+    subjects = st.sampled_from([pod("default", "a", "fe"), pod("default", "b", None)])
+    return st.builds(World, document_sets(), subjects, st.just(IDENTITIES))
+
+
+@st.composite
+def packets(draw: st.DrawFn) -> Packet:
+    """A packet between the subject and some identity."""
+    protocol = draw(st.sampled_from([*PROTOCOLS, "ICMP", "ICMPv6"]))
+    port = draw(st.sampled_from(ICMP_TYPES if protocol.startswith("ICMP") else PORTS))
+    direction = draw(st.sampled_from(["ingress", "egress"]))
+    return Packet(direction, draw(st.sampled_from(sorted(IDENTITIES))), protocol, port)
