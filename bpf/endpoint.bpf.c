@@ -88,16 +88,18 @@ static __always_inline int finish(struct __sk_buff *skb, struct packet *packet,
 	return result;
 }
 
-static __always_inline int handle_ip(struct __sk_buff *skb, struct packet *packet, enum hook hook)
+static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
-	int result = packet_parse(skb, packet);
-	struct flow *flow;
+	struct packet *packet = &work->packet;
+	const struct flow *flow;
+	int result = packet_parse(skb);
 
+	packet->direction = hook;
 	if (result)
 		return result;
 	if (is_link_icmpv6(packet)) {
 		if (hook == FROM_ENDPOINT)
-			return neighbour_icmpv6(skb, packet);
+			return neighbour_icmpv6(skb);
 		if (packet->icmp_type == ND_SOLICITATION || packet->icmp_type == ND_ADVERTISEMENT)
 			return TC_ACT_OK;
 		return DROP(packet, FILE_ENDPOINT, DROP_FORBIDDEN_ICMPV6);
@@ -105,25 +107,22 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct packet *packe
 	result = hook_call(skb, packet, HOOK_BEFORE_POLICY, hook, 0, 0);
 	if (is_drop(result))
 		return result;
-	flow = fast_path(skb, packet, hook);
-	if (!flow)
-		flow = slow_path(skb, packet, hook);
-	if (flow)
-		return finish(skb, packet, flow, hook);
-	/* Never zero, since zero would let the packet pass. */
-	return packet->result ?: DROP(packet, FILE_ENDPOINT, DROP_POLICY);
+	flow = path_flow(skb, work, hook, &result);
+	return flow ? finish(skb, packet, flow, hook) : result;
 }
 
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
-	struct packet packet = { .direction = hook };
+	struct work *work = work_get();
 	int result;
 
+	if (!work)
+		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
-		result = hook == FROM_ENDPOINT ? neighbour_arp(skb, &packet) : TC_ACT_OK;
+		result = hook == FROM_ENDPOINT ? neighbour_arp(skb) : TC_ACT_OK;
 	else
-		result = handle_ip(skb, &packet, hook);
-	return is_drop(result) ? report_drop(skb, &packet, result) : result;
+		result = handle_ip(skb, work, hook);
+	return is_drop(result) ? report_drop(skb, result) : result;
 }
 
 SEC("tc")

@@ -22,6 +22,7 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 
 	subject->endpoint = SUBJECT;
 	subject->identity = subject_identity;
+	subject->ipcache_rev = flow->epoch;	/* cell 0: it has no address of its own */
 	subject->ipcache_rev = flow->epoch;	/* of cell 0, since no address is behind it */
 	remote->ipcache_cell = ipcache_cell(addr);
 	remote->ipcache_rev = ipcache_revision(remote->ipcache_cell);
@@ -53,22 +54,20 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
-	struct packet packet = { .direction = hook };
-	struct flow *flow = NULL;
+	struct work *work = work_get();
+	int reason;
 
+	if (!work)
+		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return TC_ACT_OK;
-	packet.result = packet_parse(skb, &packet);
-	if (!packet.result) {
-		/* The link must work whatever the policy: nothing answers for the neighbours here. */
-		if (is_link_icmpv6(&packet))
-			return TC_ACT_OK;
-		flow = fast_path(skb, &packet, hook);
-		if (!flow)
-			flow = slow_path(skb, &packet, hook);
-	}
-	if (!flow)
-		return report_drop(skb, &packet, packet.result ?: DROP_POLICY);
+	reason = packet_parse(skb);
+	work->packet.direction = hook;
+	/* The link must work whatever the policy: nothing answers for the neighbours here. */
+	if (!reason && is_link_icmpv6(&work->packet))
+		return TC_ACT_OK;
+	if (reason || !path_flow(skb, work, hook, &reason))
+		return report_drop(skb, reason);
 	metrics_count((enum direction)hook, FORWARDED, skb->len);
 	return TC_ACT_OK;
 }

@@ -11,14 +11,6 @@
 #include "event.h"
 #include "flow.h"
 
-/* Room for a flow under construction: too large for the stack, and of this CPU only. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow);
-} flow_scratch SEC(".maps");
-
 struct found {
 	struct flow *flow;
 	bool in_pending;
@@ -44,50 +36,47 @@ static __always_inline void flow_find(const struct packet *packet, struct flow_k
 /* The port that policy judges: the responder's, or the type of an ICMP message. */
 static __always_inline __be16 policy_port(const struct packet *packet, bool reversed)
 {
-	if (packet->icmp_class == ICMP_CLASS_ECHO)
+	if (packet->icmp_class == ICMP_CLASS_ECHO)	/* judged by its request */
 		return packet->ipv6 ? bpf_htons(128) : bpf_htons(8);
 	if (packet->icmp_class != ICMP_CLASS_NONE)
 		return bpf_htons(packet->icmp_type);
 	return reversed ? packet->sport : packet->dport;
 }
 
-static __always_inline void verdict_event(struct __sk_buff *skb, const struct packet *packet,
-					  const struct flow *flow, bool reversed, __u16 endpoint,
-					  enum direction direction, int reason, __u32 rule)
+static __always_inline void verdict_event(struct __sk_buff *skb, struct work *work, bool reversed,
+					  const struct policy_query *query, int reason, __u32 rule)
 {
-	struct event_context context = {
-		.src_identity = flow->side[reversed ? 1 : 0].identity,
-		.dst_identity = flow->side[reversed ? 0 : 1].identity,
+	work->event = (struct event_context){
+		.src_identity = work->flow.side[reversed ? 1 : 0].identity,
+		.dst_identity = work->flow.side[reversed ? 0 : 1].identity,
 		.rule = rule,
-		.endpoint = endpoint,
+		.endpoint = query->endpoint,
 		.type = EVENT_VERDICT,
 		.reason = reason,
-		.direction = direction,
+		.direction = query->direction,
 		.flags = EVENT_NEW | (reversed ? EVENT_REPLY : 0),
 	};
-
-	event_send(skb, packet, &context);
+	event_send(skb);
 }
 
 /* Asks the policy of one end: `side` 0 is the opener's egress, 1 the responder's ingress. */
-static __always_inline int admit_side(struct __sk_buff *skb, const struct packet *packet,
-				      struct flow *flow, __u32 side, bool reversed, bool known,
-				      struct policy_query *query)
+static __noinline int admit_side(struct __sk_buff *skb, struct work *work, __u32 side,
+				 bool reversed, struct policy_query *query)
 {
+	struct flow_side *self = &work->flow.side[side & 1], *other = &work->flow.side[!(side & 1)];
 	__u32 rule = 0;
 	int reason;
 
-	if (!flow->side[side].endpoint)
+	if (!self->endpoint)
 		return FORWARDED;
-	query->endpoint = flow->side[side].endpoint;
-	query->identity = flow->side[side ? 0 : 1].identity;
+	query->endpoint = self->endpoint;
+	query->identity = other->identity;
 	query->direction = side ? DIRECTION_INGRESS : DIRECTION_EGRESS;
 	reason = policy_decide(query, &rule);
-	if (reason || !known)
-		verdict_event(skb, packet, flow, reversed, query->endpoint, query->direction,
-			      reason, rule);
+	if (reason || query->tell)
+		verdict_event(skb, work, reversed, query, reason, rule);
 	if (rule)
-		flow->rule = rule;
+		work->flow.rule = rule;
 	return reason;
 }
 
@@ -95,15 +84,15 @@ static __always_inline int admit_side(struct __sk_buff *skb, const struct packet
  * Asks both ends. A redirect is not the end of the way: beyond its proxy the responder's policy
  * would be asked too, so a missing proxy is the reason only where nothing else denies.
  */
-static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *packet,
-				      struct flow *flow, bool reversed, bool known,
+static __always_inline int admit_ends(struct __sk_buff *skb, struct work *work, bool reversed,
 				      struct policy_query *query)
 {
+	struct packet *packet = &work->packet;
 	int egress, ingress = FORWARDED;
 
-	egress = admit_side(skb, packet, flow, 0, reversed, known, query);
+	egress = admit_side(skb, work, 0, reversed, query);
 	if (egress == FORWARDED || egress == DROP_NO_PROXY)
-		ingress = admit_side(skb, packet, flow, 1, reversed, known, query);
+		ingress = admit_side(skb, work, 1, reversed, query);
 	if (egress == FORWARDED && ingress == FORWARDED)
 		return FORWARDED;
 	if (ingress != FORWARDED && (egress == FORWARDED || ingress != DROP_NO_PROXY)) {
@@ -115,45 +104,40 @@ static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *pack
 }
 
 /*
- * Decides the flow whose two sides are filled in, and stores it.
- * `old` is the live entry that was found, or NULL for a new flow. 0 or a drop reason.
+ * Decides `work->flow`, whose two sides are filled in, and stores it under `work->key`.
+ * `known` is whether a live entry was found, in `pending` or not. 0 or a drop reason.
+ *
+ * On denial a stale entry stays as it is: were it gone, the other end's next packet would be
+ * judged as a flow that this end opens, and not in the direction in which it was opened.
  */
-static __always_inline int admit_flow(struct __sk_buff *skb, struct packet *packet,
-				      struct flow *flow, const struct flow_key *key,
-				      struct flow *old, bool in_pending, bool reversed, __u32 now)
+static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, bool known,
+				      bool in_pending, bool reversed, __u32 now)
 {
+	struct packet *packet = &work->packet;
+	struct flow *flow = &work->flow;
 	struct policy_query query = {
 		.port = policy_port(packet, reversed),
 		.proto = packet->proto,
+		.tell = !known,
 	};
+	long failed;
 	int reason;
 
 	/* Revisions first: a change while we look makes the entry stale, not wrong. */
 	flow->side[0].policy_rev = policy_revision(flow->side[0].endpoint);
 	flow->side[1].policy_rev = policy_revision(flow->side[1].endpoint);
 	query.generation = policy_current_generation();
-	reason = admit_ends(skb, packet, flow, reversed, old != NULL, &query);
-	/* An old entry stays, stale: so either side's packets go on being judged in its direction. */
+	reason = admit_ends(skb, work, reversed, &query);
 	if (reason)
 		return reason;
 
 	flow->expires = now + flow_timeout(flow, packet->proto);
 	flow->reported = now;
-	if (old && !in_pending)
-		reason = bpf_map_update_elem(&flows, key, flow, BPF_ANY);
+	if (known && !in_pending)
+		failed = bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);
 	else
-		reason = bpf_map_update_elem(&pending, key, flow, BPF_ANY);
-	return reason ? DROP(packet, FILE_ADMIT, DROP_FLOW_INSERT) : 0;
-}
-
-/* The first packet back: the flow is real, and moves where a flood cannot evict it. */
-static __always_inline int flow_promote(struct packet *packet, const struct flow_key *key,
-					struct flow *flow)
-{
-	if (bpf_map_update_elem(&flows, key, flow, BPF_ANY))
-		return DROP(packet, FILE_ADMIT, DROP_FLOW_INSERT);
-	bpf_map_delete_elem(&pending, key);
-	return 0;
+		failed = bpf_map_update_elem(&pending, &work->key, flow, BPF_ANY);
+	return failed ? DROP(packet, FILE_ADMIT, DROP_FLOW_INSERT) : 0;
 }
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef PCL_EVENT_H
 #define PCL_EVENT_H
 
-#include "packet.h"
+#include "work.h"
 
 /* Cilium's monitor numbers. */
 enum event_type {
@@ -63,17 +63,6 @@ struct {
 	__type(value, __u64);
 } events_lost SEC(".maps");
 
-struct event_context {
-	__u32 src_identity;
-	__u32 dst_identity;
-	__u32 rule;
-	__u16 endpoint;
-	__u8 type;
-	__u8 reason;
-	__u8 direction;
-	__u8 flags;
-};
-
 /* A function of its own, so that its argument brings `struct event` into the object's BTF. */
 static __noinline int event_fill(struct event *event, struct __sk_buff *skb,
 				 const struct packet *packet, const struct event_context *context)
@@ -101,20 +90,24 @@ static __noinline int event_fill(struct event *event, struct __sk_buff *skb,
 	return 0;
 }
 
-static __noinline int event_send(struct __sk_buff *skb, const struct packet *packet,
-				 const struct event_context *context)
+/* Tells user space of `work->packet` as `work->event` says. Always 0. */
+__noinline int event_send(struct __sk_buff *skb)
 {
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct work *work = work_get();
+	struct event *event;
 	__u32 zero = 0;
 	__u64 *lost;
 
+	if (!work)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
 		lost = bpf_map_lookup_elem(&events_lost, &zero);
 		if (lost)
 			(*lost)++;
 		return 0;
 	}
-	event_fill(event, skb, packet, context);
+	event_fill(event, skb, &work->packet, &work->event);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

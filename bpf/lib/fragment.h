@@ -11,7 +11,7 @@ struct fragment_key {
 	__u32 id;
 	__u32 ifindex;		/* a forger on another device has entries of its own */
 	__u8 proto;
-	__u8 pad[3];
+	__u8 pad[7];
 };
 
 struct fragment_ports {

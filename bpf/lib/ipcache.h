@@ -14,10 +14,11 @@ enum reserved_identity {
 	IDENTITY_WORLD_IPV6 = 10,
 };
 
+/* Packed: a trie compares what follows the length, and would compare padding too. */
 struct ipcache_key {
 	__u32 prefixlen;	/* bits of `addr`; IPv4 /n is 96 + n */
 	struct addr addr;
-};
+} __attribute__((packed, aligned(4)));
 
 struct ipcache_entry {
 	__u32 identity;

@@ -4,7 +4,7 @@
 #define PCL_NEIGHBOUR_H
 
 #include "endpoint.h"
-#include "packet.h"
+#include "parse.h"
 #include "result.h"
 
 /* Not <linux/if_arp.h>, which wants the C library. */
@@ -39,13 +39,20 @@ struct nd_message {
 } __attribute__((packed));
 
 /* Answers an endpoint's ARP request for any address but its own; lets its replies to the stack pass. */
-static __always_inline int neighbour_arp(struct __sk_buff *skb, struct packet *packet)
+__noinline int neighbour_arp(struct __sk_buff *skb)
 {
+	struct work *work = work_get();
+	struct packet *packet;
 	struct ethhdr *eth;
 	struct arp_ipv4 *arp;
 	struct device *device = device_lookup(skb->ifindex);
 	__u8 asked[4];
 
+	if (!work)
+		return DROP_UNSUPPORTED_L3;
+	packet = &work->packet;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->direction = DIRECTION_EGRESS;
 	if (!device)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_ENDPOINT_NOT_READY);
 	if (!packet_readable(skb, ETHER_LEN + sizeof(*arp)))
@@ -138,22 +145,38 @@ static __always_inline int neighbour_advertise(struct __sk_buff *skb, struct pac
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* What an endpoint says in neighbour discovery and multicast management. */
-static __noinline int neighbour_icmpv6(struct __sk_buff *skb, struct packet *packet)
+/* Whether an advertisement is the endpoint's own: for its address, from it. */
+static __always_inline bool neighbour_owns(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct device *device = device_lookup(skb->ifindex);
+	struct endpoint *endpoint = endpoint_lookup(&packet->src);
 	struct addr target;
 
+	if (!endpoint || endpoint->ifindex != skb->ifindex)
+		return false;
+	if (bpf_skb_load_bytes(skb, packet->l4_off + offsetof(struct nd_message, target), &target,
+			       sizeof(target)))
+		return false;
+	endpoint = endpoint_lookup(&target);
+	return endpoint && endpoint->ifindex == skb->ifindex;
+}
+
+/* What an endpoint says in neighbour discovery and multicast management; `work->packet` is parsed. */
+__noinline int neighbour_icmpv6(struct __sk_buff *skb)
+{
+	struct device *device = device_lookup(skb->ifindex);
+	struct work *work = work_get();
+	struct packet *packet;
+
+	if (!work)
+		return DROP_FORBIDDEN_ICMPV6;
+	packet = &work->packet;
 	if (!device)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_ENDPOINT_NOT_READY);
 	if (packet->icmp_type == ND_SOLICITATION)
 		return neighbour_advertise(skb, packet, device);
 	if (packet->icmp_type != ND_ADVERTISEMENT)
 		return DROP(packet, FILE_NEIGHBOUR, DROP_FORBIDDEN_ICMPV6);
-	if (bpf_skb_load_bytes(skb, packet->l4_off + offsetof(struct nd_message, target), &target,
-			       sizeof(target)))
-		return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_PACKET);
-	if (!endpoint_owns(skb->ifindex, &packet->src) || !endpoint_owns(skb->ifindex, &target))
+	if (!neighbour_owns(skb, packet))
 		return DROP(packet, FILE_NEIGHBOUR, DROP_INVALID_SOURCE);
 	return TC_ACT_OK;
 }

@@ -13,6 +13,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "metrics.h"
+#include "parse.h"
 #include "result.h"
 
 /* Which way the packet goes, seen from the endpoint: also the direction of its policy. */
@@ -47,13 +48,14 @@ static __always_inline bool trace_due(struct flow *flow, __u32 now)
 	return true;
 }
 
-static __noinline int trace(struct __sk_buff *skb, const struct packet *packet,
-			    const struct flow *flow, enum hook hook, __u8 flags)
+static __always_inline void trace(struct __sk_buff *skb, struct work *work,
+				  const struct flow *flow, enum hook hook, __u8 flags)
 {
-	const struct flow_side *from = &flow->side[packet->sender & 1];
-	const struct flow_side *to = &flow->side[!(packet->sender & 1)];
+	const struct flow_side *from = &flow->side[work->packet.sender & 1];
+	const struct flow_side *to = &flow->side[!(work->packet.sender & 1)];
 	bool delivered = hook == TO_ENDPOINT || to->endpoint;
-	struct event_context context = {
+
+	work->event = (struct event_context){
 		.src_identity = from->identity,
 		.dst_identity = to->identity,
 		.rule = flow->rule,
@@ -61,39 +63,29 @@ static __noinline int trace(struct __sk_buff *skb, const struct packet *packet,
 		.type = EVENT_TRACE,
 		.reason = delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK,
 		.direction = delivered ? DIRECTION_INGRESS : DIRECTION_EGRESS,
-		.flags = flags | (packet->sender ? EVENT_REPLY : 0),
+		.flags = flags | (work->packet.sender ? EVENT_REPLY : 0),
 	};
-
-	return event_send(skb, packet, &context);
+	event_send(skb);
 }
 
-/* Where a function returns the packet's flow, NULL means dropped, and why is in the packet. */
-static __always_inline struct flow *refuse(struct packet *packet, int reason)
+/* Decides a packet from scratch: who the ends are, what their policies say. 0 or a drop reason. */
+static __always_inline int decide(struct __sk_buff *skb, struct work *work,
+				  const struct found *found, bool opening, enum hook hook, __u32 now)
 {
-	packet->result = reason;
-	return NULL;
-}
-
-/* Decides a packet from scratch: who the ends are, what their policies say. `old` may be NULL. */
-static __always_inline struct flow *decide(struct __sk_buff *skb, struct packet *packet,
-					   const struct flow_key *key, const struct found *found,
-					   struct flow *old, enum hook hook, __u32 now)
-{
-	/* An echo reply is judged as the request that it answers would be, also if none was seen. */
-	bool reversed = old ? flow_sender(old, found->source_is_low) == 1 : is_echo_reply(packet);
-	__u32 zero = 0;
-	struct flow *flow = bpf_map_lookup_elem(&flow_scratch, &zero);
+	struct packet *packet = &work->packet;
+	struct flow *flow = &work->flow, *old = opening ? NULL : found->flow;
+	/* An echo reply that nothing asked for is judged as the request would be. */
+	bool reversed = old ? flow_sender(old, found->source_is_low) == 1 :
+			      icmp_is_echo_reply(packet);
 	int reason;
 
-	if (!flow)
-		return refuse(packet, DROP(packet, FILE_PATH, DROP_FLOW_INSERT));
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->epoch = ipcache_revision(0);
 	flow->origin_low = found->source_is_low != reversed;
 	packet->sender = reversed ? 1 : 0;
 	resolve_ends(packet, flow, reversed, hook);
 	if (!arrives_right(skb, flow, packet->sender, hook))
-		return refuse(packet, DROP(packet, FILE_PATH, DROP_INVALID_SOURCE));
+		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (old) {
 		flow->state = old->state;
 		flow->side[0].packets = old->side[0].packets;
@@ -103,108 +95,113 @@ static __always_inline struct flow *decide(struct __sk_buff *skb, struct packet 
 	} else if (!(packet->tcp_flags & TCP_SYN)) {
 		flow->state = FLOW_CONFIRMED;
 	}
-	/* Counted before it is stored: from then on the entry is a copy. */
+	/* Counted before it is stored: from then on `work->flow` is a copy. */
 	flow->side[packet->sender & 1].packets++;
 	flow->side[packet->sender & 1].bytes += skb->len;
 
-	reason = admit_flow(skb, packet, flow, key, old, found->in_pending, reversed, now);
+	reason = admit_flow(skb, work, old != NULL, found->in_pending, reversed, now);
 	if (reason)
-		return refuse(packet, reason);
+		return reason;
 	/* An opening that was admitted takes the place of what the ports were used for before. */
-	if (!old && found->flow && !found->in_pending)
-		bpf_map_delete_elem(&flows, key);
-	trace(skb, packet, flow, hook, old ? 0 : EVENT_NEW);
-	return flow;
+	if (opening && found->flow && !found->in_pending)
+		bpf_map_delete_elem(&flows, &work->key);
+	trace(skb, work, flow, hook, old ? 0 : EVENT_NEW);
+	return 0;
 }
 
 /* Keeps a flow that stands: handshake and end, life, promotion by the first reply. */
-static __always_inline struct flow *keep(struct __sk_buff *skb, struct packet *packet,
-					 const struct flow_key *key, const struct found *found,
-					 enum hook hook, __u32 now)
+static __always_inline int keep(struct __sk_buff *skb, struct work *work,
+				const struct found *found, enum hook hook, __u32 now)
 {
+	struct packet *packet = &work->packet;
 	struct flow *flow = found->flow;
-	int reason;
 
 	packet->sender = flow_sender(flow, found->source_is_low);
 	if (!arrives_right(skb, flow, packet->sender, hook))
-		return refuse(packet, DROP(packet, FILE_PATH, DROP_INVALID_SOURCE));
-	if (found->in_pending && packet->sender == 1) {
-		reason = flow_promote(packet, key, flow);
-		if (reason)
-			return refuse(packet, reason);
-		flow = bpf_map_lookup_elem(&flows, key);
-		if (!flow)
-			return refuse(packet, DROP(packet, FILE_PATH, DROP_FLOW_INSERT));
-	}
+		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (packet->proto == IPPROTO_TCP)
 		flow_track_tcp(flow, packet->tcp_flags, packet->sender, now);
 	flow_refresh(flow, packet->proto, now);
-	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now))
-		trace(skb, packet, flow, hook, 0);
 	flow_count(&flow->side[packet->sender & 1], skb->len);
-	return flow;
+	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now))
+		trace(skb, work, flow, hook, 0);
+	work->flow = *flow;
+	if (!found->in_pending || packet->sender == 0)
+		return 0;
+	/* The first packet back: the flow is real, and moves where a flood cannot evict it. */
+	if (bpf_map_update_elem(&flows, &work->key, &work->flow, BPF_ANY))
+		return DROP(packet, FILE_PATH, DROP_FLOW_INSERT);
+	bpf_map_delete_elem(&pending, &work->key);
+	return 0;
+}
+
+#define NOT_RELATED 1
+
+/*
+ * An ICMP error about a live flow passes with it: 0. NOT_RELATED leaves it to policy: the quoted
+ * flow is not there, is stale, or could not have brought this error here. Else a drop reason.
+ */
+__noinline int related(struct __sk_buff *skb, __u32 hook)
+{
+	struct work *work = work_get();
+	struct packet about = {};
+	struct found found;
+
+	if (!work || !icmp_quoted(skb, &work->packet, &about))
+		return NOT_RELATED;
+	flow_find(&about, &work->key, flow_now(), &found);
+	if (!found.flow || !flow_current(found.flow))
+		return NOT_RELATED;
+	work->packet.sender = flow_sender(found.flow, found.source_is_low);
+	if (!arrives_right(skb, found.flow, work->packet.sender, hook))
+		return NOT_RELATED;
+	if (!speaker_right(skb, &work->packet, hook))
+		return DROP(&work->packet, FILE_PATH, DROP_INVALID_SOURCE);
+	work->flow = *found.flow;
+	trace(skb, work, &work->flow, hook, EVENT_RELATED);
+	return 0;
 }
 
 /*
- * An ICMP error about a live flow passes with it. NULL with no reason leaves it to policy:
- * the quoted flow is not there, is stale, or could not have brought this error here.
+ * Whatever is not a plain packet of an established flow. 0, and `work->flow` is a copy of its flow,
+ * or a drop reason.
  */
-static __noinline struct flow *related(struct __sk_buff *skb, struct packet *packet, enum hook hook)
+__noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 {
-	struct packet about = {};
-	struct flow_key key;
+	struct work *work = work_get();
+	struct packet *packet;
 	struct found found;
-	struct flow *flow;
+	bool opening;
+	__u32 now;
+	int result;
 
-	if (!icmp_quoted(skb, packet, &about))
-		return NULL;
-	flow_find(&about, &key, flow_now(), &found);
-	flow = found.flow;
-	if (!flow || !flow_current(flow))
-		return NULL;
-	packet->sender = flow_sender(flow, found.source_is_low);
-	if (!arrives_right(skb, flow, packet->sender, hook))
-		return NULL;
-	if (!speaker_right(skb, packet, hook))
-		return refuse(packet, DROP(packet, FILE_PATH, DROP_INVALID_SOURCE));
-	trace(skb, packet, flow, hook, EVENT_RELATED);
-	return flow;
-}
-
-/* Whatever is not a plain packet of an established flow. Returns its flow, or NULL. */
-static __noinline struct flow *slow_path(struct __sk_buff *skb, struct packet *packet,
-					 enum hook hook)
-{
-	bool opening = packet->proto == IPPROTO_TCP &&
-		       (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	__u32 now = flow_now();
-	struct flow_key key;
-	struct found found;
-	struct flow *flow;
-	int reason;
-
+	if (!work)
+		return DROP_POLICY;
+	packet = &work->packet;
 	if (packet->fragment) {
-		reason = fragment_resolve(skb, packet);
-		if (reason)
-			return refuse(packet, reason);
+		result = fragment_resolve(skb, packet);
+		if (result)
+			return result;
 	}
 	if (packet->icmp_class == ICMP_CLASS_ERROR && packet->fragment != FRAGMENT_LATER) {
-		flow = related(skb, packet, hook);
-		if (flow || packet->result)
-			return flow;
+		result = related(skb, hook);
+		if (result != NOT_RELATED)
+			return result;
 	}
-	flow_find(packet, &key, now, &found);
-	flow = found.flow;
-	if (flow && !opening && flow_current(flow))
-		return keep(skb, packet, &key, &found, hook, now);
-	return decide(skb, packet, &key, &found, opening ? NULL : flow, hook, now);
+	now = flow_now();
+	opening = packet->proto == IPPROTO_TCP &&
+		  (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	flow_find(packet, &work->key, now, &found);
+	if (found.flow && !opening && flow_current(found.flow))
+		return keep(skb, work, &found, hook, now);
+	return decide(skb, work, &found, opening, hook, now);
 }
 
 /* One lookup for a plain packet of an established flow, or NULL: the slow path must see it. */
-static __always_inline struct flow *fast_path(struct __sk_buff *skb, struct packet *packet,
+static __always_inline struct flow *fast_path(struct __sk_buff *skb, struct work *work,
 					      enum hook hook)
 {
-	struct flow_key key;
+	struct packet *packet = &work->packet;
 	struct flow *flow;
 	__u32 now;
 	bool low;
@@ -212,8 +209,8 @@ static __always_inline struct flow *fast_path(struct __sk_buff *skb, struct pack
 	if (packet->fragment || packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
 	    packet->icmp_class > ICMP_CLASS_ECHO)
 		return NULL;
-	low = flow_key_of(packet, &key);
-	flow = bpf_map_lookup_elem(&flows, &key);
+	low = flow_key_of(packet, &work->key);
+	flow = bpf_map_lookup_elem(&flows, &work->key);
 	if (!flow)
 		return NULL;
 	now = flow_now();
@@ -224,26 +221,41 @@ static __always_inline struct flow *fast_path(struct __sk_buff *skb, struct pack
 	if (!(flow->state & FLOW_CONFIRMED))
 		flow->state |= FLOW_CONFIRMED;
 	flow_refresh(flow, packet->proto, now);
-	if (trace_due(flow, now))
-		trace(skb, packet, flow, hook, 0);
 	flow_count(&flow->side[packet->sender & 1], skb->len);
+	if (trace_due(flow, now))
+		trace(skb, work, flow, hook, 0);
 	return flow;
 }
 
-/* Tells of a packet that ends here. */
-static __noinline int report_drop(struct __sk_buff *skb, const struct packet *packet, int reason)
+/* The packet's flow, by whichever path, or NULL and a drop reason in `*reason`. */
+static __always_inline const struct flow *path_flow(struct __sk_buff *skb, struct work *work,
+						    enum hook hook, int *reason)
 {
-	struct event_context context = {
-		.src_identity = identity_of(&packet->src),
-		.dst_identity = identity_of(&packet->dst),
+	const struct flow *flow = fast_path(skb, work, hook);
+
+	if (flow)
+		return flow;
+	*reason = slow_path(skb, hook);
+	return *reason ? NULL : &work->flow;
+}
+
+/* Tells of a packet that ends here. */
+__noinline int report_drop(struct __sk_buff *skb, __u32 reason)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return TC_ACT_SHOT;
+	work->event = (struct event_context){
+		.src_identity = identity_of(&work->packet.src),
+		.dst_identity = identity_of(&work->packet.dst),
 		.endpoint = subject_of(skb),
 		.type = EVENT_DROP,
 		.reason = reason,
-		.direction = packet->direction,
+		.direction = work->packet.direction,
 	};
-
-	event_send(skb, packet, &context);
-	metrics_count(packet->direction & 1, reason, skb->len);
+	event_send(skb);
+	metrics_count(work->packet.direction & 1, reason, skb->len);
 	return TC_ACT_SHOT;
 }
 

@@ -105,6 +105,7 @@ struct policy_query {
 	__be16 port;
 	__u8 direction;
 	__u8 proto;
+	__u32 tell;		/* an event also if it is allowed */
 };
 
 /* Asks one endpoint's policy. 0 or a drop reason; `*rule` is the cookie of the entry that decided. */

@@ -20,7 +20,7 @@ SCRATCH: Final = frozenset(
         "metrics",
         "events",
         "events_lost",
-        "flow_scratch",
+        "work",
         "hook_args",
     }
 )

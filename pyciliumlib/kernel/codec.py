@@ -191,6 +191,8 @@ class BytesCodec(Codec):
         return item
 
     def store(self, value: Any) -> bytes:
+        if type(value) is bytes and len(value) == self.size:
+            return value
         if isinstance(value, (str, int)) or not isinstance(value, Iterable):
             raise InvalidError(f"{value!r} is not {self.size} bytes")
         try:

@@ -134,7 +134,7 @@ class Features(Mapping[str, Answer]):
         return f"<table>{_html_row('th', _HEADINGS)}{body}</table>"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name, answer in self.answers.items():
             feature = self.known[name]
             note = f"{feature.what} ({answer.reason})" if answer.reason else feature.what

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,15 @@ class StructCodec(Codec):
             for index, field in enumerate(self.fields)
             if not field.codec.plain
         ]
+        # `struct` itself refuses an integer that does not fit.
+        self._stored = [
+            (index, field.codec.store)
+            for index, field in enumerate(self.fields)
+            if not isinstance(field.codec, IntCodec)
+        ]
         padding = {f.name: f.codec.zero() for f in self.fields if is_padding(f.name)}
         self.record: type[Record] = record_class(name, names, padding)
+        self._make: Callable[[Iterable[Any]], Record] = partial(tuple.__new__, self.record)
 
     def load(self, item: bytes) -> Any:
         return self._load_items(self._items.unpack(item))
@@ -58,31 +66,42 @@ class StructCodec(Codec):
 
     def _load_items(self, items: tuple[Any, ...]) -> Any:
         if not self._converted:
-            return self.record._make(items)
+            return self._make(items)
         values = list(items)
         for index, load in self._converted:
             values[index] = load(values[index])
-        return self.record._make(values)
+        return self._make(values)
 
     def store(self, value: Any) -> bytes:
         return self.encode(value)
 
     def encode(self, value: Any) -> bytes:
-        if isinstance(value, np.void):
+        kind, parts = type(value), value
+        if kind is np.void:
             if value.dtype != self.dtype:
                 raise InvalidError(f"{value.dtype} is not the dtype of {self.name}: {self.dtype}")
-            return value.tobytes()
-        items = []
-        for field, part in zip(self.fields, self._parts(value), strict=True):
+            data: bytes = value.tobytes()
+            return data
+        if kind is not self.record and (kind is not tuple or len(value) != len(self.fields)):
+            parts = self._parts(value)
+        items = list(parts)
+        try:
+            for index, store in self._stored:
+                items[index] = store(items[index])
+            return self._items.pack(*items)
+        except (InvalidError, struct.error):
+            self._raise_for(parts)
+            raise
+
+    def _raise_for(self, parts: Sequence[Any]) -> None:
+        """Say which field it was."""
+        for field, part in zip(self.fields, parts, strict=True):
             try:
-                items.append(field.codec.store(part))
+                field.codec.store(part)
             except InvalidError as error:
                 raise InvalidError(f"{self.type_name}.{field.name}: {error}") from None
-        return self._items.pack(*items)
 
-    def _parts(self, value: Any) -> Record:
-        if isinstance(value, self.record):
-            return value
+    def _parts(self, value: Any) -> Sequence[Any]:
         if isinstance(value, Record):
             return self.record._from_mapping(value._asdict())
         if isinstance(value, Mapping):
@@ -134,7 +153,7 @@ class PrefixCodec(StructCodec):
     def _load_items(self, items: tuple[Any, ...]) -> Network:
         return network_from_key(items[0], items[1])
 
-    def _parts(self, value: Any) -> Record:
+    def _parts(self, value: Any) -> Sequence[Any]:
         if isinstance(value, (Mapping, tuple, list)):
             return super()._parts(value)
         try:

@@ -34,7 +34,7 @@ from pyciliumlib.kernel.mapinfo import MapInfo, differences, read_info, spec_of
 from pyciliumlib.kernel.mapspec import MapSpec
 from pyciliumlib.kernel.resource import Resource
 from pyciliumlib.kernel.schema import codec_of_dtype, opaque
-from pyciliumlib.kernel.values import HandleCodec, PerCpuCodec, possible_cpus
+from pyciliumlib.kernel.values import HandleCodec, NoEntryCodec, PerCpuCodec, possible_cpus
 from pyciliumlib.types import Column, UpdateMode
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Map(Resource):
             self._value = PerCpuCodec(spec.value, possible_cpus())
         elif spec.type in BY_ID:
             self._value = HandleCodec("map" if spec.type in MAPS_IN_MAP else "program")
+        if spec.type in STREAMS:
+            self._key = NoEntryCodec()
         self._layout = batch.layout_of(fd, spec.type, self._key.size, self._value.size)
 
     # --- where maps come from
@@ -313,19 +315,15 @@ class Map(Resource):
     # --- inside
 
     def _key_of(self, key: Any) -> bytes:
-        self._refuse_stream()
         try:
             return self._key.encode(key)
         except InvalidError as error:
             raise InvalidError(f"key of {self._what()}: {error}") from None
 
-    def _refuse_stream(self) -> None:
-        if self.type in STREAMS:
-            raise InvalidError(f"{self._what()} is a ring buffer and has no entries; read it")
-
     def _whole(self) -> Any:
         """The layout for the C loops, of a map that is open and has entries."""
-        self._refuse_stream()
+        if self.type in STREAMS:
+            raise InvalidError(f"{self._what()} has no entries; read it with RingBuffer")
         self._layout.fd = self.fd
         return self._layout
 

@@ -171,7 +171,7 @@ class RingBuffer:
             poller.register(self._fd, select.EPOLLIN)
             poller.register(self._wake, select.EPOLLIN)
             ready = loop.create_future()
-            loop.add_reader(poller.fileno(), lambda: ready.done() or ready.set_result(None))
+            loop.add_reader(poller.fileno(), _settle, ready)
             try:
                 await ready
             finally:
@@ -330,14 +330,18 @@ class RingBuffer:
             odd,
         )
         ends = np.cumsum(sizes[:count], dtype=np.uint64).tolist()
-        data = memoryview(out)
-        return [bytes(data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+        return [out[a:b].tobytes() for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.hasobject or not dtype.itemsize:
         raise InvalidError(f"{dtype} is no layout of a record: it has no fixed size in memory")
     return dtype
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():  # the descriptor stays readable until the waiter has run
+        ready.set_result(None)
 
 
 def _check_max(max: int | None) -> None:

@@ -52,3 +52,16 @@ class HandleCodec(Codec):
         if not isinstance(value, Resource):
             raise InvalidError(f"{value!r} is no {self.name}; pass the open {self.name} itself")
         return value.fd
+
+
+class NoEntryCodec(Codec):
+    """The key of a ring buffer, which has none."""
+
+    def __init__(self) -> None:
+        super().__init__("no key", 0, "0s", ("u1", (0,)))
+
+    def load(self, item: bytes) -> bytes:
+        return item
+
+    def store(self, value: Any) -> bytes:
+        raise InvalidError("a ring buffer has no entries; read it with RingBuffer")

@@ -18,6 +18,7 @@ from pyciliumlib.types import Address, AddressLike, PortProto
 if TYPE_CHECKING:
     from pyciliumlib.lab.lab import Lab
 
+H = TypeVar("H", bound="Host")
 T = TypeVar("T")
 
 
@@ -155,6 +156,12 @@ class Host:
             kill_all_in({self.netns.inode})
             self.release()
             delete_netns(str(self.netns.name))
+
+    def __enter__(self: H) -> H:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def release(self) -> None:
         """End servers and programs and close what is open here; the namespace stays.

@@ -100,6 +100,7 @@ class Lab:
             netlink = undo.enter_context(Netlink(netns))
             netlink.add_address("lo", f"{pods.router4}/32")
             netlink.add_address("lo", f"{pods.router6}/128")
+            netlink.wait_usable("lo", pods.router6)
             node = Node(self, name, netns, ip4, ip6, pods, netlink)
             for other in self.nodes.values():
                 _connect_nodes(node, other)
@@ -227,12 +228,15 @@ class Lab:
             device = here.link(UPLINK).ifindex
             here.set_link("lo", up=True)
             here.set_link(device, up=True)
+            lan.wait_operational(port.ifindex)
             for ip, prefix in ((ip4, LAN4), (ip6, LAN6)):
                 length = prefix.prefixlen if ip in prefix else ip.max_prefixlen
                 here.add_address(device, f"{ip}/{length}")
                 here.add_route(prefix, dev=device, src=ip, replace=True)
             # a router asks for its next hop (ND) from a link-local address, and none is made alone
             here.add_address(device, f"{link_local(ip4)}/64")
+            for address in (ip6, link_local(ip4)):
+                here.wait_usable(device, address)
         return netns
 
     def leave_lan(self, name: str) -> None:

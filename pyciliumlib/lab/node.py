@@ -178,6 +178,7 @@ class Node(Host):
             device = pod.link(UPLINK).ifindex
             pod.set_link("lo", up=True)
             pod.set_link(device, up=True)
+            here.wait_operational(link.ifindex)
             for ip, router, default in (
                 (v4, self.router4, "default4"),
                 (v6, self.router6, "default6"),
@@ -187,6 +188,8 @@ class Node(Host):
                 pod.add_route(default, via=router, dev=device)
                 add_host_route(here, ip, dev=link.ifindex, src=router)
                 add_permanent_neighbour(here, ip, mac, dev=link.ifindex)
+            pod.wait_usable(device, v6)
+        here.wait_usable(link.ifindex, self.router6)
 
     def _forget(self, pod: Pod) -> None:
         self._delete_link(pod.ifindex)

@@ -25,6 +25,9 @@ class Link:
     mac: str
     mtu: int
     up: bool
+    """Whether it was set up; see `operational`."""
+    operational: bool
+    """Whether it can send: set up, carrier there, and the kernel has noticed (RFC 2863 "up")."""
     master: int | None = None
     """The ifindex of the bridge it belongs to."""
     peer_ifindex: int | None = None
@@ -43,6 +46,7 @@ class Link:
             mac=message.get_attr("IFLA_ADDRESS") or "",
             mtu=message.get_attr("IFLA_MTU"),
             up=bool(message["flags"] & IFF_UP),
+            operational=message.get_attr("IFLA_OPERSTATE") == "UP",
             master=message.get_attr("IFLA_MASTER"),
             peer_ifindex=message.get_attr("IFLA_LINK"),
             peer_netnsid=message.get_attr("IFLA_LINK_NETNSID"),

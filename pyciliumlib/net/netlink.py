@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyciliumlib.errors import ClosedError, InvalidError
+from pyciliumlib.errors import ClosedError, DeviceError, InvalidError
 from pyciliumlib.net._errors import kernel_error
 from pyciliumlib.net.link import Link, check_ifname, check_mac
 from pyciliumlib.net.netns import NetNS
@@ -25,6 +27,7 @@ ENODEV = 19
 NUD_PERMANENT = 0x80
 IFA_F_NODAD = 0x2
 RTNH_F_ONLINK = 0x4
+RTF_LOCAL = 0x80000000
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 
 
@@ -119,6 +122,24 @@ class Netlink:
         index = self.ifindex(device)
         self._do(f"changing device {device!r}", lambda ipr: ipr.link("set", index=index, **changes))
 
+    def wait_operational(self, device: str | int, *, timeout: float = 5.0) -> Link:
+        """Wait until a device can send; `DeviceError` after `timeout` seconds.
+
+        When the other end of a veth comes up, this end gets its queue from a kernel worker a moment
+        later, and until then drops what it should send.
+        """
+        deadline = time.monotonic() + timeout
+        # from Linux 6.8 on (rtnl_getlink syncs linkwatch) asking once is enough
+        while not (link := self.link(device)).operational:
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    ENODEV,
+                    f"{link.name} in {self._where} has no carrier after {timeout:g} s: "
+                    "is its other end up?",
+                )
+            time.sleep(0.001)
+        return link
+
     def delete_link(self, device: str | int) -> None:
         """Remove a device; a veth takes its other end with it."""
         index = self.ifindex(device)
@@ -139,8 +160,8 @@ class Netlink:
     def add_address(self, device: str | int, address: str | Interface) -> None:
         """Give a device an address with its prefix length, such as "10.0.0.1/24".
 
-        An IPv6 address can be used at once (nodad); on a link that the library builds nobody else
-        can have it.
+        For IPv6 duplicates are not looked for (nodad): on a link that the library builds nobody
+        else can have it. It is usable a moment later all the same: see `wait_usable`.
         """
         wanted = _parse_interface(address)
         index = self.ifindex(device)
@@ -156,6 +177,25 @@ class Netlink:
                 **extra,
             ),
         )
+
+    def wait_usable(self, device: str | int, ip: AddressLike, *, timeout: float = 5.0) -> None:
+        """Wait until an IPv6 address of an operational device takes packets and answers ND.
+
+        `DeviceError` after `timeout` seconds. The kernel joins the multicast group that neighbour
+        discovery needs, and adds the local route, in a worker (addrconf_dad_work), even with nodad.
+        """
+        wanted, name = parse_address(ip), self.link(device).name
+        if wanted.version == 4:
+            return
+        deadline = time.monotonic() + timeout
+        while not self._call(lambda: _has_local_route(wanted.packed.hex(), name)):
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    ENODEV,
+                    f"{wanted} on {name} in {self._where} is not usable after {timeout:g} s: "
+                    "is the address on it?",
+                )
+            time.sleep(0.001)
 
     def delete_address(self, device: str | int, address: str | Interface) -> None:
         """Take an address from a device; `NotFoundError` if it has no such one."""
@@ -290,18 +330,30 @@ class Netlink:
     def _do(self, doing: str, operation: Callable[[IPRoute], T]) -> T:
         from pyroute2.netlink.exceptions import NetlinkError  # late: pyroute2 costs 120 ms
 
-        if self._worker is None:
-            raise ClosedError(f"{self!r} is closed")
         try:
-            return self._worker.call(lambda: operation(self._route))
+            return self._call(lambda: operation(self._route))
         except NetlinkError as error:
             raise kernel_error(error.code, f"{doing} in {self._where}") from error
+
+    def _call(self, fn: Callable[[], T]) -> T:
+        if self._worker is None:
+            raise ClosedError(f"{self!r} is closed")
+        return self._worker.call(fn)
 
 
 def _open_client() -> IPRoute:
     from pyroute2 import IPRoute  # late: see Netlink._do
 
     return IPRoute()
+
+
+def _has_local_route(address: str, device: str) -> bool:
+    # fields: destination, length, source, length, gateway, metric, references, uses, flags, device
+    for line in Path("/proc/thread-self/net/ipv6_route").read_text().splitlines():
+        fields = line.split()
+        if fields[0] == address and fields[9] == device and int(fields[8], 16) & RTF_LOCAL:
+            return True
+    return False
 
 
 def _device_fields(name: str | None, mac: str | None, mtu: int | None) -> dict[str, Any]:

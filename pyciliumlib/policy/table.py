@@ -191,7 +191,7 @@ class PolicyLookup:
         """The verdict on a packet; `port` is the destination port or the ICMP type."""
         own = self._longest(identity, direction, protocol, port)
         anyone = self._longest(ANY_IDENTITY, direction, protocol, port)
-        found = max((e for e in (own, anyone) if e), key=lambda e: e[1], default=None)
+        found = max((e for e in (own, anyone) if e), key=lambda e: e[:2], default=None)
         if found is None:
             return Hit(Verdict.DENY, DROP_POLICY)
         order, _, flags, proxy_port, rule = found

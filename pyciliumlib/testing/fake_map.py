@@ -232,13 +232,13 @@ class _Array:
         return self._values[index] if index < len(self._values) else None
 
     def present(self, key: bytes) -> bool:
+        index = self._index(key)
+        if index >= len(self._values):  # checked before the mode, in the kernel too
+            raise NotFoundError(f"index {index}: the array has {len(self._values)} slots")
         return True
 
     def write(self, key: bytes, value: bytes) -> None:
-        index = self._index(key)
-        if index >= len(self._values):
-            raise NotFoundError(f"index {index}: the array has {len(self._values)} slots")
-        self._values[index] = value
+        self._values[self._index(key)] = value
 
     def delete(self, key: bytes) -> bool:
         raise InvalidError("the entries of an array cannot be deleted; write zero")
@@ -261,18 +261,21 @@ class _LPMTrie:
         # length -> the first bits as a number -> key and value as they were written
         self._entries: dict[int, dict[int, tuple[bytes, bytes]]] = {}
 
-    def _split(self, key: bytes) -> tuple[int, int]:
+    @staticmethod
+    def _split(key: bytes) -> tuple[int, int]:
         length = int(np.frombuffer(key[:_PREFIXLEN_BYTES], np.uint32)[0])
-        if length > self._bits:
-            raise KernelError(errno.EINVAL, f"prefixlen {length}: the key has {self._bits} bits")
         return length, int.from_bytes(key[_PREFIXLEN_BYTES:], "big")
 
     def _prefix(self, key: bytes) -> tuple[int, int]:
         length, bits = self._split(key)
+        if length > self._bits:  # a lookup of such a key finds nothing, writing it is an error
+            raise KernelError(errno.EINVAL, f"prefixlen {length}: the key has {self._bits} bits")
         return length, bits >> (self._bits - length)
 
     def lookup(self, key: bytes) -> bytes | None:
         wanted, bits = self._split(key)
+        if wanted > self._bits:
+            return None
         for length in sorted(self._entries, reverse=True):
             found = self._entries[length].get(bits >> (self._bits - length))
             if length <= wanted and found is not None:

@@ -80,6 +80,15 @@ def test_set_link(pair: Pair) -> None:
     assert pair.node.link("lxc-pod") == attrs.evolve(link, up=False)
 
 
+def test_wait_until_a_device_can_send(pair: Pair) -> None:
+    """One end alone has no carrier, which is an error in time; with both ends up it can send."""
+    pair.node.set_link("lxc-pod", up=True)
+    with pytest.raises(errors.DeviceError, match="is its other end up"):
+        pair.node.wait_operational("lxc-pod", timeout=0.05)
+    pair.pod.set_link("eth0", up=True)
+    assert pair.node.wait_operational("lxc-pod").operational
+
+
 def test_delete_link_takes_the_peer(pair: Pair) -> None:
     """Deleting one end of a veth removes both at once."""
     pair.node.delete_link("lxc-pod")
@@ -104,6 +113,17 @@ def test_address(pair: Pair, address: str) -> None:
     assert wanted not in pair.pod.addresses("eth0")
     with pytest.raises(errors.NotFoundError):
         pair.pod.delete_address("eth0", address)
+
+
+def test_wait_until_an_address_is_usable(pair: Pair) -> None:
+    """After the wait the local route is there; an address that the device lacks is an error."""
+    pair.node.set_link("lxc-pod", up=True)
+    pair.pod.set_link("eth0", up=True)
+    pair.pod.add_address("eth0", "fd00::2/128")
+    pair.pod.wait_usable("eth0", "fd00::2")
+    assert "local fd00::2 dev eth0" in _ip(pair.pod_ns, "-6", "route", "show", "table", "local")
+    with pytest.raises(errors.DeviceError, match="not usable"):
+        pair.pod.wait_usable("eth0", "fd00::3", timeout=0.05)
 
 
 @pytest.mark.parametrize(

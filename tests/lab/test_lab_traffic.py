@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections.abc import Iterator
@@ -175,7 +176,18 @@ def test_dial_failure_raises(scene: Scene) -> None:
     """`dial` has no result to put a refusal into, so it raises with the kernel's errno."""
     with pytest.raises(errors.KernelError, match="cannot connect") as caught:
         scene.web.dial(scene.api.ip4, "9/TCP")
-    assert caught.value.errno == 111
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+@FAMILIES
+def test_dial_notices_icmp_error(scene: Scene, family: int) -> None:
+    """A connection that the way refuses is never taken for one that stands."""
+    with scene.node.pod(f"dialler{family}") as pod:
+        nobody = scene.node.cidr4[200] if family == 4 else scene.node.cidr6[200]
+        scene.node.run(["ip", f"-{family}", "route", "add", "prohibit", nobody], check=True)
+        with pytest.raises(errors.KernelError) as caught:
+            pod.dial(nobody, "80/TCP", timeout=0.3)
+        assert caught.value.errno in (errno.EHOSTUNREACH, errno.EACCES)
 
 
 def test_silent_server(scene: Scene) -> None:

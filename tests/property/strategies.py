@@ -31,22 +31,20 @@ RESERVED = {1: "host", 2: "world", 3: "unmanaged", 4: "health", 5: "init", 6: "r
 
 
 @frozen
-class Packet:
-    """One question: may this pass, seen from the subject?"""
+class Target:
+    """What a packet is for: a direction of the subject, a protocol, a port or ICMP type."""
 
     direction: str
-    identity: int
     protocol: str
     port: int
 
 
 @frozen
 class World:
-    """Documents, who is there, and who is asked about."""
+    """Documents, and the labels of the endpoint that is asked about."""
 
     documents: list[dict[str, Any]]
     subject: list[str]
-    identities: dict[int, list[str]]
 
 
 def pod(namespace: str, app: str, tier: str | None, cluster: str = "default") -> list[str]:
@@ -193,9 +191,9 @@ def entries(draw: st.DrawFn, word: str, deny: bool) -> dict[str, Any]:
     )
     entry: dict[str, Any] = {word + peers[0]: peers[1]} if peers else {}
     kind = draw(st.integers(0, 5))
-    if kind <= 3:
+    if kind <= 2:
         entry["toPorts"] = draw(st.lists(port_rules(deny), min_size=1, max_size=2))
-    elif kind == 4:
+    elif kind == 3:
         entry["icmps"] = draw(st.lists(icmps(), min_size=1, max_size=1))
     return entry
 
@@ -229,15 +227,19 @@ def document_sets(draw: st.DrawFn, max_size: int = 4) -> list[dict[str, Any]]:
 
 
 def worlds() -> st.SearchStrategy[World]:
-    """Documents, a subject in the namespace `default`, and all identities."""
+    """Documents, and a subject in the namespace `default`."""
     subjects = st.sampled_from([pod("default", "a", "fe"), pod("default", "b", None)])
-    return st.builds(World, document_sets(), subjects, st.just(IDENTITIES))
+    return st.builds(World, document_sets(), subjects)
 
 
 @st.composite
-def packets(draw: st.DrawFn) -> Packet:
-    """A packet between the subject and some identity."""
-    protocol = draw(st.sampled_from([*PROTOCOLS, "ICMP", "ICMPv6"]))
+def targets(draw: st.DrawFn) -> Target:
+    """One target."""
+    protocol = draw(st.sampled_from([*PROTOCOLS, "TCP", "ICMP", "ICMPv6"]))
     port = draw(st.sampled_from(ICMP_TYPES if protocol.startswith("ICMP") else PORTS))
-    direction = draw(st.sampled_from(["ingress", "egress"]))
-    return Packet(direction, draw(st.sampled_from(sorted(IDENTITIES))), protocol, port)
+    return Target(draw(st.sampled_from(["ingress", "egress"])), protocol, port)
+
+
+def target_sets() -> st.SearchStrategy[list[Target]]:
+    """Some targets, to be tried with every identity."""
+    return st.lists(targets(), min_size=6, max_size=8, unique=True)

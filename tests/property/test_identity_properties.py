@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -202,7 +203,7 @@ def test_port_blocks_make_up_the_range(one: int, other: int) -> None:
         at += size
     assert at == last + 1
     assert len(blocks) <= 30
-    pairs = zip(blocks, blocks[1:], strict=False)
+    pairs = itertools.pairwise(blocks)
     assert not any(
         left[1] == right[1] and left[0] % (2 << (16 - left[1])) == 0 for left, right in pairs
     )

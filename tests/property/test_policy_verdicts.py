@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pyciliumlib.policy import Direction, Repository
 from pyciliumlib.policy.table import PolicyLookup
 from pyciliumlib.types import Protocol
 from tests.property import reference, strategies
-from tests.property.strategies import Packet, World
+from tests.property.strategies import Target, World
 
 SUBJECT = 1
+_PEERS = {number: reference.read_labels(texts) for number, texts in strategies.IDENTITIES.items()}
 
 
 def _repository(world: World) -> Repository:
@@ -22,45 +24,43 @@ def _repository(world: World) -> Repository:
     return repository
 
 
-@settings(max_examples=150, deadline=None)
-@given(strategies.worlds(), st.lists(strategies.packets(), min_size=20, max_size=40))
-def test_reference_model_and_table_agree(world: World, packets: list[Packet]) -> None:
-    """For any documents, identities and packets the three give the same verdict."""
+@settings(max_examples=100, deadline=None)
+@given(strategies.worlds(), strategies.target_sets())
+def test_reference_model_and_table_agree(world: World, targets: list[Target]) -> None:
+    """For any documents and packets of every identity the three give the same verdict."""
     repository = _repository(world)
     table = PolicyLookup.of(repository.policy(SUBJECT).entries())
     subject = reference.read_labels(world.subject)
-    for packet in packets:
-        peer = world.identities[packet.identity]
+    for identity, target in itertools.product(_PEERS, targets):
         expected = reference.verdict(
             world.documents,
             subject,
-            reference.read_labels(peer),
-            packet.direction,
-            packet.protocol,
-            packet.port,
+            _PEERS[identity],
+            target.direction,
+            target.protocol,
+            target.port,
         )
-        direction = Direction[packet.direction.upper()]
+        direction = Direction[target.direction.upper()]
         model = repository.decide(
-            world.subject, packet.identity, direction, f"{packet.port}/{packet.protocol}"
+            world.subject, identity, direction, f"{target.port}/{target.protocol}"
         )
-        hit = table.lookup(direction, packet.identity, Protocol.parse(packet.protocol), packet.port)
-        assert (expected, expected) == (model.verdict.value, hit.verdict.value), packet
+        hit = table.lookup(direction, identity, Protocol.parse(target.protocol), target.port)
+        found = {"model": model.verdict.value, "table": hit.verdict.value}
+        assert found == {"model": expected, "table": expected}, (identity, target)
 
 
-@settings(max_examples=60, deadline=None)
-@given(strategies.worlds(), st.lists(strategies.packets(), min_size=10, max_size=30))
-def test_the_cookie_names_the_rules_that_the_model_names(
-    world: World, packets: list[Packet]
-) -> None:
+@settings(max_examples=40, deadline=None)
+@given(strategies.worlds(), strategies.target_sets())
+def test_the_cookie_names_rules_that_the_model_names(world: World, targets: list[Target]) -> None:
     """Each rule behind the entry that decided is one that decided in the model."""
     repository = _repository(world)
     policy = repository.policy(SUBJECT)
     table = PolicyLookup.of(policy.entries())
-    for packet in packets:
-        direction = Direction[packet.direction.upper()]
-        hit = table.lookup(direction, packet.identity, Protocol.parse(packet.protocol), packet.port)
+    for identity, target in itertools.product(_PEERS, targets):
+        direction = Direction[target.direction.upper()]
+        hit = table.lookup(direction, identity, Protocol.parse(target.protocol), target.port)
         decision = repository.decide(
-            world.subject, packet.identity, direction, f"{packet.port}/{packet.protocol}"
+            world.subject, identity, direction, f"{target.port}/{target.protocol}"
         )
         if not hit.rule:
             assert not decision.clauses
