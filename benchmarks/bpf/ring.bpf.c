@@ -20,6 +20,8 @@ struct event {
 	__u64 rest[7];
 };
 
+/* Puts the struct into the BTF, where user space finds the layout. */
+const struct event *unused __attribute__((unused));
 __u64 number;
 
 SEC("tc")

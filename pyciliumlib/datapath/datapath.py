@@ -16,9 +16,9 @@ from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.drift import Drift, find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints, Parts
-from pyciliumlib.datapath.flows import FlowStream
+from pyciliumlib.flow.stream import FlowStream
 from pyciliumlib.datapath.hooks import Hooks
-from pyciliumlib.datapath.metrics import Metrics
+from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.datapath.node import NodeLike, ThisNode
 from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike

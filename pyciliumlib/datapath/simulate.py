@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.datapath.flows import FlowStream
+from pyciliumlib.flow.stream import FlowStream
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
 from pyciliumlib.errors import InvalidError

@@ -138,6 +138,7 @@ def _items_of(fields: Sequence[Field], size: int) -> tuple[struct.Struct, bool]:
 class PrefixCodec(StructCodec):
     """The key {prefixlen, struct addr} of a longest-prefix map: an `ipaddress` network.
 
+    The struct is packed: a trie compares everything after prefixlen, so a gap there would count.
     Taken as text ("10.0.0.0/8", "10.0.0.1"), as an address or network, or as a struct.
     """
 
@@ -146,6 +147,7 @@ class PrefixCodec(StructCodec):
         return (
             len(fields) == 2
             and fields[0].name == "prefixlen"
+            and fields[1].offset == fields[0].codec.size == 4
             and isinstance(fields[0].codec, IntCodec)
             and isinstance(fields[1].codec, AddressCodec)
         )

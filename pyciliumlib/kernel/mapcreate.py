@@ -17,6 +17,7 @@ from pyciliumlib.kernel.kinds import (
     STREAMS,
     MapType,
 )
+from pyciliumlib.kernel.layout import StructCodec
 from pyciliumlib.kernel.mapspec import MapSpec
 
 _NAME_SIZE = 15
@@ -82,6 +83,11 @@ def _check(spec: MapSpec) -> None:
         ),
         "the key of a longest-prefix map is a 4-byte prefixlen and 1 to 256 bytes": (
             spec.type == MapType.LPM_TRIE and not 5 <= spec.key.size <= 260
+        ),
+        "the key of a longest-prefix map has gaps, which it would compare; declare it packed": (
+            spec.type == MapType.LPM_TRIE
+            and isinstance(spec.key, StructCodec)
+            and spec.key.has_gaps
         ),
         f"the size of a ring buffer is a power of two and a multiple of {page} bytes": (
             spec.type in STREAMS and (entries % page != 0 or entries & (entries - 1) != 0)

@@ -30,9 +30,10 @@ def opened(data: bytes, name: str) -> Iterator[Any]:
     options.object_name = object_name
     buffer = ffi.from_buffer(data)
     handle = lib.bpf_object__open_mem(buffer, len(data), options)
+    code = ffi.errno
     messages = take_messages(quiet=handle == ffi.NULL)
     if handle == ffi.NULL:
-        cause = messages.strip().replace("\n", "; ") or os.strerror(ffi.errno)
+        cause = messages.replace("libbpf: ", "").strip().replace("\n", "; ") or os.strerror(code)
         raise ObjectError(
             f"{name!r} cannot be used as a BPF object: {cause}; compile it with "
             "clang -target bpf -O2 -g"

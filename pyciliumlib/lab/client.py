@@ -247,30 +247,19 @@ def _handshake(
         left = start + timeout - time.monotonic()
         if left <= 0 or not poll.poll(left * 1e3):
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        # An ICMP error that arrives while connect() still holds the socket ends in the error queue
-        # and nowhere else (Linux tcp_v6_err: sk_err_soft), so both places are asked.
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _queued_icmp_error(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code == 0:
             _report_icmp_errors(sock, address.version, False)
             return time.monotonic() - start
     raise OSError(code, os.strerror(code))
 
 
-def _queued_icmp_error(sock: socket.socket) -> int:
-    try:
-        _, ancillary, _, _ = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
-    except BlockingIOError:
-        return 0
-    kinds = ((socket.IPPROTO_IP, _IP_RECVERR), (socket.IPPROTO_IPV6, _IPV6_RECVERR))
-    for level, kind, content in ancillary:
-        if (level, kind) in kinds:
-            # struct sock_extended_err, linux/errqueue.h: ee_errno is first
-            return int(struct.unpack_from("=I", content)[0])
-    return 0
-
-
 def _report_icmp_errors(sock: socket.socket, version: int, on: bool) -> None:
-    """Have a socket report every ICMP error at once, not only those that are final."""
+    """Have a socket report every ICMP error at once, not only those that are final.
+
+    It also wakes who waits for TCP's handshake when the error came while connect() still held the
+    socket, which else nobody hears of (Linux tcp_v6_err, sk_err_soft).
+    """
     if version == 4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, on)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyciliumlib.identity import IPCache, IPCacheTable, Metadata, Source, addr_hash, world_identity
@@ -90,9 +90,7 @@ class Answer:
 
 
 @given(addresses=st.lists(ADDRESSES, min_size=1, max_size=20))
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, deadline=None)
 def test_hash_and_cell(loaded: tuple[Object, bool], addresses: list[Address]) -> None:
     """User space computes the cell that the program reads."""
     obj, _ = loaded
@@ -109,9 +107,7 @@ def test_hash_and_cell(loaded: tuple[Object, bool], addresses: list[Address]) ->
     later=st.dictionaries(PREFIXES, st.none() | st.integers(1, 2**32 - 1), max_size=4),
     addresses=st.lists(ADDRESSES, min_size=1, max_size=8),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None)
 def test_model_table_and_program_agree(
     loaded: tuple[Object, bool],
     said: dict[Network, int],

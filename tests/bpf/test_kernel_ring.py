@@ -341,11 +341,15 @@ def test_waiting_iteration_wakes_up(obj: Object, ring: RingBuffer) -> None:
 def test_close_wakes_waiters(obj: Object, use: Callable[[RingBuffer], object]) -> None:
     """close() from another thread ends iterations and waits, which end without an error."""
     ring = RingBuffer(obj.maps["events"], EVENT)
-    timer = threading.Timer(0.05, ring.close)
-    timer.start()
-    assert not use(ring)
-    timer.join()
-    assert ring.closed
+    results: list[object] = []
+    waiter = threading.Thread(target=lambda: results.append(use(ring)), daemon=True)
+    waiter.start()
+    time.sleep(0.05)
+    assert waiter.is_alive()
+    ring.close()
+    waiter.join(timeout=5)
+    assert len(results) == 1
+    assert not results[0]
 
 
 def test_threads_share_a_ring(obj: Object, ring: RingBuffer) -> None:

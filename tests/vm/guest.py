@@ -1,6 +1,8 @@
 """Runs inside a VM: loads and attaches every object, probes, runs the kernel rings.
 
-    python -m tests.vm.guest FOLDER     # writes FOLDER/result.json; exits 1 if anything failed
+    python -m tests.vm.guest FOLDER rings|objects
+
+writes FOLDER/result.json and exits with 1 if anything failed.
 
 The root file system is the host's, read-only; only FOLDER and what is in memory can be written.
 """
@@ -33,14 +35,14 @@ DEVICE = "pcl-vm0"
 RINGS = {"bpf": ["tests/bpf"], "lab smoke": ["tests/lab", "-m", "smoke"]}
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, rings: bool) -> int:
     ensure_bpffs()
     make_device()
     result = Result(
         release=platform.release(),
         objects=[*load_objects()],
         features={name: answer.support.value for name, answer in probe().items()},
-        rings=[run_ring(name, arguments, folder) for name, arguments in RINGS.items()],
+        rings=[run_ring(name, folder) for name in RINGS if rings],
     )
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=1))
     print(result.summary())
@@ -65,7 +67,10 @@ def load_objects() -> Iterator[ObjectOutcome]:
                 if not switches:
                     continue
                 spec.config.update(dict.fromkeys(switches, True))
-            yield ObjectOutcome(spec.name, variant, try_object(spec))
+            start = time.monotonic()
+            problem = try_object(spec)
+            print(f"{spec.name} ({variant}) took {time.monotonic() - start:.1f} s", flush=True)
+            yield ObjectOutcome(spec.name, variant, problem)
 
 
 def try_object(spec: ObjectSpec) -> str:
@@ -96,14 +101,14 @@ def attach(loaded: Object, spec: ProgramSpec) -> None:
         raise SystemExit(f"{spec.name}: the VM ring cannot attach {spec.section!r} yet")
 
 
-def run_ring(name: str, arguments: list[str], folder: Path) -> RingOutcome:
+def run_ring(name: str, folder: Path) -> RingOutcome:
     """Run pytest over a ring; what it said goes to the log."""
     report = folder / f"{name.replace(' ', '-')}.xml"
     options = ["-q", "-p", "no:cacheprovider", "--durations=5", f"--junitxml={report}"]
     env = {**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "CI": "true"}
     start = time.monotonic()
     status = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *arguments], cwd=ROOT, env=env, check=False
+        [sys.executable, "-m", "pytest", *options, *RINGS[name]], cwd=ROOT, env=env, check=False
     ).returncode
     seconds = round(time.monotonic() - start)
     if not report.exists():
@@ -115,4 +120,4 @@ def run_ring(name: str, arguments: list[str], folder: Path) -> RingOutcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), rings=sys.argv[2] == "rings"))

@@ -1,4 +1,4 @@
-"""The stream of flows that the programs tell."""
+"""The stream of flows that loaded programs tell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyciliumlib.flow import Flow, Namer, decode
+from pyciliumlib.flow.flow import Flow, Namer, decode
 from pyciliumlib.kernel import Object
 from pyciliumlib.kernel.ring import RingBuffer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FlowStream:
-    """Flows from a datapath's ring buffer; each is told to one reader."""
+    """Flows from the ring buffer of loaded programs; each is told to one reader."""
 
     def __init__(self, programs: Object, event: np.dtype[Any], namer: Namer) -> None:
         """`event` is the layout of `struct event`."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from pyciliumlib.flow import Direction, reason_text
+from pyciliumlib.flow.flow import Direction
+from pyciliumlib.flow.reasons import reason_text
 
 if TYPE_CHECKING:
     from pyciliumlib.kernel import Map
@@ -36,7 +37,7 @@ class Metrics:
 
     @classmethod
     def read(cls, metrics: Map, events_lost: Map) -> Metrics:
-        """From the maps of a loaded datapath."""
+        """From the maps of a loaded object."""
         keys, values = metrics.lookup_batch()
         packets, size = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
         rows = tuple(

@@ -1,0 +1,227 @@
+"""One policy on one device, alone: no endpoints, no other part of the datapath."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+from typing import Any, Final, Literal, TypeAlias
+
+from pyciliumlib.conntrack import Conntrack
+from pyciliumlib.conntrack.program import kernel_clock
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.flow.metrics import Metrics
+from pyciliumlib.flow.stream import FlowStream
+from pyciliumlib.identity import IPCache, IPCacheTable
+from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.kernel.tc import attach_tc
+from pyciliumlib.policy import table
+from pyciliumlib.policy.entries import (
+    ALLOW_BYTE,
+    DENY_BYTE,
+    EntryValue,
+    PolicyEntries,
+    Slot,
+    precedence,
+)
+from pyciliumlib.policy.model import Direction
+from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
+from pyciliumlib.resources import object_path
+from pyciliumlib.types import PortProto, Protocol
+
+DirectionName: TypeAlias = Literal["ingress", "egress"]
+Facing: TypeAlias = Literal["subject", "world"]
+_SUBJECT: Final = 1
+_TRIES: Final = 2
+
+
+class PolicyMap:
+    """A policy in the kernel, filled by hand or from a resolved one, and put on one device.
+
+    Who the other ends are, `ipcache` says; an address that it does not know is the world. Replies
+    of what was allowed pass, and stop when the entry goes. What no entry allows is dropped, so an
+    empty policy drops everything but ARP and neighbour discovery.
+
+        with PolicyMap() as policy:
+            policy.allow("ingress", port="443/TCP")
+            policy.allow("egress")
+            policy.attach("eth0")
+
+    Needs CAP_BPF and CAP_NET_ADMIN, or root. Least kernel: 5.10.
+    """
+
+    def __init__(self, *, entries: int = 16384, flows: int = 16384, identity: int = 0) -> None:
+        """`entries` and `flows` are sizes of maps; `identity` is shown as the subject's in flows."""
+        self._resources = contextlib.ExitStack()
+        self._rows: dict[tuple[Direction, int, Slot], EntryValue] = {}
+        clock = kernel_clock()
+        spec = ObjectSpec.open(object_path("policy"))
+        for name, size in (
+            ("policies", 2 * _TRIES),
+            ("policy_rev", _TRIES),
+            ("policy_template", entries),
+            ("flows", flows),
+            ("pending", max(64, flows // 4)),
+        ):
+            spec.resize(name, size)
+        spec.config.update(
+            {
+                "max_endpoints": _TRIES,
+                "jiffies_per_second": clock.hz,
+                "subject_identity": identity,
+            }
+        )
+        self._programs = spec.load()
+        self._resources.callback(self._programs.close)
+        try:
+            maps = self._programs.maps
+            self._tries = PolicyTries(
+                maps["policies"],
+                maps["policy_generation"],
+                maps["policy_rev"],
+                maps["policy_template"].spec,
+                _TRIES,
+            )
+            self._resources.callback(self._tries.close)
+            self._tries.allocate()
+            self.ipcache = IPCache()
+            IPCacheTable(maps["ipcache"], maps["ipcache_rev"]).follow(self.ipcache)
+            self.conntrack = Conntrack(maps["flows"], maps["pending"], clock)
+            self.flows = FlowStream(self._programs, spec.type("event").dtype, lambda *_: None)
+            self._resources.callback(self.flows.close)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    # ------------------------------------------------------------------ contents
+
+    def allow(
+        self, direction: DirectionName, identity: int = 0, port: str | PortProto = "ANY"
+    ) -> None:
+        """Let through what `identity` (0 = anybody) sends or gets, on "443/TCP", "53/UDP", "ANY"."""
+        self._put(direction, identity, port, ALLOW_BYTE)
+
+    def deny(
+        self, direction: DirectionName, identity: int = 0, port: str | PortProto = "ANY"
+    ) -> None:
+        """Drop it, whatever of the same identity or of anybody is allowed beside."""
+        self._put(direction, identity, port, DENY_BYTE)
+
+    def remove(
+        self, direction: DirectionName, identity: int = 0, port: str | PortProto = "ANY"
+    ) -> bool:
+        """Take an entry back; whether there was one."""
+        rows = dict(self._rows)
+        found = [rows.pop((d, i, s), None) for d, i, s in _keys(direction, identity, port)]
+        self._set(rows)
+        return any(entry is not None for entry in found)
+
+    def replace(self, entries: PolicyEntries) -> Plan:
+        """Hold exactly `entries`, such as those of a resolved `EndpointPolicy`; what changed.
+
+        Every packet meets the old policy or the new one. Entries made by hand go.
+        """
+        steps = table.plan(entries, self.entries)
+        self._tries.replace({_SUBJECT: (entries.keys, entries.values)})
+        self._rows = {}
+        return steps
+
+    @property
+    def entries(self) -> PolicyEntries:
+        """What the map in the kernel holds now."""
+        return PolicyEntries(*self._tries.read(_SUBJECT))
+
+    def lookup(self, direction: DirectionName, identity: int, port: str | PortProto) -> Hit:
+        """What the map says about a packet, worked out as the program does it."""
+        wanted = port if isinstance(port, PortProto) else PortProto.parse(port)
+        return PolicyLookup.of(self.entries).lookup(
+            _direction(direction), identity, wanted.protocol, wanted.first
+        )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    # ------------------------------------------------------------------ the device
+
+    def attach(self, device: str | int, *, facing: Facing = "world") -> None:
+        """Enforce the policy on a device of the calling thread's network namespace.
+
+        `facing` says what is beyond the device: the "world", as with a host's `eth0`, so that what
+        it receives is ingress; or the "subject", as with the host side of a pod's veth, so that
+        what it receives is the subject's egress. Raises DeviceError, PrivilegeError.
+        """
+        if facing not in ("subject", "world"):
+            raise InvalidError(f'facing {facing!r}: write "subject" or "world"')
+        receives = "policy_from_subject" if facing == "subject" else "policy_to_subject"
+        sends = "policy_to_subject" if facing == "subject" else "policy_from_subject"
+        with contextlib.ExitStack() as undo:
+            inward = attach_tc(self._programs.programs[receives], device, "ingress")
+            undo.callback(inward.close)
+            outward = attach_tc(self._programs.programs[sends], device, "egress")
+            undo.callback(outward.close)
+            self._resources.push(undo.pop_all())
+
+    def metrics(self) -> Metrics:
+        """Packets and bytes by direction and reason."""
+        maps = self._programs.maps
+        return Metrics.read(maps["metrics"], maps["events_lost"])
+
+    # ------------------------------------------------------------------ inside
+
+    def _put(
+        self, direction: DirectionName, identity: int, port: str | PortProto, action: int
+    ) -> None:
+        value = EntryValue(precedence(action), rule=0)
+        self._set({**self._rows, **dict.fromkeys(_keys(direction, identity, port), value)})
+
+    def _set(self, rows: dict[tuple[Direction, int, Slot], EntryValue]) -> None:
+        by_identity: dict[int, list[tuple[Slot, EntryValue]]] = {}
+        for (way, identity, slot), value in rows.items():
+            # a lookup returns the narrowest entry, so one that a wider one overrules must not be
+            wider = (rows.get((way, identity, wide)) for wide in slot.wider())
+            if all(entry is None or entry.precedence <= value.precedence for entry in wider):
+                by_identity.setdefault(identity, []).append((slot, value))
+        entries = PolicyEntries.concatenate(
+            [PolicyEntries.of(listed, identity) for identity, listed in by_identity.items()]
+        )
+        self._tries.replace({_SUBJECT: (entries.keys, entries.values)})
+        self._rows = rows
+
+    def close(self) -> None:
+        """Take the policy off its devices and free its maps; a second call does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> PolicyMap:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _direction(name: str) -> Direction:
+    try:
+        return Direction[name.upper()]
+    except (KeyError, AttributeError):
+        raise InvalidError(f'direction {name!r}: write "ingress" or "egress"') from None
+
+
+def _keys(
+    direction: str, identity: int, port: str | PortProto
+) -> list[tuple[Direction, int, Slot]]:
+    wanted = port if isinstance(port, PortProto) else PortProto.parse(port)
+    way = _direction(direction)
+    if not 0 <= identity < 1 << 32:
+        raise InvalidError(f"identity {identity!r}: write 0 (anybody) or the number of one")
+    protocols: list[Any] = [wanted.protocol]
+    if wanted.protocol is Protocol.ANY and wanted.first:
+        protocols = [Protocol.TCP, Protocol.UDP, Protocol.SCTP]
+    return [
+        (way, identity, Slot(way, protocol, number, bits))
+        for protocol in protocols
+        for number, bits in wanted.blocks()
+    ]
