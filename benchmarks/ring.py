@@ -63,12 +63,14 @@ def _live(obj: Object, ring: RingBuffer) -> float:
         )
         producer.start()
         taken, busy = 0, 0.0
-        while ring.wait(0.2):
+        while producer.is_alive() or ring.pending:
+            ring.wait(0.01)
             started = time.perf_counter()
             taken += len(ring.drain())
             busy += time.perf_counter() - started
         producer.join()
-        assert taken + ring.dropped - lost == LIVE
+        lost = ring.dropped - lost
+        assert taken + lost == LIVE, (taken, lost)
         rates.append(taken / busy / 1e6)
     return statistics.median(rates)
 

@@ -7,6 +7,7 @@ struct pcl_layout {
 	int fd;
 	uint32_t key_size;
 	uint32_t value_size; /* as copied by the kernel: of all CPUs in a per-CPU map */
+	uint32_t room;       /* entries of the first batch that is read; it grows */
 	bool batch;          /* try the kernel's batches */
 	bool slots;          /* keys are never deleted, but a slot may be empty */
 	bool unique;         /* a batch read cannot meet a key twice (hash buckets, slots) */

@@ -16,7 +16,6 @@
 #include "keyset.h"
 
 #define ENOTSUPP 524 /* the kernel's own; user space has no name for it */
-#define FIRST_ROOM 4096
 #define MOST_ROOM 65536
 #define LONGEST_BUCKET (1U << 30)
 #define MOST_RETRIES 64
@@ -68,7 +67,7 @@ static int read_batches(const struct pcl_layout *map, bool delete, struct keyset
 	/* A hash map's position is a 32-bit number, any other's is a key. */
 	size_t position_size = map->key_size > 8 ? map->key_size : 8;
 	char *from = malloc(position_size), *to = malloc(position_size), *swap;
-	uint32_t room = FIRST_ROOM, retries = 0;
+	uint32_t room = map->room, retries = 0;
 	uint64_t steps = 0;
 	bool started = false;
 	__u32 count;
@@ -113,7 +112,7 @@ static int read_batches(const struct pcl_layout *map, bool delete, struct keyset
 			err = -EAGAIN;
 			goto out;
 		}
-		if (err == -ENOSPC || room < MOST_ROOM)
+		if (room < 1)
 			room *= 2;
 		if (!map->unique && too_many(steps, ret->count)) {
 			err = -EAGAIN;

@@ -7,6 +7,7 @@ from pyciliumlib.identity.cidr import cidr_label, cidr_labels, cidr_selector, wo
 from pyciliumlib.identity.filter import FilterEntry, LabelFilter
 from pyciliumlib.identity.gc import IdentityCollector
 from pyciliumlib.identity.ip_pair import IPIdentityPair, NamedPort
+from pyciliumlib.identity.ip_sync import ClusterAddresses
 from pyciliumlib.identity.ipcache import Change, IPCache, IPCacheEntry
 from pyciliumlib.identity.ipcache_table import IPCachePlan, IPCacheTable, addr_hash
 from pyciliumlib.identity.labels import Label, Labels, LabelsLike
@@ -29,6 +30,7 @@ from pyciliumlib.identity.selector import Operator, Requirement, Selector
 __all__ = [
     "AllocatorSettings",
     "Change",
+    "ClusterAddresses",
     "ClusterRange",
     "FilterEntry",
     "IPCache",

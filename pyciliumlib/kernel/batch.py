@@ -11,6 +11,7 @@ from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.kinds import ARRAYS, HASHES, SLOTS, MapType
 from pyciliumlib.types import Column
 
+_FIRST_ROOM = 4096
 _BATCHED = HASHES | ARRAYS | {MapType.LPM_TRIE}
 
 
@@ -20,6 +21,7 @@ def layout_of(fd: int, type_: MapType, key_size: int, value_size: int) -> Any:
     layout.fd = fd
     layout.key_size = key_size
     layout.value_size = value_size
+    layout.room = _FIRST_ROOM
     layout.batch = type_ in _BATCHED
     layout.slots = type_ in SLOTS | ARRAYS
     layout.unique = type_ in HASHES | ARRAYS

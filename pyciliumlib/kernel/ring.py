@@ -18,7 +18,7 @@ import select
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
@@ -80,7 +80,7 @@ class RingBuffer:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()
         self._users = 0  # calls that wait: the last one out frees a closed ring
-        self._batch: npt.NDArray[Any] | Sequence[bytes] = ()  # taken out, not yet iterated over
+        self._batch: list[Any] = []  # taken out for iteration, which got to index _at
         self._at = 0
         self._closed = False
 
@@ -137,9 +137,9 @@ class RingBuffer:
             before = self._take_batch(max)
             rest = None if max is None else max - len(before)
             if rest == 0:
-                return np.asarray(before, self.dtype)
-            after = self._take_array(rest)
-            return np.concatenate([before, after]) if len(before) else after
+                return np.array(before, self.dtype)
+            after = self._take_array(rest, refuse_odd=not before)
+            return np.concatenate([np.array(before, self.dtype), after]) if before else after
 
     def drain_bytes(self, max: int | None = None) -> list[bytes]:
         """Take the records that are there, at most `max`, of whatever size; never waits."""
@@ -289,17 +289,17 @@ class RingBuffer:
 
     def _refill(self) -> None:
         self._at = 0
-        self._batch = ()
-        self._batch = self._take_list(BATCH) if self.dtype is None else self._take_array(BATCH)
+        self._batch = []  # should taking fail
+        self._batch = self._take_list(BATCH) if self.dtype is None else [*self._take_array(BATCH)]
 
-    def _take_batch(self, max: int | None) -> npt.NDArray[Any] | Sequence[bytes]:
+    def _take_batch(self, max: int | None) -> list[Any]:
         """What iteration took out of the ring and did not get to."""
         end = len(self._batch) if max is None else min(len(self._batch), self._at + max)
         taken = self._batch[self._at : end]
         self._at = end
         return taken
 
-    def _take_array(self, max: int | None) -> npt.NDArray[Any]:
+    def _take_array(self, max: int | None, *, refuse_odd: bool = True) -> npt.NDArray[Any]:
         assert self.dtype is not None
         room = (self.dtype.itemsize + HEADER + 7) & ~7
         most = int(lib.pcl_ring_pending(self._ring)) // room + 1
@@ -308,7 +308,7 @@ class RingBuffer:
         count = lib.pcl_ring_take(
             self._ring, ffi.from_buffer(out.view(np.uint8)), self.dtype.itemsize, len(out), odd
         )
-        if odd[0] and not count:
+        if odd[0] and not count and refuse_odd:
             raise MismatchError(
                 "the next record of the ring does not fit the dtype; drain_bytes() gets it",
                 [f"record: {odd[0]} bytes", f"dtype: {self.dtype.itemsize} bytes"],
@@ -330,7 +330,8 @@ class RingBuffer:
             odd,
         )
         ends = np.cumsum(sizes[:count], dtype=np.uint64).tolist()
-        return [out[a:b].tobytes() for a, b in zip([0, *ends], ends, strict=False)]
+        data = out[: ends[-1]].tobytes() if ends else b""
+        return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -142,9 +142,10 @@ class PolicyEntries:
             return cls.empty()
         if len(parts) == 1:
             return parts[0]
+        # the dtype must be named: left to itself numpy turns big-endian fields into native ones
         return cls(
-            np.concatenate([part.keys for part in parts]),
-            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.keys for part in parts], dtype=KEY_DTYPE),
+            np.concatenate([part.values for part in parts], dtype=VALUE_DTYPE),
         )
 
     def for_identities(self, identities: npt.NDArray[np.uint32]) -> PolicyEntries:

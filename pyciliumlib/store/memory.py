@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from pyciliumlib.errors import ClosedError, StateError
-from pyciliumlib.store.checks import check_key, check_ttl, check_value
+from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
@@ -26,7 +27,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.RLock())
         self._entries: dict[str, Entry] = {}
+        self._keys: list[str] = []  # sorted, so that a prefix is found without a walk
         self._owners: dict[str, str] = {}  # key -> session
+        self._owned: dict[str, set[str]] = {}  # session -> keys
         self._sessions: dict[str, float] = {}  # session -> time of its end
         self._handles: dict[str, StoreSession] = {}
         self._numbers = itertools.count(1)
@@ -48,7 +51,9 @@ class MemoryStore:
     def entries(self, prefix: str) -> list[Entry]:
         """The entries whose keys begin with `prefix`, sorted by key."""
         with self._locked():
-            return [self._entries[key] for key in sorted(self._entries) if key.startswith(prefix)]
+            begin = bisect.bisect_left(self._keys, prefix)
+            end = bisect.bisect_left(self._keys, prefix + LAST_CHARACTER, begin)
+            return [self._entries[key] for key in self._keys[begin:end]]
 
     def put(self, key: str, value: str, session: Session | None = None) -> int:
         """Create or replace; the new revision."""
@@ -57,12 +62,14 @@ class MemoryStore:
         with self._locked():
             if session is not None and session.id not in self._sessions:
                 raise StateError(f"store key {key!r}: session {session.id} has ended; open another")
+            if key not in self._entries:
+                bisect.insort(self._keys, key)
             self._revision += 1
             self._entries[key] = Entry(key, value, self._revision)
-            if session is None:
-                self._owners.pop(key, None)
-            else:
+            self._disown(key)
+            if session is not None:
                 self._owners[key] = session.id
+                self._owned.setdefault(session.id, set()).add(key)
             self._publish(Event(key, value, self._revision))
             return self._revision
 
@@ -149,7 +156,7 @@ class MemoryStore:
         with self._changed:
             self._handles.pop(session, None)
             if self._sessions.pop(session, None) is not None:
-                self._drop_keys_of({session})
+                self._drop_keys_of(session)
 
     def poll_watch(self, watch: _MemoryWatch, timeout: float) -> list[Event]:
         """Hand over the pending events of `watch`."""
@@ -180,23 +187,27 @@ class MemoryStore:
         if self._closed:
             raise ClosedError("the store was closed")
         now = time.monotonic()
-        ended = {name for name, end in self._sessions.items() if end <= now}
-        for name in ended:
+        for name in [name for name, end in self._sessions.items() if end <= now]:
             del self._sessions[name]
-        if ended:
-            self._drop_keys_of(ended)
+            self._drop_keys_of(name)
 
     def _until_next_end(self) -> float:
         ends = self._sessions.values()
         return max(min(ends) - time.monotonic(), 0.0) if ends else threading.TIMEOUT_MAX
 
-    def _drop_keys_of(self, sessions: set[str]) -> None:
-        for key in [key for key, owner in self._owners.items() if owner in sessions]:
+    def _drop_keys_of(self, session: str) -> None:
+        for key in sorted(self._owned.pop(session, ())):
             self._remove(key)
+
+    def _disown(self, key: str) -> None:
+        owner = self._owners.pop(key, None)
+        if owner in self._owned:
+            self._owned[owner].discard(key)
 
     def _remove(self, key: str) -> None:
         del self._entries[key]
-        self._owners.pop(key, None)
+        del self._keys[bisect.bisect_left(self._keys, key)]
+        self._disown(key)
         self._revision += 1
         self._publish(Event(key, None, self._revision))
 

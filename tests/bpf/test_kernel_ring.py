@@ -300,6 +300,18 @@ def test_record_of_another_size(obj: Object, ring: RingBuffer) -> None:
     assert numbers(ring.drain()) == [3]
 
 
+def test_record_of_another_size_costs_no_other(obj: Object, ring: RingBuffer) -> None:
+    """What an iteration had taken before is delivered before the error, not lost with it."""
+    produce(obj, 3)
+    produce(obj, 1, "produce_sizes")
+    assert next(ring.records())["number"] == 0
+    assert numbers(ring.drain(max=1)) == [1]
+    assert numbers(ring.drain()) == [2]
+    for _ in range(2):
+        with pytest.raises(errors.MismatchError):
+            next(ring.records())
+
+
 def test_record_still_being_written(tmp_path: Path) -> None:
     """A reserved record is not delivered before it is submitted."""
     with (

@@ -220,7 +220,7 @@ def documents(draw: st.DrawFn, name: str = "p") -> dict[str, Any]:
 
 
 @st.composite
-def document_sets(draw: st.DrawFn, max_size: int = 4) -> list[dict[str, Any]]:
+def document_sets(draw: st.DrawFn, max_size: int = 3) -> list[dict[str, Any]]:
     """Some documents of different names."""
     count = draw(st.integers(1, max_size))
     return [draw(documents(f"p{index}")) for index in range(count)]

@@ -40,7 +40,7 @@ def _all_selectors(documents: list[dict[str, Any]]) -> list[Selector]:
 numbers = st.lists(st.sampled_from(sorted(strategies.PARSED)), unique=True, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strategies.worlds(), numbers, st.lists(st.tuples(numbers, numbers), max_size=4))
 def test_changes_follow_the_identities(
     world: World, first: list[int], steps: list[tuple[list[int], list[int]]]
@@ -62,7 +62,7 @@ def test_changes_follow_the_identities(
         assert held == rows(policy.entries())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strategies.worlds(), strategies.document_sets(3))
 def test_changed_documents_give_what_a_fresh_repository_gives(
     world: World, later: list[dict[str, Any]]
@@ -85,7 +85,7 @@ def test_changed_documents_give_what_a_fresh_repository_gives(
     assert change.revision < used.revision
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strategies.document_sets(3), numbers)
 def test_the_identity_index_selects_what_a_scan_selects(
     documents: list[dict[str, Any]], gone: list[int]
@@ -101,7 +101,7 @@ def test_the_identity_index_selects_what_a_scan_selects(
         assert scanned == index.select(selector)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strategies.document_sets(3), st.data())
 def test_the_selector_index_finds_what_a_scan_finds(
     documents: list[dict[str, Any]], data: st.DataObject

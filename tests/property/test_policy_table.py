@@ -27,10 +27,10 @@ def _entries(documents: list[dict[str, Any]]) -> PolicyEntries:
 
 
 def _map() -> FakeMap:
-    return FakeMap(KEY_DTYPE, VALUE_DTYPE, max_entries=16384, kind="lpm_trie")
+    return FakeMap("lpm_trie", KEY_DTYPE, VALUE_DTYPE, max_entries=16384)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strategies.worlds(), strategies.worlds())
 def test_sync_makes_the_map_what_it_should_be(first: World, second: World) -> None:
     """After `sync` nothing drifts, and a second `sync` has nothing to do."""
@@ -69,7 +69,7 @@ class _Watched:
         return len(keys)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(strategies.worlds(), strategies.worlds(), strategies.target_sets())
 def test_no_state_between_passes_what_neither_end_passes(
     first: World, second: World, targets: list[Target]

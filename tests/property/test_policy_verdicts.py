@@ -24,7 +24,7 @@ def _repository(world: World) -> Repository:
     return repository
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.worlds(), strategies.target_sets())
 def test_reference_model_and_table_agree(world: World, targets: list[Target]) -> None:
     """For any documents and packets of every identity the three give the same verdict."""
@@ -49,7 +49,7 @@ def test_reference_model_and_table_agree(world: World, targets: list[Target]) ->
         assert found == {"model": expected, "table": expected}, (identity, target)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(strategies.worlds(), strategies.target_sets())
 def test_the_cookie_names_rules_that_the_model_names(world: World, targets: list[Target]) -> None:
     """Each rule behind the entry that decided is one that decided in the model."""

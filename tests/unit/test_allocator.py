@@ -27,7 +27,7 @@ from pyciliumlib.identity import (
     cidr_labels,
 )
 from pyciliumlib.identity.shared import BASE_PATH, SharedNumbers
-from pyciliumlib.store import MemoryStore, SQLiteStore, Store
+from pyciliumlib.store import MemoryStore, SQLiteStore, Store, locked
 
 WEB = Labels.parse(["k8s:app=web"])
 API = Labels.parse(["k8s:app=api"])
@@ -247,6 +247,21 @@ def test_nodes_and_threads_race() -> None:
         assert len(set(found[0].values())) == 25
         for allocator in nodes:
             allocator.close()
+
+
+def test_a_number_is_chosen_under_a_lock() -> None:
+    """Who waits for the lock takes the number that its holder made, not another."""
+    with MemoryStore() as store, node(store, "a") as allocator:
+        found: list[Identity] = []
+        thread = threading.Thread(target=lambda: found.append(allocator.allocate(WEB)))
+        with locked(store, f"{BASE_PATH}/locks/{WEB.sorted_text}"):
+            thread.start()
+            thread.join(timeout=0.2)
+            assert found == []
+            store.put(f"{BASE_PATH}/id/777", WEB.sorted_text)
+            store.put(f"{BASE_PATH}/value/{WEB.sorted_text}/b", "777")
+        thread.join(timeout=10)
+        assert [(identity.id, identity.labels) for identity in found] == [(777, WEB)]
 
 
 def test_clusters_number_apart() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pyciliumlib.errors import InvalidError, MapFullError, UnitError
 from pyciliumlib.identity import (
     Change,
+    ClusterAddresses,
     IdentityAllocator,
     IPCache,
     IPCacheEntry,
@@ -23,6 +24,7 @@ from pyciliumlib.identity import (
     Source,
     addr_hash,
 )
+from pyciliumlib.store import MemoryStore
 from pyciliumlib.testing import FakeMap
 from pyciliumlib.types import address_to_bytes, parse_address, parse_network
 
@@ -403,6 +405,38 @@ def test_pairs_that_are_refused(key: str, value: str) -> None:
     """Malformed, or about another address than the key says."""
     with pytest.raises(InvalidError, match="store key"):
         IPIdentityPair.decode(key, value)
+
+
+def test_nodes_learn_of_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    """What one publishes the other finds, until it is withdrawn, changed to nonsense, or closed."""
+    here, there = parse_address("192.0.2.1"), parse_address("192.0.2.2")
+    with MemoryStore() as store:
+        caches = IPCache(), IPCache()
+        one, other = (
+            ClusterAddresses(store, cache, host)
+            for cache, host in zip(caches, (here, there), strict=True)
+        )
+        for number in (1, 2, 3):
+            one.publish(IPIdentityPair(parse_network(f"10.0.0.{number}"), 500 + number, here))
+        with pytest.raises(InvalidError, match="this node is"):
+            other.publish(IPIdentityPair(parse_network("10.0.0.9"), 5, here))
+        assert other.poll() == 3
+        one.poll()
+        assert caches[0].entries() == []
+        found = caches[1].lookup("10.0.0.1")
+        assert found is not None
+        assert (found.identity, found.tunnel_peer, found.source) == (501, here, Source.KVSTORE)
+        assert one.withdraw("10.0.0.1")
+        store.put("cilium/state/ip/v1/default/10.0.0.2", '{"IP":"10.0.0.7","ID":5}')
+        store.put("cilium/state/ip/v1/default/banana", "{}")
+        other.poll()
+        assert [str(entry.prefix) for entry in caches[1]] == ["10.0.0.3/32"]
+        assert "banana" in caplog.text
+        assert "10.0.0.7" in caplog.text
+        one.close()
+        other.poll()
+        assert caches[1].entries() == []
+        other.close()
 
 
 def test_entries_read_well() -> None:

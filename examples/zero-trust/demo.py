@@ -1,0 +1,155 @@
+"""Zero trust, shown: the policies are applied, every pair of hosts talks, and each cell is explained.
+
+Exits with 1 if what was seen on the wire is not what the policy model said, in any cell.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from attrs import frozen
+from scene import HERE, OUTSIDERS, PODS, Scene, build
+
+import pyciliumlib as pcl
+
+TIMEOUT = 0.4  # seconds: a packet that is dropped is not answered, however long one waits
+FAMILIES = (("IPv4", 0), ("IPv6", 1))
+
+
+@frozen
+class Cell:
+    """One attempt: from, to, port, what the model expects, what was seen in each family, and why."""
+
+    src: str
+    dst: str
+    port: str
+    expected: str
+    seen: tuple[str, ...]
+    why: str
+
+    @property
+    def agrees(self) -> bool:
+        return all(seen == self.expected for seen in self.seen)
+
+
+def attempts(scene: Scene) -> Iterator[tuple[str, str, str]]:
+    """Every pair of hosts that has at least one pod, with every port of the second."""
+    pods = {pod[0] for pod in PODS}
+    for src in scene.hosts:
+        for dst in scene.hosts:
+            if src != dst and pods & {src, dst}:
+                yield from ((src, dst, port) for port in scene.ports[dst])
+
+
+def expected(scene: Scene, src: str, dst: str, port: str) -> tuple[str, str]:
+    """What the policy model says, without a packet: the verdict, and in short why."""
+    ends = [name if name not in dict(OUTSIDERS) else scene.hosts[name].ip4 for name in (src, dst)]
+    explanation = scene.datapath.policy.explain(ends[0], ends[1], port)
+    if explanation.verdict is pcl.Verdict.ALLOW:
+        return "open", ""
+    denied = [d for d in explanation.decisions if d.verdict is pcl.Verdict.DENY]
+    if denied:
+        return "dropped", f"Policy denied at {denied[0].direction} of {denied[0].subject}"
+    redirected = next(d for d in explanation.decisions if d.verdict is pcl.Verdict.REDIRECT)
+    return "no proxy", f"L7 rule at {redirected.direction} of {redirected.subject}, no proxy yet"
+
+
+def seen(scene: Scene, src: str, dst: str, port: str, family: int) -> str:
+    """What a real client saw, told apart from a refusal by the server's machine."""
+    result = scene.hosts[src].connect(scene.hosts[dst].addresses[family], port, timeout=TIMEOUT)
+    return "open" if result.ok else result.error
+
+
+def run_stage(scene: Scene) -> tuple[list[Cell], list[pcl.Flow]]:
+    """All attempts at once, and the flows that the datapath told of them."""
+    todo = list(attempts(scene))
+    list(scene.datapath.flows())  # what came before is not of this stage
+    with ThreadPoolExecutor(16) as pool:
+        jobs = [
+            [pool.submit(seen, scene, *attempt, family) for _, family in FAMILIES]
+            for attempt in todo
+        ]
+        results = [tuple(job.result() for job in pair) for pair in jobs]
+    flows = list(scene.datapath.flows())
+    reasons = drop_reasons(scene, flows)
+    cells = []
+    for attempt, pair in zip(todo, results, strict=True):
+        verdict, why = expected(scene, *attempt)
+        wire = tuple(judge(reasons.get((*attempt, family)), got) for family, got in enumerate(pair))
+        cells.append(Cell(*attempt, verdict, wire, why))
+    return cells, flows
+
+
+def drop_reasons(
+    scene: Scene, flows: list[pcl.Flow]
+) -> dict[tuple[str, str, str, int], pcl.DropReason | None]:
+    """Why the datapath dropped something, by (from, to, port, family)."""
+    names = {address: name for name, host in scene.hosts.items() for address in host.addresses}
+    return {
+        (
+            names.get(flow.src, ""),
+            names.get(flow.dst, ""),
+            f"{flow.dport}/{flow.protocol_name}",
+            int(flow.src.version == 6),
+        ): flow.drop_reason
+        for flow in flows
+        if flow.dropped
+    }
+
+
+def judge(reason: pcl.DropReason | None, got: str) -> str:
+    """What was seen on the wire: the client's result and the datapath's reason together."""
+    if got == "timeout" and reason is pcl.DropReason.NO_PROXY:
+        return "no proxy"
+    if got == "timeout" and reason in (pcl.DropReason.POLICY, pcl.DropReason.POLICY_DENY):
+        return "dropped"
+    return got if reason is None else f"{got}, {reason}"
+
+
+def show(title: str, cells: list[Cell], flows: list[pcl.Flow]) -> bool:
+    """Print a stage; whether every cell agrees."""
+    print(f"\n{title}\n")
+    print(f"  {'from':<15}{'to':<15}{'port':<10}{'expected':<10}{'IPv4':<10}{'IPv6':<10}why")
+    for cell in cells:
+        mark = " " if cell.agrees else "!"
+        wire = "".join(f"{text:<10}" for text in cell.seen)
+        print(
+            f"{mark} {cell.src:<15}{cell.dst:<15}{cell.port:<10}{cell.expected:<10}{wire}{cell.why}"
+        )
+    wrong = sum(not cell.agrees for cell in cells)
+    opened = sum(cell.expected == "open" for cell in cells)
+    print(f"\n  {len(cells)} pairs x 2 families: {opened} open; {wrong} differ from the model")
+    drops = [flow for flow in flows if flow.dropped and flow.type is pcl.FlowType.DROP]
+    forwarded = [flow for flow in flows if flow.is_new and not flow.dropped and flow.point is not None]
+    print(f"\n  live flows ({len(flows)} events; a few of each kind):")
+    for flow in [*forwarded[:4], *drops[:4], *drops[-2:]]:
+        print(f"    {flow}")
+    return wrong == 0
+
+
+def main() -> int:
+    """Build, show both stages, clean up; 1 if any cell disagrees."""
+    with pcl.Lab() as lab:
+        node = lab.node()
+        with pcl.Datapath(node) as datapath:
+            scene = build(lab, datapath, node)
+            datapath.policy.apply(HERE / "policies.yaml")
+            right = show("Stage 1: the policies as written (policies.yaml)", *run_stage(scene))
+            print("\n  why the intended paths are closed:\n")
+            for src, dst, port in (
+                ("gateway", "frontend", "3000/TCP"),
+                ("frontend", "backend-api", "8080/TCP"),
+            ):
+                print(f"    {datapath.policy.explain(src, dst, port)}".replace("\n", "\n    "))
+            datapath.policy.apply(HERE / "complete.yaml")
+            right &= show("Stage 2: with the two missing allows (complete.yaml)", *run_stage(scene))
+            print(f"\n{datapath.metrics()}")
+            drift = datapath.drift()
+            print(f"\n  drift: {drift}")
+    return 0 if right and not drift else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

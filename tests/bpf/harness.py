@@ -1,0 +1,327 @@
+"""A node with two endpoints that are only test-run: real devices, maps filled by hand.
+
+Nothing is attached. `Rig.send` gives a frame to one of the loaded programs, inside a namespace
+where the devices exist, and returns what the program said, did to the frame, and told user space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import numpy as np
+from attrs import field, frozen
+
+from pyciliumlib.conntrack.program import kernel_clock
+from pyciliumlib.flow import DropReason
+from pyciliumlib.identity import addr_hash
+from pyciliumlib.kernel import Map, Object, ObjectSpec
+from pyciliumlib.kernel.ring import RingBuffer
+from pyciliumlib.net import Netlink, NetNS
+from pyciliumlib.resources import object_path
+from pyciliumlib.types.addresses import address_to_bytes, parse_address
+from tests.bpf import packets
+
+OK, SHOT, REDIRECT = 0, 2, 7
+CLIENT, SERVER = 1, 2
+CLIENT_IDENTITY, SERVER_IDENTITY, PEER_IDENTITY = 1001, 1002, 2003
+INGRESS, EGRESS = 0, 1
+FROM, TO = "from_endpoint", "to_endpoint"
+IPCACHE_CELLS: Final = 64
+
+_DROP, _TRACE, _VERDICT = 1, 4, 5
+_SIZES = {
+    "policies": 16,
+    "policy_template": 4096,
+    "ipcache": 64,
+    "ipcache_rev": IPCACHE_CELLS,
+    "flows": 4096,
+    "pending": 4096,
+    "fragments": 1024,
+}
+_MAX_ENDPOINTS: Final = 8
+_serial = itertools.count()
+CLOCK: Final = kernel_clock()
+
+
+def jiffies() -> int:
+    """The kernel's clock as the programs read it."""
+    return CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+
+@frozen
+class Outcome:
+    """What a program did with one frame. `events` are records of `struct event`, in order."""
+
+    action: int
+    packet: bytes
+    mark: int
+    events: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def drop(self) -> int:
+        """The reason of the drop event, 0 without one."""
+        reasons = [event.reason for event in self.events if event.type == _DROP]
+        assert len(reasons) <= 1
+        return reasons[0] if reasons else 0
+
+    @property
+    def verdicts(self) -> list[tuple[int, int, int]]:
+        """Direction, reason and rule cookie of each policy verdict."""
+        return [(e.direction, e.reason, e.rule) for e in self.events if e.type == _VERDICT]
+
+    @property
+    def traces(self) -> list[Any]:
+        return [event for event in self.events if event.type == _TRACE]
+
+    @property
+    def passed(self) -> bool:
+        return self.action != SHOT
+
+    def __str__(self) -> str:
+        reason = f", {DropReason(self.drop)!s}" if self.drop else ""
+        return f"action {self.action}{reason}, verdicts {self.verdicts}"
+
+
+@frozen
+class Devices:
+    """The namespace and the numbers of the host-side devices in it, by endpoint."""
+
+    netns: NetNS
+    ifindex: Mapping[int, int]
+    uplink: int
+
+
+@contextmanager
+def devices() -> Iterator[Devices]:
+    """A namespace of our own with one veth pair for each endpoint, and one for the world."""
+    with ExitStack() as stack:
+        netns = stack.enter_context(NetNS.create(f"pclT{os.getpid()}-{next(_serial)}"))
+        stack.callback(netns.delete)
+        netlink = stack.enter_context(Netlink(netns))
+        made = [netlink.add_veth(f"lxc{n}", f"pod{n}").ifindex for n in (CLIENT, SERVER)]
+        uplink = netlink.add_veth("eth0", "wire").ifindex
+        yield Devices(netns, dict(zip((CLIENT, SERVER), made, strict=True)), uplink)
+
+
+class Rig:
+    """One loaded object with two endpoints, their policies in both generations, and the ring."""
+
+    def __init__(self, where: Devices, loaded: Object, spec: ObjectSpec, stack: ExitStack) -> None:
+        self.where = where
+        self.maps = loaded.maps
+        self.programs = loaded.programs
+        self._event = spec.type("event")
+        self._ring = stack.enter_context(RingBuffer(self.maps["events"], self._event.dtype))
+        template = self.maps["policies"].spec.inner
+        assert template is not None
+        self._tries = {
+            (generation, endpoint): stack.enter_context(template.create())
+            for generation in (0, 1)
+            for endpoint in (CLIENT, SERVER)
+        }
+
+    # ------------------------------------------------------------------ state
+
+    def reset(self) -> None:
+        """Both endpoints in place and ready, everything denied, no flows, counters at zero."""
+        for name in ("flows", "pending", "fragments", "ipcache", "endpoints", "devices"):
+            if name in self.maps:
+                self.maps[name].clear()
+        for trie in self._tries.values():
+            trie.clear()
+        for endpoint in (CLIENT, SERVER):
+            self.set_ready(endpoint)
+        self.maps["policy_generation"][0] = 0
+        for name in ("metrics", "events_lost"):
+            self._zero(self.maps[name])
+        if "endpoints" in self.maps:
+            self._place_endpoints()
+        for family in packets.FAMILIES:
+            self.maps["ipcache"][family.peer] = {"identity": PEER_IDENTITY, "flags": 0}
+        self.drain()
+
+    def _zero(self, counters: Map) -> None:
+        keys, values = counters.lookup_batch()
+        counters.update_batch(keys, np.zeros_like(values))
+
+    def _place_endpoints(self) -> None:
+        for family in packets.FAMILIES:
+            self.place(CLIENT, family.client)
+            self.place(CLIENT, family.client_second)
+            self.place(SERVER, family.server)
+        for endpoint, mac in ((CLIENT, packets.CLIENT_NODE_MAC), (SERVER, packets.SERVER_NODE_MAC)):
+            self.maps["devices"][self.where.ifindex[endpoint]] = {
+                "endpoint": endpoint,
+                "node_mac": _mac(mac),
+            }
+
+    def place(self, endpoint: int, address: str, identity: int = 0) -> None:
+        """Say that an address is the endpoint's; bumps nothing."""
+        client = endpoint == CLIENT
+        self.maps["endpoints"][address] = {
+            "ifindex": self.where.ifindex[endpoint],
+            "identity": identity or (CLIENT_IDENTITY if client else SERVER_IDENTITY),
+            "id": endpoint,
+            "flags": 0,
+            "mac": _mac(packets.CLIENT_MAC if client else packets.SERVER_MAC),
+            "node_mac": _mac(packets.CLIENT_NODE_MAC if client else packets.SERVER_NODE_MAC),
+        }
+
+    def set_ready(self, endpoint: int, ready: bool = True) -> None:
+        """Whether the endpoint's tries are where the programs look for them."""
+        policies = self.maps["policies"]
+        for generation in (0, 1):
+            slot = generation * _MAX_ENDPOINTS + endpoint
+            if not ready:
+                policies.delete(slot)
+            elif slot not in policies:
+                policies[slot] = self._tries[generation, endpoint]
+
+    def rule(
+        self,
+        endpoint: int,
+        direction: int,
+        *,
+        identity: int = 0,
+        proto: int = 0,
+        port: int = 0,
+        bits: int | None = None,
+        deny: bool = False,
+        proxy: int = 0,
+        cookie: int = 0,
+        priority: int = 0,
+        action: int | None = None,
+        generation: int = 0,
+    ) -> None:
+        """Write one policy entry; `bits` of the port are fixed, all of them if there is a port."""
+        if bits is None:
+            bits = 16 if port else 0
+        lpm_bits = 8 + bits if proto else 0
+        if action is None:
+            action = 255 if deny else 2 if proxy else 1
+        key = {
+            "prefixlen": 40 + lpm_bits,
+            "identity": identity,
+            "direction": direction,
+            "proto": proto,
+            "port": port,
+        }
+        self._tries[generation, endpoint][key] = {
+            "proxy_port": proxy,
+            "flags": int(deny),
+            "lpm_bits": lpm_bits,
+            "precedence": (0xFFFFFF - priority) << 8 | action,
+            "rule": cookie,
+            "auth_type": 0,
+            "pad": bytes(3),
+        }
+
+    def rules(self, endpoint: int, keys: Any, values: Any, generation: int = 0) -> None:
+        """Write many entries, given as the trie's columns."""
+        self._tries[generation, endpoint].update_batch(keys, values)
+
+    def clear_rules(self, endpoint: int, generation: int = 0) -> None:
+        self._tries[generation, endpoint].clear()
+
+    def trie(self, endpoint: int, generation: int = 0) -> Map:
+        return self._tries[generation, endpoint]
+
+    def allow_all(self, *endpoints: int) -> None:
+        """No policy: everything may come and go, as for an endpoint that no rule selects."""
+        for endpoint in endpoints or (CLIENT, SERVER):
+            for direction in (INGRESS, EGRESS):
+                self.rule(endpoint, direction)
+
+    def set_identity(self, prefix: str, identity: int) -> None:
+        """Write an ipcache entry; bumps nothing."""
+        self.maps["ipcache"][prefix] = {"identity": identity, "flags": 0}
+
+    def bump_policy(self, endpoint: int) -> None:
+        self.maps["policy_rev"][endpoint] += 1
+
+    def bump_address(self, address: str) -> None:
+        data = address_to_bytes(parse_address(address))
+        self.maps["ipcache_rev"][1 + addr_hash(data) % (IPCACHE_CELLS - 1)] += 1
+
+    def bump_epoch(self) -> None:
+        self.maps["ipcache_rev"][0] += 1
+
+    # ------------------------------------------------------------------ packets
+
+    def send(self, hook: str, endpoint: int, frame: bytes, mark: int = 0) -> Outcome:
+        """Run a program as at the endpoint's device and collect what it told."""
+        program = self.programs[hook]
+        with self.where.netns.enter():
+            result = program.run(frame, {"ifindex": self.where.ifindex[endpoint], "mark": mark})
+        after = result.ctx["mark"]
+        assert isinstance(after, int)
+        return Outcome(result.retval, result.packet, after, self.drain())
+
+    def drain(self) -> tuple[Any, ...]:
+        """The events since the last call."""
+        return tuple(self._event.decode(row.tobytes()) for row in self._ring.drain())
+
+    # ------------------------------------------------------------------ what is in the maps
+
+    def flow_count(self) -> tuple[int, int]:
+        """Entries in `flows` and in `pending`, expired ones too."""
+        return len(self.maps["flows"]), len(self.maps["pending"])
+
+    def only_flow(self, table: str = "flows") -> Any:
+        """The value of the only entry of a table."""
+        (value,) = self.maps[table].values()
+        return value
+
+    def expire(self, table: str = "flows") -> None:
+        """Let the life of every entry be over, a second ago."""
+        flows = self.maps[table]
+        keys, values = flows.lookup_batch()
+        now = jiffies()
+        values["expires"] = np.uint32((now - CLOCK.hz) & 0xFFFFFFFF)
+        flows.update_batch(keys, values)
+
+    def seconds_left(self, table: str = "flows") -> float:
+        """How long the only entry of a table still lives."""
+        left = (self.only_flow(table).expires - jiffies()) & 0xFFFFFFFF
+        return struct.unpack("i", struct.pack("I", left))[0] / CLOCK.hz
+
+    def metrics(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """(direction, reason) to packets and bytes, of those that are not zero."""
+        _, values = self.maps["metrics"].lookup_batch()
+        packets_sum, bytes_sum = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
+        return {
+            divmod(int(index), 256): (int(packets_sum[index]), int(bytes_sum[index]))
+            for index in packets_sum.nonzero()[0]
+        }
+
+
+@contextmanager
+def rig(
+    where: Devices, name: str = "endpoint", sizes: Mapping[str, int] | None = None, **config: Any
+) -> Iterator[Rig]:
+    """Load an object with other sizes or another configuration, and reset it."""
+    spec = ObjectSpec.open(object_path(name))
+    for map_name, entries in {**_SIZES, **(sizes or {})}.items():
+        spec.resize(map_name, entries)
+    spec.config.update(
+        {
+            "max_endpoints": _MAX_ENDPOINTS,
+            "ipcache_cells": IPCACHE_CELLS,
+            "jiffies_per_second": CLOCK.hz,
+            **config,
+        }
+    )
+    with ExitStack() as stack:
+        made = Rig(where, stack.enter_context(spec.load()), spec, stack)
+        made.reset()
+        yield made
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
