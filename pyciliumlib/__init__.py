@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from pyciliumlib.identity import ReservedIdentity as ReservedIdentity
     from pyciliumlib.identity import Scope as Scope
     from pyciliumlib.identity import Selector as Selector
+    from pyciliumlib.identity import cidr_labels as cidr_labels
     from pyciliumlib.kernel import After as After
     from pyciliumlib.kernel import Before as Before
     from pyciliumlib.kernel import Features as Features
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from pyciliumlib.policy import PolicySettings as PolicySettings
     from pyciliumlib.policy import Repository as Repository
     from pyciliumlib.policy import Verdict as Verdict
+    from pyciliumlib.policy.device import PolicyMap as PolicyMap
     from pyciliumlib.resources import include_dir as include_dir
     from pyciliumlib.resources import object_path as object_path
     from pyciliumlib.store import MemoryStore as MemoryStore
@@ -165,6 +167,7 @@ _EXPORTS = {
         "ReservedIdentity",
         "Scope",
         "Selector",
+        "cidr_labels",
     ),
     "kernel": (
         "After",
@@ -207,6 +210,7 @@ _EXPORTS = {
         "Repository",
         "Verdict",
     ),
+    "policy.device": ("PolicyMap",),
     "resources": (
         "include_dir",
         "object_path",

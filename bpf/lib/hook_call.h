@@ -3,7 +3,16 @@
 #ifndef PCL_HOOK_CALL_H
 #define PCL_HOOK_CALL_H
 
+#include "config.h"
 #include "hooks.h"
+#include "packet.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, HOOK_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} hooks SEC(".maps");
 
 /* A tail call from a subprogram comes back here with the callee's return value. */
 static __noinline int hook_run(struct __sk_buff *skb, __u32 slot)

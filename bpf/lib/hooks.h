@@ -9,8 +9,9 @@
 #ifndef PCL_HOOKS_H
 #define PCL_HOOKS_H
 
-#include "config.h"
-#include "flow.h"
+#include <linux/in.h>
+
+#include "addr.h"
 #include "result.h"
 
 enum hook_slot {
@@ -31,13 +32,6 @@ struct hook_args {
 	__u32 src_identity;	/* 0 before policy */
 	__u32 dst_identity;
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, HOOK_SLOTS);
-	__type(key, __u32);
-	__type(value, __u32);
-} hooks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -109,7 +109,7 @@ struct policy_query {
 };
 
 /* Asks one endpoint's policy. 0 or a drop reason; `*rule` is the cookie of the entry that decided. */
-static __noinline int policy_decide(const struct policy_query *query, __u32 *rule)
+static __always_inline int policy_decide(const struct policy_query *query, __u32 *rule)
 {
 	struct policy_key key = {
 		.prefixlen = POLICY_FULL_PREFIX,

@@ -7,7 +7,6 @@ from pathlib import Path
 from attrs import frozen
 
 import pyciliumlib as pcl
-from pyciliumlib.identity import Metadata, Source
 from pyciliumlib.lab import Host, Server
 
 HERE = Path(__file__).parent
@@ -22,7 +21,7 @@ PODS = (
     ("kube-dns", "kube-system", {"k8s-app": "kube-dns"}, ("53/UDP", "53/TCP")),
 )
 #: Who serves the Kubernetes API, an address that no pod has: policy names it by this label.
-API_SERVER = Metadata(Source.KUBE_APISERVER, pcl.Labels.parse(["reserved:kube-apiserver"]))
+API_SERVER = ["reserved:kube-apiserver"]
 #: Host outside, ports it serves.
 OUTSIDERS = (("kube-apiserver", ("6443/TCP",)), ("world", ("443/TCP",)))
 
@@ -49,6 +48,6 @@ def build(lab: pcl.Lab, datapath: pcl.Datapath, node: object) -> Scene:
         hosts[name] = lab.outside(name, of=node)
         ports[name] = served
     for address in hosts["kube-apiserver"].addresses:
-        datapath.ipcache.upsert(address, "kube-apiserver", API_SERVER)
+        datapath.ipcache.assign(address, labels=API_SERVER)
     servers = tuple(hosts[name].serve(port) for name in hosts for port in ports[name])
     return Scene(datapath, hosts, ports, servers)

@@ -74,12 +74,14 @@ class Hooks:
             raise NotFoundError(f"there is no slot {slot!r}{nearest(slot, SLOTS)}")
         if slot in self._used:
             raise ExistsError(f"slot {slot} has a program already; close that Hook first")
-        spec = source if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
+        spec = source.copy() if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
         name = _choose(spec, program)
         self._enable()
         programs = self._programs()
-        shared = shared_maps(programs)
-        loaded = spec.load(reuse={n: m for n, m in shared.items() if n in spec.maps})
+        shared = {n: m for n, m in shared_maps(programs).items() if n in spec.maps}
+        for shared_name, shared_map in shared.items():
+            spec.resize(shared_name, shared_map.max_entries)  # a header cannot know the sizes
+        loaded = spec.load(reuse=shared)
         programs.maps["hooks"][SLOTS[slot]] = loaded.programs[name]
         hook = Hook(slot, loaded, lambda: self._remove(slot))
         self._used[slot] = hook

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 from attrs import frozen
 
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.identity.allocator import IdentityAllocator
+from pyciliumlib.identity.labels import Labels, LabelsLike
 from pyciliumlib.identity.metadata import Metadata, Resolved, Source, merge
 from pyciliumlib.identity.numeric import Identity
 from pyciliumlib.types import (
@@ -24,6 +26,9 @@ from pyciliumlib.types import (
     parse_address,
     parse_network,
 )
+
+#: The resource of what is assigned by hand.
+ASSIGNED: Final = "assigned"
 
 
 @frozen
@@ -91,6 +96,22 @@ class IPCache:
     def upsert(self, prefix: NetworkLike, resource: str, metadata: Metadata) -> None:
         """Say something about a prefix, in the place of what `resource` said before."""
         self.update([(prefix, resource, metadata)])
+
+    def assign(
+        self,
+        prefix: NetworkLike,
+        identity: int | None = None,
+        labels: LabelsLike | None = None,
+        source: Source = Source.API,
+    ) -> None:
+        """Say by hand who is behind a prefix: the number of an identity, or labels.
+
+        It takes the place of what was assigned before; `remove(prefix, ASSIGNED)` takes it back.
+        """
+        if (identity is None) == (labels is None):
+            raise InvalidError(f"prefix {prefix}: give an identity, or labels")
+        said = Metadata(source, Labels.parse(labels or ()), identity)
+        self.upsert(prefix, ASSIGNED, said)
 
     def remove(self, prefix: NetworkLike, resource: str) -> bool:
         """Take back what `resource` said; whether it had said anything."""
