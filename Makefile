@@ -26,7 +26,7 @@ SOURCES := setup.py $(shell find bpf csrc -name '*.[ch]' -o -name '*.py')
 build: $(STAMPS)/built
 
 demo: build
-	$(AS_ROOT) $(PY) -m examples.zero-trust.demo
+	$(AS_ROOT) $(PY) examples/zero-trust/demo.py
 
 test: build
 	$(AS_ROOT) $(PY) -m pytest

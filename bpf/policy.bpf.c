@@ -23,7 +23,6 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 	subject->endpoint = SUBJECT;
 	subject->identity = subject_identity;
 	subject->ipcache_rev = flow->epoch;	/* cell 0: it has no address of its own */
-	subject->ipcache_rev = flow->epoch;	/* of cell 0, since no address is behind it */
 	remote->ipcache_cell = ipcache_cell(addr);
 	remote->ipcache_rev = ipcache_revision(remote->ipcache_cell);
 	remote->identity = ipcache_identity(addr);

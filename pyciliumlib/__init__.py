@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from pyciliumlib.policy import PolicySettings as PolicySettings
     from pyciliumlib.policy import Repository as Repository
     from pyciliumlib.policy import Verdict as Verdict
-    from pyciliumlib.policy.device import PolicyMap as PolicyMap
+    from pyciliumlib.policy.program import PolicyMap as PolicyMap
     from pyciliumlib.resources import include_dir as include_dir
     from pyciliumlib.resources import object_path as object_path
     from pyciliumlib.store import MemoryStore as MemoryStore
@@ -210,7 +210,7 @@ _EXPORTS = {
         "Repository",
         "Verdict",
     ),
-    "policy.device": ("PolicyMap",),
+    "policy.program": ("PolicyMap",),
     "resources": (
         "include_dir",
         "object_path",

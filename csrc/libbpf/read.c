@@ -112,7 +112,7 @@ static int read_batches(const struct pcl_layout *map, bool delete, struct keyset
 			err = -EAGAIN;
 			goto out;
 		}
-		if (room < 1)
+		if (err == -ENOSPC || room < MOST_ROOM)
 			room *= 2;
 		if (!map->unique && too_many(steps, ret->count)) {
 			err = -EAGAIN;

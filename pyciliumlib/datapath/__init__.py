@@ -8,10 +8,10 @@ from pyciliumlib.datapath.drift import Drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints
 from pyciliumlib.datapath.hooks import Hook, Hooks
-from pyciliumlib.flow.metrics import Metric, Metrics
 from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.simulate import Outcome, Simulation
+from pyciliumlib.flow.metrics import Metric, Metrics
 
 __all__ = [
     "Datapath",

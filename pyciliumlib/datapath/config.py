@@ -21,7 +21,9 @@ def _size(default: int, low: int, high: int) -> Any:
 
 def _is_power_of_two(_: object, attribute: Attribute[int], value: int) -> None:
     if value < 4096 or value & (value - 1):
-        raise InvalidError(f"{attribute.name} is {value!r}; it must be a power of two, 4096 or more")
+        raise InvalidError(
+            f"{attribute.name} is {value!r}; it must be a power of two, 4096 or more"
+        )
 
 
 @frozen

@@ -16,9 +16,7 @@ from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.drift import Drift, find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints, Parts
-from pyciliumlib.flow.stream import FlowStream
 from pyciliumlib.datapath.hooks import Hooks
-from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.datapath.node import NodeLike, ThisNode
 from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
@@ -26,6 +24,8 @@ from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
 from pyciliumlib.errors import ClosedError, StateError
 from pyciliumlib.flow import Flow
+from pyciliumlib.flow.metrics import Metrics
+from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.identity import (
     AllocatorSettings,
     IdentityAllocator,
@@ -37,7 +37,7 @@ from pyciliumlib.identity import (
 )
 from pyciliumlib.kernel import Object
 from pyciliumlib.policy import Party, PolicySettings, Repository
-from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
 from pyciliumlib.types import Address, parse_address
 
@@ -154,7 +154,9 @@ class Datapath:
         keep.callback(self.endpoints.close)
         self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
         self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks)
-        self._stream = _own(keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of))
+        self._stream = _own(
+            keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of)
+        )
         self._start()
 
     def _start(self) -> None:

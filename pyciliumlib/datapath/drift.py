@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -36,7 +36,14 @@ def find_drift(
     table: IPCacheTable,
 ) -> Drift:
     """Compare maps and attachments with the endpoints, policies and prefixes that are meant."""
-    return Drift((*_attachments(endpoints), *_rows(programs, endpoints), *_policies(endpoints, policy), *_prefixes(ipcache, table)))
+    return Drift(
+        (
+            *_attachments(endpoints),
+            *_rows(programs, endpoints),
+            *_policies(endpoints, policy),
+            *_prefixes(ipcache, table),
+        )
+    )
 
 
 def _attachments(endpoints: Endpoints) -> Iterator[str]:
@@ -52,7 +59,7 @@ def _rows(programs: Object, endpoints: Endpoints) -> Iterator[str]:
     yield from _compare(programs.maps["devices"], devices)
 
 
-def _compare(held: Map, wanted: dict[object, dict[str, object]]) -> Iterator[str]:
+def _compare(held: Map, wanted: Mapping[Any, dict[str, object]]) -> Iterator[str]:
     there = {key: value._asdict() for key, value in held.items()}
     for key in there.keys() - wanted.keys():
         yield f"map {held.name}: {key} should not be there"

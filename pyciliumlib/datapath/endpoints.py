@@ -33,7 +33,7 @@ from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
 from pyciliumlib.identity import IdentityAllocator, IPCache, Labels, Metadata, Source
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.kernel import Object
-from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import Store
 from pyciliumlib.types import AddressLike, PortProto
 
@@ -189,7 +189,9 @@ class Endpoints(Mapping[str, Endpoint]):
 
     def _identity_labels(self, labels: Labels, namespace: str) -> Labels:
         known = self._parts.policy.repository.namespaces.get(namespace)
-        return identity_labels(labels, namespace, known.labels if known else {}, self._parts.cluster)
+        return identity_labels(
+            labels, namespace, known.labels if known else {}, self._parts.cluster
+        )
 
     def _attachment(self, endpoint: Endpoint) -> Attachment:
         links = self._parts.links
@@ -238,9 +240,7 @@ class Endpoints(Mapping[str, Endpoint]):
         if all_labels == old.identity_labels and labels == old.labels:
             return old
         identity = parts.allocator.allocate(all_labels)
-        endpoint = evolve(
-            old, labels=labels, identity_labels=all_labels, identity=identity.id
-        )
+        endpoint = evolve(old, labels=labels, identity_labels=all_labels, identity=identity.id)
         parts.policy.relabel_endpoint(endpoint)
         maps = self._programs.maps
         for address in endpoint.addresses:

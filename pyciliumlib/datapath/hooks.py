@@ -98,11 +98,14 @@ class Hooks:
 
 
 def _choose(spec: ObjectSpec, program: str | None) -> str:
-    if program is None and len(spec.programs) == 1:
+    there = ", ".join(spec.programs) or "none"
+    if program is None:
+        if len(spec.programs) != 1:
+            raise NotFoundError(f"object {spec.name!r}: say which program=; it has {there}")
         return next(iter(spec.programs))
     if program not in spec.programs:
         raise NotFoundError(
             f"object {spec.name!r} has no program {program!r}"
-            f"{nearest(str(program), spec.programs)}; it has {', '.join(spec.programs) or 'none'}"
+            f"{nearest(program, spec.programs)}; it has {there}"
         )
     return program

@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Final
 
 from pyciliumlib.errors import LayoutError, LockedError, NotFoundError
-from pyciliumlib.kernel.bpffs import ensure_bpffs
-from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, is_bpffs
+from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, ensure_bpffs, is_bpffs
 
 #: Counts changes of what is pinned that an older or newer version cannot use.
 LAYOUT: Final = 1

@@ -22,7 +22,7 @@ from pyciliumlib.policy import (
 )
 from pyciliumlib.policy.entries import PolicyEntries
 from pyciliumlib.policy.parse import PolicyInput
-from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Plan, plan
 from pyciliumlib.store import Store
 from pyciliumlib.types import Network, PortProto
@@ -70,9 +70,7 @@ class NodePolicy:
         with self._changes:
             before = self.repository.documents
             old = [before[key] for key in keys if key in before]
-            change = self._change(
-                documents.policies, old, lambda: self.repository.apply(documents)
-            )
+            change = self._change(documents.policies, old, lambda: self.repository.apply(documents))
             self._keep(documents)
             return change
 
@@ -192,7 +190,7 @@ class NodePolicy:
             self._tries.replace({endpoint.id: (entries.keys, entries.values)})
 
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
-        """Take over an endpoint whose trie is in the kernel and in use: mend it where it differs."""
+        """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
         with self._lock:
             policy = self.repository.add_endpoint(
                 endpoint.id, endpoint.identity_labels, endpoint.named_ports

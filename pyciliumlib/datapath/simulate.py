@@ -14,11 +14,11 @@ from attrs import evolve, frozen
 
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.flow.stream import FlowStream
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.flow import DropReason, Flow, FlowType, Namer
+from pyciliumlib.flow.program import FlowStream
 
 if TYPE_CHECKING:
     from pyciliumlib.datapath.endpoint import Endpoint
@@ -90,9 +90,7 @@ class Simulator:
         self._copy_flows()
         name = "to_endpoint" if from_stack else "from_endpoint"
         program = self._programs.programs[name]
-        result = self._node.netns.call(
-            lambda: program.run(packet, ctx={"ifindex": at.ifindex})
-        )
+        result = self._node.netns.call(lambda: program.run(packet, ctx={"ifindex": at.ifindex}))
         return result.retval, result.packet, self._flows.read()
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ class Flow:
 
     @property
     def protocol_name(self) -> str:
-        """"TCP", "ICMPv6", or the number."""
+        """The protocol as "TCP" or "ICMPv6"; its number if it has no name here."""
         try:
             return Protocol(self.protocol).name
         except ValueError:

@@ -11,7 +11,7 @@ from pyciliumlib.flow.flow import Direction
 from pyciliumlib.flow.reasons import reason_text
 
 if TYPE_CHECKING:
-    from pyciliumlib.kernel import Map
+    from pyciliumlib.types import MapLike
 
 
 @frozen
@@ -36,7 +36,7 @@ class Metrics:
     events_lost: int
 
     @classmethod
-    def read(cls, metrics: Map, events_lost: Map) -> Metrics:
+    def read(cls, metrics: MapLike, events_lost: MapLike) -> Metrics:
         """From the maps of a loaded object."""
         keys, values = metrics.lookup_batch()
         packets, size = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)

@@ -14,7 +14,7 @@ class DropReason(enum.IntEnum):
 
     text: str
 
-    def __new__(cls, number: int, text: str) -> DropReason:
+    def __new__(cls, number: int, text: str = "") -> DropReason:
         member = int.__new__(cls, number)
         member._value_ = number
         member.text = text

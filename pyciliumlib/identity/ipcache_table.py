@@ -208,9 +208,8 @@ class IPCacheTable:
         if addresses:
             hashes = _addr_hashes(np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, 16))
             wanted.update((1 + hashes % np.uint64(self._revisions.max_entries - 1)).tolist())
-        cells, values = self._revisions.lookup_batch()
-        chosen = np.isin(cells, list(wanted))
-        self._revisions.update_batch(cells[chosen], values[chosen] + np.uint64(1))
+        for cell in wanted:  # most changes touch a few of many cells, so no batch
+            self._revisions.update(cell, self._revisions.lookup(cell) + 1)
 
 
 def _value(entry: IPCacheEntry) -> _Value:

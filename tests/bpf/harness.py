@@ -278,6 +278,11 @@ class Rig:
         (value,) = self.maps[table].values()
         return value
 
+    def forget_flows(self) -> None:
+        """Delete every entry of both tables."""
+        for name in ("flows", "pending"):
+            self.maps[name].clear()
+
     def expire(self, table: str = "flows") -> None:
         """Let the life of every entry be over, a second ago."""
         flows = self.maps[table]

@@ -15,6 +15,9 @@ from tests.bpf.harness import CLIENT, FROM, REDIRECT, SERVER, SHOT, TO, Rig
 from tests.bpf.packets import FAMILIES, V4, V6, Family
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
+hypothesis_settings = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 TRANSPORTS = {"tcp": 20, "udp": 8, "sctp": 8, "echo": 8}
 
 
@@ -127,7 +130,7 @@ def test_no_next_header(rig: Rig) -> None:
 
 
 @families
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings
 @given(data=st.data())
 def test_noise_never_passes(rig: Rig, family: Family, data: st.DataObject) -> None:
     """Random bytes behind an Ethernet header end as a drop that is told."""
@@ -140,13 +143,14 @@ def test_noise_never_passes(rig: Rig, family: Family, data: st.DataObject) -> No
 
 
 @families
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings
 @given(data=st.data())
 def test_a_damaged_packet_passes_only_as_what_it_is(
     rig: Rig, family: Family, data: st.DataObject
 ) -> None:
     """Bytes of an allowed packet change; what still passes has the parts that were judged."""
     rig.allow_all()
+    rig.forget_flows()
     transport = data.draw(st.sampled_from(sorted(TRANSPORTS)))
     frame = bytearray(_frame(family, transport))
     places = st.integers(14, family.headers + TRANSPORTS[transport] - 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,5 @@ def find(folder: str, base: Path | None = None) -> list[Path]:
 
 def load(path: Path) -> list[dict[str, Any]]:
     """The cases of a file."""
-    opened = (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8")
-    )
-    with opened as stream:
-        data = json.load(stream)
-    return list(data["cases"])
-
-
-def all_cases(folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each case of a subfolder, with its file."""
-    for path in find(folder):
-        for case in load(path):
-            yield path, case
+    data = path.read_bytes()
+    return list(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["cases"])

@@ -168,7 +168,7 @@ class PolicyTries:
             self._write({_BARRIER_SLOT: nothing})
 
     def _adopt(self) -> None:
-        """Find the tries that a pinned map holds, and make both halves agree with the one in force."""
+        """Find the tries that a pinned map holds, and make both halves those in force."""
         half = (self.generation & 1) * self._max_endpoints
         slots = self._policies.lookup_batch()[0].tolist()
         for slot in slots:

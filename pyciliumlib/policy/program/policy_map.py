@@ -10,7 +10,7 @@ from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.flow.stream import FlowStream
+from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.identity import IPCache, IPCacheTable
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.kernel.tc import attach_tc
@@ -24,7 +24,7 @@ from pyciliumlib.policy.entries import (
     precedence,
 )
 from pyciliumlib.policy.model import Direction
-from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
 from pyciliumlib.types import PortProto, Protocol
@@ -51,7 +51,7 @@ class PolicyMap:
     """
 
     def __init__(self, *, entries: int = 16384, flows: int = 16384, identity: int = 0) -> None:
-        """`entries` and `flows` are sizes of maps; `identity` is shown as the subject's in flows."""
+        """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's."""
         self._resources = contextlib.ExitStack()
         self._rows: dict[tuple[Direction, int, Slot], EntryValue] = {}
         clock = kernel_clock()
@@ -98,7 +98,7 @@ class PolicyMap:
     def allow(
         self, direction: DirectionName, identity: int = 0, port: str | PortProto = "ANY"
     ) -> None:
-        """Let through what `identity` (0 = anybody) sends or gets, on "443/TCP", "53/UDP", "ANY"."""
+        """Let through what `identity` (0: anybody) sends or gets on "443/TCP", "53/UDP" or "ANY"."""
         self._put(direction, identity, port, ALLOW_BYTE)
 
     def deny(

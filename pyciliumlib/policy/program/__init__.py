@@ -1,0 +1,8 @@
+"""Policy in the kernel: the endpoints' tries, and one policy alone on a device."""
+
+from __future__ import annotations
+
+from pyciliumlib.policy.program.policy_map import PolicyMap
+from pyciliumlib.policy.program.tries import PolicyTries
+
+__all__ = ["PolicyMap", "PolicyTries"]

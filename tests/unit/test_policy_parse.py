@@ -1,0 +1,326 @@
+"""Reading documents: what is refused, with which words, and that nothing is read by halves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyciliumlib.errors import NotFoundError, PolicyError, UnsupportedError
+from pyciliumlib.policy import NamespaceDocument, PolicySettings, parse
+
+
+def cnp(**spec: Any) -> dict[str, Any]:
+    """A CiliumNetworkPolicy of one spec; it selects everything unless `spec` says otherwise."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "default"},
+        "spec": {"endpointSelector": {}, **spec},
+    }
+
+
+def ingress(**entry: Any) -> dict[str, Any]:
+    return cnp(ingress=[entry])
+
+
+def egress(**entry: Any) -> dict[str, Any]:
+    return cnp(egress=[entry])
+
+
+def ports(*listed: Any, **more: Any) -> list[dict[str, Any]]:
+    return [{"ports": list(listed), **more}]
+
+
+def tcp(port: Any = "80", **more: Any) -> dict[str, Any]:
+    return {"port": port, "protocol": "TCP", **more}
+
+
+def http(**rule: Any) -> dict[str, Any]:
+    return ingress(toPorts=ports(tcp(), rules={"http": [rule]}))
+
+
+def dns(*rules: Any, listed: Any = None) -> dict[str, Any]:
+    listed = [{"port": "53", "protocol": "ANY"}] if listed is None else listed
+    return egress(toPorts=[{"ports": listed, "rules": {"dns": list(rules)}}])
+
+
+def kafka(**rule: Any) -> dict[str, Any]:
+    return ingress(toPorts=ports(tcp("9092"), rules={"kafka": [rule]}))
+
+
+def listener(**more: Any) -> list[dict[str, Any]]:
+    item = {"envoyConfig": {"kind": "CiliumEnvoyConfig", "name": "c"}, "name": "l", **more}
+    return ports(tcp(), listener=item)
+
+
+WRONG = {
+    "nothing said": (cnp(), "spec: ingress, ingressDeny, egress and egressDeny are all empty"),
+    "empty list": (cnp(ingress=[]), "are all empty"),
+    "no selector": (
+        {**cnp(), "spec": {"ingress": [{}]}},
+        "spec: exactly one of endpointSelector and nodeSelector",
+    ),
+    "both selectors": (cnp(nodeSelector={}, ingress=[{}]), "exactly one of endpointSelector"),
+    "no spec": ({k: v for k, v in cnp().items() if k != "spec"}, "neither spec nor specs"),
+    "no name": ({**cnp(ingress=[{}]), "metadata": {}}, "metadata: name is missing"),
+    "unknown rule field": (cnp(ingres=[{}]), 'spec.ingres: unknown field of a rule (did you mean "ingress"?)'),
+    "unknown peer field": (ingress(fromEndpoint=[]), '(did you mean "fromEndpoints"?)'),
+    "unknown deny field": (
+        cnp(ingressDeny=[{"toPorts": ports(tcp(), rules={"http": [{}]})}]),
+        "spec.ingressDeny[0].toPorts[0].rules: unknown field",
+    ),
+    "wrong form": (ingress(fromEndpoints={}), "spec.ingress[0].fromEndpoints: expected a list"),
+    "text for object": (cnp(ingress=["x"]), "spec.ingress[0]: expected an object"),
+    "two kinds of peer": (
+        ingress(fromEndpoints=[{}], fromEntities=["all"]),
+        "spec.ingress[0]: fromEndpoints and fromEntities in one entry",
+    ),
+    "cidr and set": (
+        ingress(fromCIDR=["10.0.0.0/8"], fromCIDRSet=[{"cidr": "11.0.0.0/8"}]),
+        "fromCIDR and fromCIDRSet in one entry",
+    ),
+    "unknown entity": (ingress(fromEntities=["galaxy"]), "fromEntities[0]: unknown entity 'galaxy'"),
+    "near entity": (ingress(fromEntities=["wold"]), '(did you mean "world"?)'),
+    "bad operator": (
+        ingress(fromEndpoints=[{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}]),
+        "spec.ingress[0].fromEndpoints[0].matchExpressions[0].operator",
+    ),
+    "number as label": (ingress(fromEndpoints=[{"matchLabels": {"a": 1}}]), "quote"),
+    "bad prefix": (ingress(fromCIDR=["10.0.0.0/33"]), "spec.ingress[0].fromCIDR[0]"),
+    "bare address": (ingress(fromCIDR=["10.0.0.1"]), "'10.0.0.1' has no length; write 10.0.0.1/32"),
+    "empty prefix": (ingress(fromCIDR=[""]), "spec.ingress[0].fromCIDR[0]"),
+    "no cidr": (ingress(fromCIDRSet=[{}]), "exactly one of cidr, cidrGroupRef"),
+    "except outside": (
+        ingress(fromCIDRSet=[{"cidr": "10.0.0.0/8", "except": ["11.0.0.0/24"]}]),
+        "except[0]: 11.0.0.0/24 is not inside 10.0.0.0/8",
+    ),
+    "except of the other family": (
+        ingress(fromCIDRSet=[{"cidr": "10.0.0.0/8", "except": ["fd00::/64"]}]),
+        "is not inside",
+    ),
+    "no port": (ingress(toPorts=ports({"protocol": "TCP"})), "port is missing"),
+    "port as number": (ingress(toPorts=ports(tcp(80))), 'quote it: "80"'),
+    "port too high": (ingress(toPorts=ports(tcp("65536"))), "ports end at 65535"),
+    "port of many digits": (ingress(toPorts=ports(tcp("9" * 5000))), "ports end at 65535"),
+    "range backwards": (ingress(toPorts=ports(tcp("80", endPort=70))), "the range ends at 70"),
+    "bad port name": (ingress(toPorts=ports(tcp("-x-"))), "neither a number nor the name"),
+    "long port name": (ingress(toPorts=ports(tcp("x" * 16))), "neither a number nor the name"),
+    "ICMP as protocol": (
+        ingress(toPorts=ports({"port": "8", "protocol": "ICMP"})),
+        "ICMP goes under icmps",
+    ),
+    "unknown protocol": (ingress(toPorts=ports({"port": "8", "protocol": "TPC"})), '"TCP"'),
+    "port of GRE": (ingress(toPorts=ports({"port": "80", "protocol": "GRE"})), "has no ports"),
+    "too many ports": (ingress(toPorts=ports(*[tcp()] * 41)), "41 ports in one entry; at most 40"),
+    "too many icmps": (
+        ingress(icmps=[{"fields": [{"type": 8}] * 41}]),
+        "41 fields in one entry; at most 40",
+    ),
+    "bad family": (ingress(icmps=[{"fields": [{"family": "IPv5", "type": 8}]}]), "unknown family"),
+    "bad icmp name": (ingress(icmps=[{"fields": [{"type": "EchoRequst"}]}]), '"EchoRequest"'),
+    "icmp type too high": (ingress(icmps=[{"fields": [{"type": 256}]}]), "message types end at 255"),
+    "no icmp type": (ingress(icmps=[{"fields": [{}]}]), "type is missing"),
+    "icmps and ports": (
+        ingress(icmps=[{"fields": [{"type": 8}]}], toPorts=ports(tcp())),
+        "toPorts and icmps in one entry",
+    ),
+    "http on UDP": (
+        ingress(toPorts=ports({"port": "80", "protocol": "UDP"}, rules={"http": [{}]})),
+        "http rules are for TCP, found 80/UDP",
+    ),
+    "http on ANY": (ingress(toPorts=ports({"port": "80"}, rules={"http": [{}]})), "are for TCP"),
+    "http on every port": (
+        ingress(toPorts=ports(tcp("0"), rules={"http": [{}]})),
+        "need a port other than 0",
+    ),
+    "two kinds of L7": (
+        egress(toPorts=ports(tcp(), rules={"http": [{}], "dns": [{"matchPattern": "*"}]})),
+        "http and dns in one entry",
+    ),
+    "bad path": (http(path="(["), "is no regular expression"),
+    "lookahead": (http(path="(?=a)"), "is no syntax of RE2"),
+    "back reference": (http(path=r"(a)\1"), "is no syntax of RE2"),
+    "huge repeat": (http(path="a{1001}"), "RE2 repeats at most 1000 times"),
+    "long regex": (http(path="a" * 5000), "at most 4096"),
+    "header without name": (http(headerMatches=[{"value": "x"}]), "name is missing"),
+    "bad mismatch": (http(headerMatches=[{"name": "x", "mismatch": "DROP"}]), "unknown action 'DROP'"),
+    "dns on ingress": (
+        ingress(toPorts=ports({"port": "53", "protocol": "UDP"}, rules={"dns": [{"matchName": "a"}]})),
+        "dns rules are for egress only",
+    ),
+    "dns without port": (dns({"matchPattern": "*"}, listed=[]), "dns rules need a port"),
+    "dns with range": (
+        dns({"matchPattern": "*"}, listed=[{"port": "53", "endPort": 60, "protocol": "UDP"}]),
+        "dns rules take no range",
+    ),
+    "dns on SCTP": (
+        dns({"matchPattern": "*"}, listed=[{"port": "53", "protocol": "SCTP"}]),
+        "dns rules are for TCP and UDP, found 53/SCTP",
+    ),
+    "bad dns name": (dns({"matchName": "a b"}), "'a b' may hold letters"),
+    "long dns name": (dns({"matchName": "a" * 256}), "at most 255"),
+    "name and pattern": (dns({"matchName": "a", "matchPattern": "b"}), "exclude each other"),
+    "neither name nor pattern": (dns({}), "matchName or matchPattern is missing"),
+    "bad fqdn": (egress(toFQDNs=[{"matchPattern": "a/b"}]), "toFQDNs[0].matchPattern"),
+    "role and key": (kafka(role="produce", apiKey="fetch"), "role and apiKey exclude each other"),
+    "unknown role": (kafka(role="prodcue"), '"produce"'),
+    "unknown key": (kafka(apiKey="nothing"), "unknown 'nothing'"),
+    "bad topic": (kafka(topic="a/b"), "rules.kafka[0].topic"),
+    "bad version": (kafka(apiVersion="32768"), "write a number from 0 to 32767"),
+    "l7 without l7proto": (ingress(toPorts=ports(tcp(), rules={"l7": [{"a": "b"}]})), "l7proto is missing"),
+    "l7 with empty key": (
+        ingress(toPorts=ports(tcp(), rules={"l7proto": "x", "l7": [{"": "b"}]})),
+        "a key is empty",
+    ),
+    "empty server name": (egress(toPorts=ports(tcp("443"), serverNames=[""])), "the server name is empty"),
+    "server names and http": (
+        egress(toPorts=ports(tcp(), serverNames=["a"], rules={"http": [{}]})),
+        "needs terminatingTLS",
+    ),
+    "listener on ingress": (ingress(toPorts=listener()), "a listener is for egress only"),
+    "listener with rules": (
+        egress(toPorts=[{**listener()[0], "rules": {"http": [{}]}}]),
+        "a listener brings its own rules",
+    ),
+    "listener priority": (egress(toPorts=listener(priority=101)), "write 1 to 100, found 101"),
+    "node selector in a namespace": (
+        {**cnp(), "spec": {"nodeSelector": {}, "ingress": [{}]}},
+        "nodes belong to no namespace",
+    ),
+    "unknown auth mode": (ingress(authentication={"mode": "requird"}), '"required"'),
+    "other kind": ({"apiVersion": "v1", "kind": "Service"}, "'Service' is no policy"),
+    "misspelt kind": ({"kind": "CiliumNetworkPolcy"}, '(did you mean "CiliumNetworkPolicy"?)'),
+    "wrong version": ({**cnp(ingress=[{}]), "apiVersion": "cilium.io/v1"}, "is of cilium.io/v2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_document_is_refused(document: dict[str, Any], words: str) -> None:
+    """The message holds the path of the field, and what to write."""
+    with pytest.raises(PolicyError) as caught:
+        parse(document)
+    assert not isinstance(caught.value, UnsupportedError)
+    assert words in "\n".join(caught.value.problems)
+
+
+LATER = {
+    "fromRequires": ingress(fromRequires=[{}]),
+    "fromGroups": ingress(fromGroups=[{}]),
+    "toServices": egress(toServices=[{}]),
+    "toBandwidth": egress(toBandwidth={"rate": "10mbit"}),
+    "cidrGroupRef": ingress(fromCIDRSet=[{"cidrGroupRef": "g"}]),
+    "authentication": ingress(fromEndpoints=[{}], authentication={"mode": "required"}),
+    "log": cnp(ingress=[{}], log={"value": "x"}),
+    "fromNodes": ingress(fromNodes=[{}]),
+    "GRE": ingress(toPorts=ports({"port": "0", "protocol": "GRE"})),
+    "ClusterNetworkPolicy": {"kind": "ClusterNetworkPolicy", "metadata": {"name": "x"}},
+}
+
+
+@pytest.mark.parametrize("document", LATER.values(), ids=LATER)
+def test_what_is_known_but_not_done_is_refused_as_such(document: dict[str, Any]) -> None:
+    """It raises UnsupportedError, and only that, so that a caller can tell the two apart."""
+    with pytest.raises(UnsupportedError, match="not supported yet"):
+        parse(document)
+
+
+def test_node_policies_need_the_host_firewall() -> None:
+    """A policy for nodes is refused unless the settings say that nodes are governed."""
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "n"},
+        "spec": {"nodeSelector": {}, "ingress": [{}]},
+    }
+    with pytest.raises(UnsupportedError, match="host_firewall"):
+        parse(document)
+    assert parse(document, PolicySettings(host_firewall=True)).policies[0].rules[0].on_nodes
+
+
+def test_all_problems_of_all_documents_come_at_once() -> None:
+    """One round of mending is enough: each problem names its document and field."""
+    text = yaml.safe_dump_all(
+        [ingress(fromEntities=["galaxy"]), cnp(egres=[{}]), egress(toServices=[{}])]
+    )
+    with pytest.raises(PolicyError) as caught:
+        parse(text)
+    assert not isinstance(caught.value, UnsupportedError)
+    starts = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert {"document 1 (CiliumNetworkPolicy default/p)",
+            "document 2 (CiliumNetworkPolicy default/p)",
+            "document 3 (CiliumNetworkPolicy default/p)"} <= set(starts)  # fmt: skip
+
+
+def test_two_documents_of_one_name_are_refused() -> None:
+    """Which of them would hold is not to be guessed."""
+    with pytest.raises(PolicyError, match="CiliumNetworkPolicy default/p is there twice"):
+        parse([ingress(), ingress()])
+
+
+def test_prune_does_what_the_api_does() -> None:
+    """Fields that current Cilium does not know are left out, so Kafka rules are plain ports."""
+    document = ingress(fromEndpoints=[{}], toPorts=ports(tcp(), rules={"kafka": [{"topic": "t"}]}))
+    assert parse(document).policies[0].rules[0].clauses[0].l7 is not None
+    assert parse(document, prune=True).policies[0].rules[0].clauses[0].l7 is None
+    assert parse(cnp(ingress=[{}], nonsense=1), prune=True).policies
+
+
+def test_namespaces_are_returned_with_their_labels() -> None:
+    """A Namespace in the same file is accepted: its labels are those of its pods."""
+    text = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: n\n  labels: {env: prod}\n"
+    assert parse(text).namespaces == (NamespaceDocument("n", {"env": "prod"}),)
+
+
+def test_an_overridden_namespace_is_a_warning() -> None:
+    """A subject in another namespace is not what the author wrote, but it is what Cilium does."""
+    selector = {"matchLabels": {"k8s:io.kubernetes.pod.namespace": "other"}}
+    found = parse(cnp(endpointSelector=selector, ingress=[{}]))
+    assert "overridden" in found.warnings[0]
+    assert str(found.policies[0].rules[0].subject) == "k8s:io.kubernetes.pod.namespace=default"
+
+
+def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
+    """Each form of input gives the same documents."""
+    document = ingress(fromEndpoints=[{}])
+    text = yaml.safe_dump(document)
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "notes.txt").write_text("not a policy")
+    expected = parse(document).policies
+    listed = {"apiVersion": "v1", "kind": "List", "items": [document]}
+    for source in (text, json.dumps(document), tmp_path / "a.yaml", str(tmp_path / "a.yaml"),
+                   tmp_path, [document], listed):  # fmt: skip
+        assert expected == parse(source).policies
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1, 2\n", "no YAML"),
+        ("- just\n- a list\n", "expected an object with kind and metadata"),
+        ("a: &a [1]\nb: [" + "*a, " * 1001 + "]\n", "aliases"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "document"),
+        ("kind: 2026-13-45\n", "is no policy"),
+        ("? [a, b]\n: 1\n", "document 1"),
+        ("{1: 2}", "is no policy"),
+    ],
+    ids=["broken", "list", "aliases", "deep", "date", "object as key", "number as key"],
+)
+def test_hostile_yaml_is_a_policy_error(text: str, words: str) -> None:
+    """Never anything but a PolicyError, in bounded time."""
+    with pytest.raises(PolicyError, match=words):
+        parse(text)
+
+
+def test_a_file_that_is_not_there() -> None:
+    """A path that leads nowhere says so, and how text is told from a path."""
+    with pytest.raises(NotFoundError, match="YAML text has a line break"):
+        parse("no-such-file.yaml")
+
+
+def test_nothing_at_all_is_no_document() -> None:
+    """An empty stream holds no policies, and is not wrong."""
+    assert parse("---\n---\n").policies == ()
