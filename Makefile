@@ -9,7 +9,7 @@ SHELL := bash
 SYSTEM_PACKAGES := \
 	clang-19|clang llvm-19|llvm libbpf-dev libelf-dev zlib1g-dev linux-libc-dev gcc libc6-dev make \
 	python3-dev python3-venv iproute2 iputils-ping iperf3 ethtool procps bpftool|linux-tools-generic?
-VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring
+VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12
 
@@ -20,13 +20,17 @@ STAMPS := build/stamps
 # What touches the kernel needs root; what is built belongs to whoever runs make.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := setup.py $(shell find bpf csrc -name '*.[ch]' -o -name '*.py')
+CLANG ?= $(shell command -v clang-19 || command -v clang)
+EXAMPLES := $(wildcard examples/*/*.bpf.c)
 
-.PHONY: bench build cases clean demo distclean lint test test-vm test-wheel wheel
+.PHONY: bench build cases clean demo distclean examples lint test test-vm test-wheel wheel
 
 build: $(STAMPS)/built
 
 demo: build
 	$(AS_ROOT) $(PY) examples/zero-trust/demo.py
+
+examples: $(patsubst %.c,build/examples/%.o,$(notdir $(EXAMPLES)))
 
 test: build
 	$(AS_ROOT) $(PY) -m pytest
@@ -51,7 +55,7 @@ test-wheel: wheel
 	$(AS_ROOT) $(PY) -m tests.packaging.run dist
 
 clean:
-	rm -rf build/bpf build/lib* build/temp* build/bdist* $(STAMPS)/built $(STAMPS)/wheel \
+	rm -rf build/bpf build/examples build/lib* build/temp* build/bdist* $(STAMPS)/built $(STAMPS)/wheel \
 		dist wheelhouse *.egg-info pyciliumlib/objects pyciliumlib/include \
 		pyciliumlib/_*.c pyciliumlib/_*.o pyciliumlib/_*.so \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -75,6 +79,13 @@ $(STAMPS)/venv: pyproject.toml $(STAMPS)/system
 $(STAMPS)/built: $(SOURCES) $(STAMPS)/venv
 	$(PY) setup.py -q build_bpf build_ext --inplace
 	@touch $@
+
+# As a user builds a program of their own: against the headers that the package ships.
+vpath %.bpf.c $(sort $(dir $(EXAMPLES)))
+build/examples/%.bpf.o: %.bpf.c $(STAMPS)/built
+	@mkdir -p $(@D)
+	$(CLANG) -O2 -g -target bpf -mcpu=v3 -Wall -Werror \
+		-I pyciliumlib/include -I /usr/include/$$(uname -m)-linux-gnu -c $< -o $@
 
 $(STAMPS)/vm: $(STAMPS)/venv
 	tools/install-packages '$(VM_PACKAGES)'

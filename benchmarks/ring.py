@@ -1,89 +1,182 @@
-"""How fast events leave a ring buffer: in bulk beside one by one, at rest and while they come.
+"""How fast events leave a ring buffer: in bulk and one by one, at rest and while they come.
 
-    python -m benchmarks.ring
-
-Every figure is the median of ROUNDS; the producer is a BPF program by test-run.
+Beside it libbpf's own consumer in C, which copies each event into an array as `drain()` does. The
+producer is a BPF program by test-run. Times are the CPU of the thread that consumes.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
 import subprocess
-import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.compiled import bpf_object, c_program
+from benchmarks.figure import Figure, at_least
+from pyciliumlib.flow import decode
+from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.kernel import Object, ObjectSpec, RingBuffer
+from pyciliumlib.resources import object_path
 
 ROUNDS = 7
 RESTING = 200_000  # events in a ring of 16 MiB, which holds 233,016 of 72 bytes
-LIVE = 4_000_000
+LIVE = 2_000_000
+FLOWS = 50_000
 PACKET = bytes(64)
-SOURCE = Path(__file__).parent / "bpf" / "ring.bpf.c"
+#: A UDP packet of nobody's: the endpoint program tells of its drop, so one event each run.
+_FORGED = bytes.fromhex(
+    "0e580af400010a580af400020800"
+    "45000028000040004011e4c90af400020af40003" + "30390035" + "00140000" + "00" * 12
+)
+
+Rates = dict[str, list[float]]
 
 
-def measure() -> dict[str, float]:
-    """Million events a second by name of the figure."""
-    with tempfile.TemporaryDirectory() as directory:
-        spec = ObjectSpec.open(_compiled(Path(directory)))
-    with spec.load() as obj:
+def figures() -> Iterator[Figure]:
+    """Events a second out of a ring buffer, by each way."""
+    spec = ObjectSpec.open(bpf_object("ring"))
+    with c_program("ring_consume") as consumer, spec.load() as obj:
         dtype = spec.type("event").dtype
         with RingBuffer(obj.maps["events"], dtype, lost=obj.maps["lost"]) as ring:
-            return {
-                "drain to numpy": _resting(obj, lambda: len(ring.drain())),
-                "drain_bytes": _resting(obj, lambda: len(ring.drain_bytes())),
-                "records()": _resting(obj, lambda: sum(1 for _ in ring.records(timeout=0))),
-                "drain while events come": _live(obj, ring),
-            }
+            rates = _rounds(obj, ring, consumer)
+    yield _bulk("ring buffer, drain() of what is there", rates, "drain at rest", "C at rest")
+    yield _bulk("ring buffer, drain() while events come", rates, "drain live", "C live")
+    peer = statistics.median(rates["C at rest"])
+    for way, name in (("bytes", "drain_bytes()"), ("records", "for event in ring.records()")):
+        rate = statistics.median(rates[way])
+        yield Figure(f"ring buffer, {name}", rate, "M events/s", "libbpf in C, at rest", peer)
+    yield from _flows(peer)
+
+
+def _bulk(name: str, rates: Rates, ours: str, theirs: str) -> Figure:
+    return Figure(
+        name,
+        statistics.median(rates[ours]),
+        "M events/s",
+        f"libbpf in {theirs}",
+        statistics.median(rates[theirs]),
+        at_least(8),
+    )
+
+
+def _rounds(obj: Object, ring: RingBuffer, consumer: Path) -> Rates:
+    """Million events a second of the consumer's CPU, of each way and round."""
+    ways: dict[str, Callable[[], float]] = {
+        "drain at rest": lambda: _resting(obj, lambda: len(ring.drain())),
+        "C at rest": lambda: _c_resting(obj, consumer),
+        "bytes": lambda: _resting(obj, lambda: len(ring.drain_bytes())),
+        "records": lambda: _resting(obj, lambda: sum(1 for _ in ring.records(timeout=0))),
+        "drain live": lambda: _live(obj, ring),
+        "C live": lambda: _c_live(obj, ring, consumer),
+    }
+    rates: Rates = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, measure in ways.items():
+            rates[way].append(measure())
+    return rates
 
 
 def _resting(obj: Object, consume: Callable[[], int]) -> float:
-    rates = []
-    for _ in range(ROUNDS):
-        obj.programs["produce"].run(PACKET, repeat=RESTING)
-        started = time.perf_counter()
-        count = consume()
-        rates.append(count / (time.perf_counter() - started) / 1e6)
-        assert count == RESTING
-    return statistics.median(rates)
+    obj.programs["produce"].run(PACKET, repeat=RESTING)
+    started = time.thread_time()
+    count = consume()
+    seconds = time.thread_time() - started
+    _expect(count, RESTING)
+    return count / seconds / 1e6
 
 
 def _live(obj: Object, ring: RingBuffer) -> float:
-    """Events a second of the consumer's own time, with the producer on another CPU."""
-    rates = []
-    for _ in range(ROUNDS):
-        lost = ring.dropped
-        producer = threading.Thread(
-            target=obj.programs["produce"].run, args=(PACKET,), kwargs={"repeat": LIVE}
-        )
+    lost, taken = ring.dropped, 0
+    producer = _producer(obj)
+    producer.start()
+    started = time.thread_time()
+    while ring.wait(0.15):
+        taken += len(ring.drain())
+    seconds = time.thread_time() - started
+    producer.join()
+    _expect(taken + ring.dropped - lost, LIVE)
+    return taken / seconds / 1e6
+
+
+def _c_resting(obj: Object, consumer: Path) -> float:
+    obj.programs["produce"].run(PACKET, repeat=RESTING)
+    with _c_consumer(obj, consumer, RESTING) as process:
+        taken, rate = _said(process)
+    _expect(taken, RESTING)
+    return rate
+
+
+def _c_live(obj: Object, ring: RingBuffer, consumer: Path) -> float:
+    lost = ring.dropped
+    with _c_consumer(obj, consumer, LIVE) as process:
+        producer = _producer(obj)
         producer.start()
-        taken, busy = 0, 0.0
-        while producer.is_alive() or ring.pending:
-            ring.wait(0.01)
-            started = time.perf_counter()
-            taken += len(ring.drain())
-            busy += time.perf_counter() - started
+        taken, rate = _said(process)
         producer.join()
-        lost = ring.dropped - lost
-        assert taken + lost == LIVE, (taken, lost)
-        rates.append(taken / busy / 1e6)
-    return statistics.median(rates)
+    _expect(taken + ring.dropped - lost, LIVE)
+    return rate
 
 
-def _compiled(directory: Path) -> bytes:
-    clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang") or "clang"
-    obj = directory / "ring.bpf.o"
-    include = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
-    flags = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", include]
-    subprocess.run([clang, *flags, "-c", str(SOURCE), "-o", str(obj)], check=True)
-    return obj.read_bytes()
+def _producer(obj: Object) -> threading.Thread:
+    return threading.Thread(
+        target=obj.programs["produce"].run, args=(PACKET,), kwargs={"repeat": LIVE}
+    )
 
 
-if __name__ == "__main__":
-    for name, rate in measure().items():
-        print(f"{name:28} {rate:8.2f} M events/s")
+def _c_consumer(obj: Object, consumer: Path, room: int) -> subprocess.Popen[str]:
+    """The C program, when it has mapped the ring."""
+    fd = obj.maps["events"].fd
+    process = subprocess.Popen(
+        [str(consumer), str(fd), "64", str(room)],
+        pass_fds=[fd],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def _said(process: subprocess.Popen[str]) -> tuple[int, float]:
+    """How many events the C program took, and million of them a second of its CPU."""
+    count, nanoseconds = map(int, process.communicate()[0].split())
+    return count, count / nanoseconds * 1e3
+
+
+def _expect(count: int, wanted: int) -> None:
+    if count != wanted:
+        raise AssertionError(f"{count} events were read or lost, and {wanted} were sent")
+
+
+def _flows(peer: float) -> Iterator[Figure]:
+    """Real events of the endpoint program as `Flow` objects."""
+    spec = ObjectSpec.open(object_path("endpoint"))
+    spec.resize("events", 1 << 24)
+    with spec.load() as obj:
+        dtype = spec.type("event").dtype
+        send = obj.programs["from_endpoint"].run
+        rates = []
+        with RingBuffer(obj.maps["events"], dtype) as ring:
+            for _ in range(3):
+                send(_FORGED, {"ifindex": 1}, repeat=FLOWS)
+                started = time.thread_time()
+                count = sum(1 for _ in decode(ring.drain(), 0.0))
+                rates.append(count / (time.thread_time() - started) / 1e6)
+                _expect(count, FLOWS)
+        yield _objects("ring buffer, decoded into Flow objects", rates, peer)
+        rates = []
+        stream = FlowStream(obj, dtype, lambda address, identity: None)
+        for _ in range(3):
+            send(_FORGED, {"ifindex": 1}, repeat=FLOWS)
+            started = time.thread_time()
+            count = len(stream.read())
+            rates.append(count / (time.thread_time() - started) / 1e6)
+            _expect(count, FLOWS)
+        stream.close()
+        yield _objects("ring buffer, Datapath.flows()", rates, peer)
+
+
+def _objects(name: str, rates: list[float], peer: float) -> Figure:
+    return Figure(name, statistics.median(rates), "M events/s", "libbpf in C, at rest", peer)

@@ -4,7 +4,7 @@
 our own C, and the cdef file is also the header of that C file, so nothing is declared twice;
 the other cdef files name parts of libbpf's and the kernel's headers.
 
-setuptools takes `ffibuilder` (`cffi_modules`); running this file compiles in place.
+setuptools takes `ffibuilder` (`cffi_modules` in setup.py); `make build` compiles in place.
 """
 
 from __future__ import annotations
@@ -53,9 +53,3 @@ def make_builder() -> FFI:
 
 
 ffibuilder = make_builder()
-
-if __name__ == "__main__":
-    os.chdir(ROOT)
-    ffibuilder.compile(verbose=True, tmpdir=".")
-    for leftover in [*CSRC.glob("libbpf/*.o"), *ROOT.glob("pyciliumlib/_libbpf.[co]")]:
-        leftover.unlink()

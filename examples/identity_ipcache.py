@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as directory:
         cache.assign("10.0.1.7", web.id)
         cache.assign("198.51.100.0/24", office.id)
         for address in ("10.0.1.7", "198.51.100.9", "203.0.113.1"):
-            print(address, "is", cache.lookup(address) or "the world")
+            print(f"{address}: {cache.lookup(address) or 'the world'}")
 
     # The same table fills a map in the kernel, or one in memory.
     spec = pcl.ObjectSpec.open(pcl.object_path("endpoint"))

@@ -1,4 +1,4 @@
-"""A policy on one device, alone: no endpoints, no YAML, no other part of the datapath. Needs root."""
+"""A policy on one device, alone: no endpoints, no YAML, no rest of the datapath. Needs root."""
 
 import pyciliumlib as pcl
 

@@ -72,28 +72,18 @@ static __always_inline __u8 icmp_class_of(const struct packet *packet, __u8 type
 	return type < 128 ? ICMP_CLASS_ERROR : ICMP_CLASS_OTHER;
 }
 
-static __always_inline bool is_echo_reply(const struct packet *packet)
-{
-	return packet->icmp_class == ICMP_CLASS_ECHO &&
-	       packet->icmp_type == (packet->ipv6 ? 129 : 0);
-}
-
-/*
- * The ports that stand for an ICMP message in a flow's key. An echo has its identifier on the
- * requester's side and 0 on the other, so a request the other way is another flow; an identifier
- * of 0 counts as 65535, or the sides would look alike. Any other message is a flow of its own
- * direction and type; its numbers are never an echo's.
- */
-/* The identifier 0 counts as this one, since 0 marks the other side of an echo's key. */
-#define ECHO_ID_ZERO 0xffff
-
 static __always_inline bool icmp_is_echo_reply(const struct packet *packet)
 {
 	return packet->icmp_class == ICMP_CLASS_ECHO &&
 	       (packet->icmp_type == 0 || packet->icmp_type == 129);
 }
 
-/* Gives an ICMP message the ports of its flow's key. */
+/*
+ * Gives an ICMP message the ports of its flow's key. An echo has its identifier on the requester's
+ * side and 0 on the other, so that a request the other way is another flow; the identifier 0
+ * counts as 65535, or the sides would look alike. Any other message is a flow of its own direction
+ * and type; its numbers are no echo's, of which one is 0.
+ */
 static __always_inline void packet_icmp(struct packet *packet, __u8 type, __be16 echo_id)
 {
 	packet->icmp_type = type;
@@ -101,13 +91,12 @@ static __always_inline void packet_icmp(struct packet *packet, __u8 type, __be16
 	if (packet->icmp_class == ICMP_CLASS_ECHO) {
 		bool reply = icmp_is_echo_reply(packet);
 
-		echo_id = echo_id ?: ECHO_ID_ZERO;
+		echo_id = echo_id ?: 0xffff;
 		packet->sport = reply ? 0 : echo_id;
 		packet->dport = reply ? echo_id : 0;
 	} else {
-		/* Nothing answers it under the same key: each direction is a flow of its own. */
-		packet->sport = bpf_htons(type);
-		packet->dport = 0xffff;
+		packet->sport = bpf_htons(0x100 | type);
+		packet->dport = bpf_htons(0x200 | type);
 	}
 }
 

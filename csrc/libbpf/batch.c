@@ -59,15 +59,17 @@ int pcl_map_update(const struct pcl_layout *map, const char *keys, const char *v
 		const char *chunk_values = values + (size_t)*ret_done * map->value_size;
 		__u32 written = chunk;
 
-		if (batch && !bpf_map_update_batch(map->fd, chunk_keys, chunk_values, &written,
-						   &opts)) {
-			*ret_done += chunk;
-			continue;
+		if (batch) {
+			err = bpf_map_update_batch(map->fd, chunk_keys, chunk_values, &written,
+						   &opts);
+			if (!err) {
+				*ret_done += chunk;
+				continue;
+			}
+			batch = err != -ENOTSUPP && err != -EINVAL;
 		}
 		/* Kernels disagree on what `written` says after an error, and writing an entry
 		 * again does no harm: write the chunk one by one, which finds the bad entry. */
-		if (batch && (errno == ENOTSUPP || errno == EINVAL))
-			batch = false;
 		err = update_each(map, chunk_keys, chunk_values, chunk, flags, ret_done);
 	}
 	return err;

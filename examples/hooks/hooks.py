@@ -1,8 +1,11 @@
 """Programs of your own in the packet's path: one counts by identity, one drops by its own rule.
 
-Build them once (`make examples`, or by hand, where D is `pyciliumlib.include_dir()`):
+Build the objects once, by `make examples` or by hand, where H is `pyciliumlib.include_dir()`:
 
-    clang -O2 -g -target bpf -I D -c count.bpf.c -o count.bpf.o
+    clang -O2 -g -target bpf -I H -I /usr/include/$(uname -m)-linux-gnu \\
+        -c count.bpf.c -o count.bpf.o
+
+and give their folder: `hooks.py build/examples`. Needs root.
 """
 
 import sys

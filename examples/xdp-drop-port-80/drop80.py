@@ -1,8 +1,10 @@
 """The kernel layer alone, with a BPF object of your own: XDP that drops TCP to port 80. Needs root.
 
-Build the object once (`make examples`, or by hand):
+Build the object once, by `make examples` or by hand:
 
-    clang -O2 -g -target bpf -c drop80.bpf.c -o drop80.bpf.o
+    clang -O2 -g -target bpf -I /usr/include/$(uname -m)-linux-gnu -c drop80.bpf.c -o drop80.bpf.o
+
+and give its path: `drop80.py build/examples/drop80.bpf.o`.
 """
 
 import sys
@@ -13,7 +15,7 @@ import pyciliumlib as pcl
 path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("drop80.bpf.o")
 spec = pcl.ObjectSpec.open(path)  # needs neither root nor a kernel
 spec.config["port"] = 80
-print(spec, *spec.maps.values(), sep="\n")
+print(spec)
 
 with pcl.Lab() as lab, spec.load() as loaded:
     node = lab.node()
@@ -27,8 +29,11 @@ with pcl.Lab() as lab, spec.load() as loaded:
         for port in ("80/TCP", "443/TCP"):
             print(port, client.connect(server.ip4, port, timeout=0.3))
         print("ping", client.ping(server.ip6))
-        print(f"a run takes {program.run(bytes(64), repeat=100_000).duration_ns} ns")
 
     # One record a CPU; as numpy columns they add up in one call.
     values = loaded.maps["counters"].lookup_batch()[1]
     print("dropped", values["dropped"].sum(), "passed", values["passed"].sum())
+
+    # A packet of your own through the program, on no device at all.
+    result = program.run(bytes(64), repeat=100_000)
+    print(f"XDP action {result.retval}, {result.duration_ns} ns a run")

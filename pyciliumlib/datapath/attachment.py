@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-from pyciliumlib.datapath.endpoint import mac_bytes
+from pyciliumlib.datapath.endpoint import Endpoint, mac_bytes
 from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.kernel import Object
@@ -80,6 +80,21 @@ def place_of_device(
         link = netlink.link(device)
     found = tuple(parse_address(address) for address in addresses)
     return Place(link.name, link.ifindex, link.mac, mac, found)
+
+
+def place_of(endpoint: Endpoint) -> Place:
+    """The place that an endpoint has."""
+    return Place(
+        endpoint.device, endpoint.ifindex, endpoint.node_mac, endpoint.mac, endpoint.addresses
+    )
+
+
+def is_there(node: NodeLike, place: Place) -> bool:
+    """Whether the node still has the device, and not another one of the same number."""
+    with Netlink(node.netns) as netlink:
+        return any(
+            (link.ifindex, link.mac) == (place.ifindex, place.node_mac) for link in netlink.links()
+        )
 
 
 def add_routes(node: NodeLike, place: Place) -> None:

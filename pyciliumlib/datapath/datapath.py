@@ -22,7 +22,7 @@ from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
-from pyciliumlib.errors import ClosedError, StateError
+from pyciliumlib.errors import ClosedError, NotFoundError, StateError, UnitError, nearest
 from pyciliumlib.flow import Flow
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.flow.program import FlowStream
@@ -31,15 +31,18 @@ from pyciliumlib.identity import (
     IdentityAllocator,
     IPCache,
     IPCacheTable,
+    Labels,
     Metadata,
     ReservedIdentity,
+    Scope,
     Source,
+    cidr_labels,
 )
 from pyciliumlib.kernel import Object
 from pyciliumlib.policy import Party, PolicySettings, Repository
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
-from pyciliumlib.types import Address, parse_address
+from pyciliumlib.types import Address, Network, network_from_key, parse_address
 
 
 class Datapath:
@@ -135,6 +138,7 @@ class Datapath:
             self._party,
             self._store,
             self._changes,
+            lambda names: self.endpoints.namespaces_changed(names),
         )
         self._table = IPCacheTable(maps["ipcache"], maps["ipcache_rev"], self.config.dual_stack)
         self.endpoints = Endpoints(
@@ -154,7 +158,7 @@ class Datapath:
         keep.callback(self.endpoints.close)
         self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
         self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks)
-        self._stream = _own(
+        self._flows: FlowStream = _own(
             keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of)
         )
         self._start()
@@ -164,9 +168,30 @@ class Datapath:
         self.identities.observe(self.policy.identities_changed)
         for address in self.node.addresses:
             self.ipcache.upsert(address, "node", Metadata(Source.LOCAL, identity=_HOST))
-        self.policy.restore()
-        self.endpoints.restore()
-        self._table.follow(self.ipcache)
+        with self._numbers_kept():
+            self.policy.restore()
+            self.endpoints.restore()
+            self._table.follow(self.ipcache)
+
+    @contextlib.contextmanager
+    def _numbers_kept(self) -> Iterator[None]:
+        """Let prefixes have the numbers that an earlier process gave them.
+
+        The kernel's ipcache and tries use those numbers until they are brought up to date, one
+        after the other; were a number another prefix's meanwhile, its traffic would be misjudged.
+        """
+        in_kernel = self._table.plan(()).deletes
+        held = [
+            self.identities.allocate(self._prefix_labels(network_from_key(*key)), previous=number)
+            for key, (number, _) in in_kernel.items()
+            if Scope.of(number) is Scope.LOCAL
+        ]
+        yield
+        for identity in held:
+            self.identities.release(identity)
+
+    def _prefix_labels(self, prefix: Network) -> Labels:
+        return cidr_labels(prefix, self.config.ipv4, self.config.ipv6)
 
     def _allocator_settings(self) -> AllocatorSettings:
         return AllocatorSettings(
@@ -200,8 +225,8 @@ class Datapath:
         """
         self._check_open()
         if follow:
-            return self._stream.follow(timeout or None)
-        return iter(self._stream.read(timeout))
+            return self._flows.follow(timeout or None)
+        return iter(self._flows.read(timeout))
 
     def metrics(self) -> Metrics:
         """Packets and bytes by direction and reason since the maps were made."""
@@ -249,11 +274,20 @@ class Datapath:
             return self.endpoints[what].party
         if isinstance(what, int):
             return self.policy.repository.identity(what)
-        if isinstance(what, str) and "=" not in what and not what.startswith("reserved:"):
-            what = parse_address(what)
+        if isinstance(what, str):
+            what = self._address(what)
         if isinstance(what, Address):
             return self._party_at(what)
         return Party(what)
+
+    def _address(self, text: str) -> Address:
+        try:
+            return parse_address(text)
+        except UnitError:
+            raise NotFoundError(
+                f"{text!r} is neither an endpoint{nearest(text, self.endpoints)} nor an address; "
+                f"labels go in a list: [{text!r}]"
+            ) from None
 
     def _party_at(self, address: Address) -> Party:
         owner = next((e for e in self.endpoints.values() if address in e.addresses), None)
@@ -312,8 +346,7 @@ class Datapath:
         if self._closed:
             return
         self.hooks.close()
-        for name in tuple(self.endpoints):
-            self.endpoints.remove(name)
+        self.endpoints.clear()
         pins, self._pins = self._pins, None
         self._release()
         if pins is not None:

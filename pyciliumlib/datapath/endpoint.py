@@ -29,7 +29,8 @@ class Endpoint:
     """One endpoint as it is now; a change makes another value.
 
     `labels` are what was given, `identity_labels` with what follows from the namespace.
-    `ifindex` and `node_mac` are of the host-side `device`, `mac` of the endpoint's own.
+    `ifindex` and `node_mac` are of the host-side `device`, `mac` of the endpoint's own. `routed`:
+    the datapath made the node's routes to it, and not a lab.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Endpoint:
     mac: str
     node_mac: str
     named_ports: Mapping[str, tuple[int, Protocol]] = field(factory=dict, hash=False)
+    routed: bool = False
 
     @property
     def ip4(self) -> ipaddress.IPv4Address | None:
@@ -76,6 +78,7 @@ class Endpoint:
                 "mac": self.mac,
                 "node_mac": self.node_mac,
                 "named_ports": {n: f"{p}/{proto}" for n, (p, proto) in self.named_ports.items()},
+                "routed": self.routed,
             }
         )
 

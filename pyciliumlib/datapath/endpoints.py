@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,15 +11,16 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from pyciliumlib.datapath.attachment import (
-    HOOKS,
-    Attachment,
     Place,
     add_routes,
+    is_there,
+    place_of,
     place_of_device,
     place_of_namespace,
     place_of_pod,
     remove_routes,
 )
+from pyciliumlib.datapath.devices import Devices
 from pyciliumlib.datapath.endpoint import (
     Endpoint,
     check_name,
@@ -30,14 +32,15 @@ from pyciliumlib.datapath.endpoint import (
 from pyciliumlib.datapath.node import NodeLike, PodLike, PodMaker
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
-from pyciliumlib.identity import IdentityAllocator, IPCache, Labels, Metadata, Source
+from pyciliumlib.identity import Identity, IdentityAllocator, IPCache, Labels, Metadata, Source
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.kernel import Object
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import Store
-from pyciliumlib.types import AddressLike, PortProto
+from pyciliumlib.types import AddressLike, PortProto, Protocol
 
 _STORED = "endpoints/"
+_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -62,7 +65,7 @@ class Endpoints(Mapping[str, Endpoint]):
         self._programs = programs
         self._changes = changes
         self._endpoints: dict[str, Endpoint] = {}
-        self._attachments: dict[str, Attachment] = {}
+        self._devices = Devices(parts.node.netns, parts.store, parts.links)
         self._made_pods: dict[str, PodLike] = {}
 
     # ------------------------------------------------------------------ add
@@ -103,14 +106,12 @@ class Endpoints(Mapping[str, Endpoint]):
                 add_routes(self._parts.node, place)
                 undo.callback(remove_routes, self._parts.node, place)
             endpoint = self._register(name, namespace, wanted, place, port_names, undo)
-            attachment = self._attachment(endpoint)
-            attachment.attach(self._programs)
-            undo.callback(attachment.detach)
+            endpoint = evolve(endpoint, routed=pod is None)
+            self._devices.attach(endpoint.ifindex, self._programs, undo)
             self._publish(endpoint, undo)
             self._parts.store.put(f"{_STORED}{name}", endpoint.to_json())
             undo.pop_all()
             self._endpoints[name] = endpoint
-            self._attachments[name] = attachment
             return endpoint
 
     def _make_pod(self, name: str, undo: contextlib.ExitStack) -> PodLike:
@@ -159,7 +160,7 @@ class Endpoints(Mapping[str, Endpoint]):
         namespace: str,
         labels: Labels,
         place: Place,
-        ports: Mapping[str, tuple[int, object]],
+        ports: Mapping[str, tuple[int, Protocol]],
         undo: contextlib.ExitStack,
     ) -> Endpoint:
         """An identity, an id and a policy: nothing that a packet sees yet."""
@@ -192,11 +193,6 @@ class Endpoints(Mapping[str, Endpoint]):
         return identity_labels(
             labels, namespace, known.labels if known else {}, self._parts.cluster
         )
-
-    def _attachment(self, endpoint: Endpoint) -> Attachment:
-        links = self._parts.links
-        pins = {n: links / f"{endpoint.id}_{n}" for n, _ in HOOKS} if links else {}
-        return Attachment(self._parts.node.netns, endpoint.ifindex, pins)
 
     # ------------------------------------------------------------------ what packets see
 
@@ -241,7 +237,11 @@ class Endpoints(Mapping[str, Endpoint]):
             return old
         identity = parts.allocator.allocate(all_labels)
         endpoint = evolve(old, labels=labels, identity_labels=all_labels, identity=identity.id)
-        parts.policy.relabel_endpoint(endpoint)
+        try:
+            parts.policy.relabel_endpoint(old, endpoint)
+        except BaseException:
+            parts.allocator.release(identity)
+            raise
         maps = self._programs.maps
         for address in endpoint.addresses:
             maps["endpoints"][address] = endpoint_row(endpoint)
@@ -254,23 +254,30 @@ class Endpoints(Mapping[str, Endpoint]):
         return endpoint
 
     def remove(self, name: str) -> None:
-        """Take an endpoint out; what it still sends is dropped as long as it has its device.
+        """Take an endpoint out. While its device is there, all that comes and goes is dropped.
 
         A pod that was made for it is removed too.
         """
         with self._changes:
             endpoint = self[name]
             self._withdraw(endpoint)
-            self._attachments.pop(name).detach()
+            if endpoint.routed:
+                remove_routes(self._parts.node, place_of(endpoint))
+            close = getattr(self._made_pods.pop(name, None), "close", None)
+            if close is not None:
+                close()
+            self._devices.leave(endpoint.ifindex)
             self._parts.policy.remove_endpoint(endpoint.id)
             self._parts.tries.release(endpoint.id)
             self._parts.allocator.release(_identity(self._parts.allocator, endpoint))
             self._parts.store.delete(f"{_STORED}{name}")
             del self._endpoints[name]
-            pod = self._made_pods.pop(name, None)
-            close = getattr(pod, "close", None)
-            if close is not None:
-                close()
+
+    def clear(self) -> None:
+        """Take every endpoint out and the programs off every device: nothing is held any more."""
+        for name in tuple(self):
+            self.remove(name)
+        self._devices.clear()
 
     # ------------------------------------------------------------------ restart and reload
 
@@ -278,32 +285,47 @@ class Endpoints(Mapping[str, Endpoint]):
         """Adopt the endpoints that the state file names, while their traffic goes on."""
         for entry in self._parts.store.entries(_STORED):
             stored = Endpoint.from_json(entry.value)
-            identity = self._parts.allocator.allocate(stored.identity_labels)
-            endpoint = evolve(stored, identity=identity.id)
-            self._parts.tries.claim(endpoint.id)
-            self._parts.policy.adopt_endpoint(endpoint)
-            attachment = self._attachment(endpoint)
-            attachment.adopt(self._programs)
-            self._publish(endpoint, contextlib.ExitStack())
-            self._endpoints[endpoint.name] = endpoint
-            self._attachments[endpoint.name] = attachment
+            if is_there(self._parts.node, place_of(stored)):
+                self._adopt(stored)
+            else:
+                _log.warning("device %s of endpoint %s is gone", stored.device, stored.name)
+                self._parts.store.delete(entry.key)
+        self._drop_strays()
+
+    def _adopt(self, stored: Endpoint) -> None:
+        labels = self._identity_labels(stored.labels, stored.namespace)
+        identity = self._parts.allocator.allocate(labels)
+        endpoint = evolve(stored, identity_labels=labels, identity=identity.id)
+        self._parts.tries.claim(endpoint.id)
+        self._parts.policy.adopt_endpoint(endpoint)
+        self._devices.adopt(endpoint.ifindex, self._programs)
+        self._publish(endpoint, contextlib.ExitStack())
+        self._endpoints[endpoint.name] = endpoint
+
+    def _drop_strays(self) -> None:
+        """Remove what a change that a crash cut short has left."""
+        self._devices.adopt_left(self._programs)
+        rows = {a for e in self._endpoints.values() for a in e.addresses}
+        numbers = {e.ifindex for e in self._endpoints.values()}
+        for name, wanted in (("endpoints", rows), ("devices", numbers)):
+            held = self._programs.maps[name]
+            for key in [key for key in held if key not in wanted]:
+                held.delete(key)
+        self._parts.tries.clear_spare()
 
     def use_programs(self, programs: Object) -> None:
         """Switch every device to other programs that share the maps."""
         with self._changes:
-            for attachment in self._attachments.values():
-                attachment.update(programs)
+            self._devices.update(programs)
             self._programs = programs
 
     def attached(self, name: str) -> bool:
         """Whether the endpoint's programs are on its device now."""
-        return self._attachments[self[name].name].attached
+        return self._devices.attached(self[name].ifindex)
 
     def close(self) -> None:
         """Let go of the attachments; pinned ones go on."""
-        for attachment in self._attachments.values():
-            attachment.close()
-        self._attachments.clear()
+        self._devices.close()
 
     # ------------------------------------------------------------------ Mapping
 
@@ -350,7 +372,7 @@ def _metadata(endpoint: Endpoint) -> Metadata:
     return Metadata(Source.LOCAL, identity=endpoint.identity)
 
 
-def _identity(allocator: IdentityAllocator, endpoint: Endpoint) -> object:
+def _identity(allocator: IdentityAllocator, endpoint: Endpoint) -> Identity:
     identity = allocator.get(endpoint.identity)
     if identity is None:
         raise NotFoundError(f"identity {endpoint.identity} of {endpoint} is not allocated")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
-from pyciliumlib.identity.labels import SOURCE_CIDR, prefix_of_key
+from pyciliumlib.identity.labels import SOURCE_CIDR, LabelsLike, prefix_of_key
 from pyciliumlib.policy import (
     Change,
     Documents,
@@ -23,13 +23,14 @@ from pyciliumlib.policy import (
 from pyciliumlib.policy.entries import PolicyEntries
 from pyciliumlib.policy.parse import PolicyInput
 from pyciliumlib.policy.program.tries import PolicyTries
+from pyciliumlib.policy.resolve import EndpointPolicy
 from pyciliumlib.policy.table import Plan, plan
 from pyciliumlib.store import Store
-from pyciliumlib.types import Network, PortProto
+from pyciliumlib.types import Address, Network, PortProto
 
 _STORED: Final = "documents/"
 #: What stands for one end of a connection: an endpoint, its name, an address, labels.
-PartyLike = object
+PartyLike: TypeAlias = "Endpoint | Party | Address | int | LabelsLike"
 
 
 class NodePolicy:
@@ -47,8 +48,11 @@ class NodePolicy:
         resolve_party: Callable[[PartyLike], Party],
         store: Store,
         changes: threading.RLock,
+        namespaces_changed: Callable[[Iterable[str]], None],
     ) -> None:
+        """`namespaces_changed` is told of namespaces whose documents were applied."""
         self.repository = repository
+        self._namespaces_changed = namespaces_changed
         self._store = store
         self._tries = tries
         self._ipcache = ipcache
@@ -62,6 +66,8 @@ class NodePolicy:
     def apply(self, source: PolicyInput | Documents) -> Change:
         """Add or replace documents: YAML text, a path, decoded objects, or what `parse` made.
 
+        Endpoints of a Namespace among them get its labels, after its rules are in force.
+
         Raises PolicyError, MapFullError or KernelError, with nothing changed.
         """
         settings = self.repository.settings
@@ -72,6 +78,7 @@ class NodePolicy:
             old = [before[key] for key in keys if key in before]
             change = self._change(documents.policies, old, lambda: self.repository.apply(documents))
             self._keep(documents)
+            self._namespaces_changed(item.name for item in documents.namespaces)
             return change
 
     def delete(self, *keys: PolicyKey) -> Change:
@@ -169,9 +176,7 @@ class NodePolicy:
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Resolve and write the policy of an endpoint that no packet reaches yet."""
         with self._lock:
-            policy = self.repository.add_endpoint(
-                endpoint.id, endpoint.identity_labels, endpoint.named_ports
-            )
+            policy = self._resolve(endpoint)
             try:
                 entries = policy.entries()
                 self._tries.add(endpoint.id, (entries.keys, entries.values))
@@ -179,24 +184,27 @@ class NodePolicy:
                 self.repository.remove_endpoint(endpoint.id)
                 raise
 
-    def relabel_endpoint(self, endpoint: Endpoint) -> None:
-        """Give an endpoint whose labels changed the policy of the new ones."""
+    def relabel_endpoint(self, old: Endpoint, new: Endpoint) -> None:
+        """Give an endpoint whose labels changed the policy of the new ones, or leave all as it is.
+
+        Raises PolicyError, MapFullError.
+        """
         with self._lock:
-            self.repository.remove_endpoint(endpoint.id)
-            policy = self.repository.add_endpoint(
-                endpoint.id, endpoint.identity_labels, endpoint.named_ports
-            )
-            entries = policy.entries()
-            self._tries.replace({endpoint.id: (entries.keys, entries.values)})
+            self.repository.remove_endpoint(old.id)
+            try:
+                entries = self._resolve(new).entries()
+                self._tries.replace({new.id: (entries.keys, entries.values)})
+            except BaseException:
+                if new.id in self.repository.policies():
+                    self.repository.remove_endpoint(new.id)
+                self._resolve(old)
+                raise
 
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
         """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
         with self._lock:
-            policy = self.repository.add_endpoint(
-                endpoint.id, endpoint.identity_labels, endpoint.named_ports
-            )
+            entries = self._resolve(endpoint).entries()
             if self.drift(endpoint.id):
-                entries = policy.entries()
                 self._tries.replace({endpoint.id: (entries.keys, entries.values)})
 
     def drift(self, number: int) -> Plan:
@@ -204,6 +212,11 @@ class NodePolicy:
         with self._lock:
             held = PolicyEntries(*self._tries.read(number))
             return plan(self.repository.policy(number).entries(), held)
+
+    def _resolve(self, endpoint: Endpoint) -> EndpointPolicy:
+        return self.repository.add_endpoint(
+            endpoint.id, endpoint.identity_labels, endpoint.named_ports
+        )
 
     def remove_endpoint(self, number: int) -> None:
         """Forget an endpoint that no packet reaches any more."""

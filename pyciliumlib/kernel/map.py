@@ -32,6 +32,7 @@ from pyciliumlib.kernel.layout import StructCodec
 from pyciliumlib.kernel.mapcreate import create_fd
 from pyciliumlib.kernel.mapinfo import MapInfo, differences, read_info, spec_of
 from pyciliumlib.kernel.mapspec import MapSpec
+from pyciliumlib.kernel.program import Program
 from pyciliumlib.kernel.resource import Resource
 from pyciliumlib.kernel.schema import codec_of_dtype, opaque
 from pyciliumlib.kernel.values import HandleCodec, NoEntryCodec, PerCpuCodec, possible_cpus
@@ -70,8 +71,10 @@ class Map(Resource):
         self._value: Codec = spec.value
         if spec.type in PER_CPU:
             self._value = PerCpuCodec(spec.value, possible_cpus())
+        elif spec.type in MAPS_IN_MAP:
+            self._value = HandleCodec("map", Map)
         elif spec.type in BY_ID:
-            self._value = HandleCodec("map" if spec.type in MAPS_IN_MAP else "program")
+            self._value = HandleCodec("program", Program)
         if spec.type in STREAMS:
             self._key = NoEntryCodec()
         self._layout = batch.layout_of(fd, spec.type, self._key.size, self._value.size)

@@ -6,12 +6,19 @@ import errno
 import os
 from pathlib import Path
 
-from pyciliumlib.errors import ExistsError, NotFoundError
+from pyciliumlib.errors import ExistsError, NotFoundError, StateError
 from pyciliumlib.kernel._binding import lib, take_messages
 from pyciliumlib.kernel.failures import raise_for
 
 PathLike = str | os.PathLike[str]
 
+# By what /proc calls a descriptor: BPF_OBJ_GET_INFO_BY_FD answers for any kind.
+_KINDS = {
+    "anon_inode:bpf-map": "map",
+    "anon_inode:bpf-prog": "program",
+    "anon_inode:bpf_link": "link",
+    "anon_inode:bpf-link": "link",  # as newer kernels spell it
+}
 _NO_BPFFS = (
     "the folder is not in a bpffs (mount -t bpf bpf /sys/fs/bpf), or it may not be written to"
 )
@@ -33,10 +40,20 @@ def pin(fd: int, path: PathLike, what: str) -> None:
 
 
 def open_pin(path: PathLike, what: str) -> int:
-    """The descriptor of what is pinned at `path`; raises NotFoundError."""
+    """The descriptor of the `what` ("map", "program", "link") that is pinned at `path`.
+
+    Raises NotFoundError, and StateError if something of another kind is pinned there.
+    """
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     take_messages(quiet=True)
     if fd >= 0:
+        there = str(Path(f"/proc/self/fd/{fd}").readlink())
+        if _KINDS.get(there) != what:
+            os.close(fd)
+            raise StateError(
+                f"{os.fspath(path)} pins no {what} but a {_KINDS.get(there, there)}: "
+                f"give the path of a {what}'s pin"
+            )
         return fd
     if fd == -errno.ENOENT:
         raise NotFoundError(f"no {what} is pinned at {os.fspath(path)}")

@@ -42,14 +42,15 @@ class HandleCodec(Codec):
 
     plain = True
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, kind: type[Resource]) -> None:
         super().__init__(what, 4, "I", "u4")
+        self._kind = kind
 
     def load(self, item: int) -> int:
         return item
 
     def store(self, value: Any) -> int:
-        if not isinstance(value, Resource):
+        if not isinstance(value, self._kind):
             raise InvalidError(f"{value!r} is no {self.name}; pass the open {self.name} itself")
         return value.fd
 

@@ -98,6 +98,12 @@ class EntryValue:
         return Verdict.REDIRECT if self.proxy_port else Verdict.ALLOW
 
 
+def as_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """Each row as opaque bytes, so that rows can be compared and sorted."""
+    flat = np.ascontiguousarray(rows)
+    return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
+
+
 @frozen(eq=False)
 class PolicyEntries:
     """Keys and values of map entries, one row an entry."""
@@ -154,6 +160,11 @@ class PolicyEntries:
         keys = np.repeat(self.keys, count)
         keys["identity"] = np.tile(identities, len(self.keys))
         return PolicyEntries(keys, np.repeat(self.values, count))
+
+    def without_keys_of(self, other: PolicyEntries) -> PolicyEntries:
+        """These entries less those whose key `other` has too."""
+        kept = ~np.isin(as_bytes(self.keys), as_bytes(other.keys))
+        return PolicyEntries(self.keys[kept], self.values[kept])
 
     def __len__(self) -> int:
         return len(self.keys)

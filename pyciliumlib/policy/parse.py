@@ -25,7 +25,8 @@ PolicyInput = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 # libyaml's parser is ten times as fast; PyYAML is built without it here and there
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT_MAX: Final = 64 << 20
-_ALIASES_MAX: Final = 1000
+#: Aliases of aliases multiply with each level of a rule; policies have hardly a use for them.
+_ALIASES_MAX: Final = 64
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
@@ -62,7 +63,7 @@ def parse(
 ) -> Documents:
     """Read policy documents.
 
-    `source` is YAML text (it holds a line break or a colon), the path of a file or folder, or
+    `source` is YAML text (it holds a line break or ": "), the path of a file or folder, or
     one or several decoded objects. With `prune`, fields that current Cilium does not know are
     left out, as its API does, and not refused.
 
@@ -121,7 +122,7 @@ def _check_unique(found: list[Any], problems: Problems) -> None:
 
 def _documents(source: PolicyInput, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(source, Mapping):
-        yield "document 1", source
+        yield from _objects([source], "", problems)
     elif isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
         for path in _files(Path(source)):
             yield from _decode(path.read_text(encoding="utf-8"), path.name, problems)
@@ -134,7 +135,7 @@ def _documents(source: PolicyInput, problems: Problems) -> Iterator[tuple[str, M
 
 
 def _is_path(text: str) -> bool:
-    return "\n" not in text and not text.lstrip().startswith("{") and ": " not in text
+    return "\n" not in text and not text.lstrip().startswith(("{", "[")) and ": " not in text
 
 
 def _files(path: Path) -> list[Path]:
@@ -162,7 +163,6 @@ def _decode(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Map
 
 
 def _check_aliases(text: str) -> None:
-    # a few aliases of aliases stand for billions of nodes; policies have no use for them
     if (
         text.count("*") > _ALIASES_MAX
         and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER))

@@ -119,6 +119,7 @@ def _read_port(item: dict[str, Any], path: str, problems: Problems) -> list[Port
 def parse_port(
     text: str, end: int, protocols: tuple[Protocol, ...], path: str, problems: Problems
 ) -> list[PortMatch]:
+    """What a port's text means for each of `protocols`: a number, a range to `end`, or a name."""
     if not (text.isascii() and text.isdigit()):
         name = text.lower()
         if len(name) > _PORT_NAME_MAX or not _PORT_NAME.fullmatch(name):

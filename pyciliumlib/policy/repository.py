@@ -6,7 +6,6 @@ and one that cannot be refuses the change.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -22,6 +21,7 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
 from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
@@ -35,7 +35,7 @@ from pyciliumlib.policy.model import (
     Rule,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
-from pyciliumlib.policy.resolve import Derivation, Derivations, EndpointPolicy, resolve
+from pyciliumlib.policy.resolve import EndpointPolicy, resolve
 from pyciliumlib.policy.selector_index import IdentityDelta, SelectorCache, SelectorIndex
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, decide
@@ -128,9 +128,9 @@ class Repository:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self.settings = settings or PolicySettings()
-        self._lock = threading.RLock()
         self._rules = _Rules()
         self._cache = SelectorCache()
+        self._lock = self._cache.lock
         self._derivations = Derivations()
         self._endpoints: dict[int, _Endpoint] = {}
         self._namespaces: dict[str, NamespaceDocument] = {}

@@ -6,6 +6,7 @@ one of their requirements that is shared least, and prefixes are kept in order.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -224,8 +225,12 @@ class IdentityDelta:
 
 @define
 class SelectorCache:
-    """Selectors in use, each with its identities, kept up as identities come and go."""
+    """Selectors in use, each with its identities, kept up as identities come and go.
 
+    Whoever calls it, or reads a selection, holds `lock`.
+    """
+
+    lock: threading.RLock = field(factory=threading.RLock)
     index: IdentityIndex = field(factory=IdentityIndex)
     named_ports: dict[int, NamedPorts] = field(factory=dict)
     _selections: dict[Selector, Selection] = field(factory=dict)

@@ -22,6 +22,7 @@ from pyciliumlib.policy.entries import (
     STATIC_BITS,
     VALUE_DTYPE,
     PolicyEntries,
+    as_bytes,
 )
 from pyciliumlib.policy.model import Direction, Verdict
 from pyciliumlib.types import Protocol
@@ -52,12 +53,6 @@ class Plan:
         return f"{len(self.adds)} to add, {len(self.changes)} to change, {len(self.deletes)} to go"
 
 
-def _rows(array: npt.NDArray[Any]) -> npt.NDArray[np.void]:
-    """Each row as opaque bytes, so that rows can be compared and sorted."""
-    flat = np.ascontiguousarray(array)
-    return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
-
-
 def _as(array: npt.NDArray[Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
     """The same bytes under another dtype of the same layout."""
     if array.dtype.itemsize != dtype.itemsize or _offsets(array.dtype) != _offsets(dtype):
@@ -77,14 +72,14 @@ def read(map_: MapLike) -> PolicyEntries:
 
 def plan(wanted: PolicyEntries, held: PolicyEntries) -> Plan:
     """How to get from `held` to `wanted`."""
-    wanted_keys, held_keys = _rows(wanted.keys), _rows(held.keys)
+    wanted_keys, held_keys = as_bytes(wanted.keys), as_bytes(held.keys)
     stale = ~np.isin(held_keys, wanted_keys)
     order = np.argsort(held_keys)
     at = np.searchsorted(held_keys, wanted_keys, sorter=order)
     at = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(wanted), np.intp)
     known = held_keys[at] == wanted_keys if len(order) else np.zeros(len(wanted), np.bool_)
     differs = known.copy()
-    differs[known] = _rows(wanted.values)[known] != _rows(held.values)[at[known]]
+    differs[known] = as_bytes(wanted.values)[known] != as_bytes(held.values)[at[known]]
     return Plan(
         PolicyEntries(wanted.keys[~known], wanted.values[~known]),
         PolicyEntries(wanted.keys[differs], wanted.values[differs]),
@@ -125,12 +120,12 @@ def apply(steps: Plan, map_: MapLike) -> None:
         if chosen.any():
             map_.delete_batch(_as(steps.deletes.keys[chosen], map_.key_dtype, "key"))
 
-    write(_denies)
-    remove(_allows)
-    remove(_redirects)
-    write(_redirects)
-    write(_allows)
     remove(_denies)
+    remove(_redirects)
+    remove(_allows)
+    write(_allows)
+    write(_redirects)
+    write(_denies)
 
 
 def sync(wanted: PolicyEntries, map_: MapLike) -> Plan:

@@ -48,7 +48,7 @@ class Reason(enum.Enum):
 
 @frozen
 class NearMiss:
-    """A clause of a governing rule that nearly decided, and what kept it from it."""
+    """A clause that would have turned the verdict, and what kept it from matching."""
 
     clause: Clause
     matches_peer: bool
@@ -57,9 +57,7 @@ class NearMiss:
         kind = "deny" if self.clause.deny else "allow"
         if self.matches_peer:
             ports = ", ".join(map(str, self.clause.ports)) or "no port"
-            return (
-                f"{self.clause.source} ({kind}) selects the peer but not the port: it has {ports}"
-            )
+            return f"{self.clause.source} ({kind}) selects the peer, not the port: it has {ports}"
         peers = " or ".join(map(str, self.clause.peers or ())) or "nobody"
         return f"{self.clause.source} ({kind}) covers the port, not the peer: it selects {peers}"
 
@@ -112,7 +110,9 @@ def decide(
 
     def decision(verdict: Verdict, reason: Reason) -> Decision:
         by = tuple(matched[verdict]) if reason in _BY_RULE else ()
-        near_misses = tuple(near[:NEAR_MISSES_MAX])
+        denied = verdict is Verdict.DENY
+        turning = [miss for miss in near if miss.clause.deny != denied]
+        near_misses = tuple(turning[:NEAR_MISSES_MAX])
         return Decision(direction, subject, peer, verdict, reason, by, near_misses, governing)
 
     if matched[Verdict.DENY]:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
@@ -265,7 +266,11 @@ class Rig:
 
     def drain(self) -> tuple[Any, ...]:
         """The events since the last call."""
-        return tuple(self._event.decode(row.tobytes()) for row in self._ring.drain())
+        return tuple(self._event.decode(row.tobytes()) for row in self.drain_array())
+
+    def drain_array(self) -> npt.NDArray[Any]:
+        """The same as one structured array."""
+        return self._ring.drain()
 
     # ------------------------------------------------------------------ what is in the maps
 
@@ -293,7 +298,7 @@ class Rig:
 
     def seconds_left(self, table: str = "flows") -> float:
         """How long the only entry of a table still lives."""
-        left = (self.only_flow(table).expires - jiffies()) & 0xFFFFFFFF
+        left: int = (self.only_flow(table).expires - jiffies()) & 0xFFFFFFFF
         return struct.unpack("i", struct.pack("I", left))[0] / CLOCK.hz
 
     def metrics(self) -> dict[tuple[int, int], tuple[int, int]]:

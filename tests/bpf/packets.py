@@ -178,9 +178,7 @@ V6 = Family(
 FAMILIES = (V4, V6)
 
 
-def arp(
-    operation: int, sender_ip: str, target_ip: str, sender_mac: str = CLIENT_MAC
-) -> bytes:
+def arp(operation: int, sender_ip: str, target_ip: str, sender_mac: str = CLIENT_MAC) -> bytes:
     """An ARP message for IPv4 over Ethernet, to everybody: 1 asks, 2 answers."""
     return bytes(
         Ether(src=sender_mac, dst="ff:ff:ff:ff:ff:ff")

@@ -85,8 +85,7 @@ EXTENSIONS: dict[str, list[Header]] = {
 def _extended(headers: list[Header], port: int = 80) -> bytes:
     numbers = [number for number, _ in headers] + [6]
     chain = b"".join(
-        bytes([following]) + body
-        for (_, body), following in zip(headers, numbers[1:], strict=True)
+        bytes([following]) + body for (_, body), following in zip(headers, numbers[1:], strict=True)
     )
     payload = chain + bytes(TCP(sport=40000, dport=port))
     return bytes(V6.ip(V6.client, V6.server, nh=numbers[0]) / Raw(payload))

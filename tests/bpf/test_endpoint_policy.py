@@ -184,9 +184,7 @@ def test_egress_is_asked_first(rig: Rig, family: Family) -> None:
 
 
 @families
-def test_a_deny_of_the_responder_is_told_before_a_missing_proxy(
-    rig: Rig, family: Family
-) -> None:
+def test_a_deny_of_the_responder_is_told_before_a_missing_proxy(rig: Rig, family: Family) -> None:
     """Beyond the redirect the responder would still be asked, so its deny is the reason."""
     frame = family.tcp(family.client, family.server)
     rig.rule(CLIENT, EGRESS, proxy=0xFFFF)
@@ -203,9 +201,7 @@ def test_a_deny_of_the_responder_is_told_before_a_missing_proxy(
 
 @families
 @pytest.mark.parametrize("endpoint", [CLIENT, SERVER])
-def test_an_endpoint_without_a_trie_is_not_ready(
-    rig: Rig, family: Family, endpoint: int
-) -> None:
+def test_an_endpoint_without_a_trie_is_not_ready(rig: Rig, family: Family, endpoint: int) -> None:
     """A missing policy denies, at either end."""
     rig.allow_all()
     rig.set_ready(endpoint, False)

@@ -57,9 +57,7 @@ def test_a_forger_finds_no_way_through_an_established_flow(
 
 @families
 @pytest.mark.parametrize("source", ["client", "client_second", "server"])
-def test_the_stack_does_not_speak_for_an_endpoint(
-    rig: Rig, family: Family, source: str
-) -> None:
+def test_the_stack_does_not_speak_for_an_endpoint(rig: Rig, family: Family, source: str) -> None:
     """A packet with an endpoint's source that comes from the stack is forged."""
     rig.allow_all()
     outcome = rig.send(TO, SERVER, family.tcp(getattr(family, source), family.server))

@@ -13,6 +13,8 @@ import pytest
 
 from pyciliumlib import errors
 from pyciliumlib.kernel import Map, MapType, kinds, possible_cpus
+from pyciliumlib.kernel.codec import AddressCodec, IntCodec
+from pyciliumlib.kernel.layout import Field, PrefixCodec
 from pyciliumlib.types import MapLike
 
 KEY = np.dtype([("address", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
@@ -242,9 +244,6 @@ def test_arrays_have_slots() -> None:
 
 def test_a_trie_finds_the_longest_prefix() -> None:
     """Lookups are by longest prefix, `del` is by the very prefix."""
-    from pyciliumlib.kernel.codec import AddressCodec, IntCodec
-    from pyciliumlib.kernel.layout import Field, PrefixCodec
-
     key = PrefixCodec(
         "key", 20, [Field("prefixlen", 0, IntCodec(4)), Field("addr", 4, AddressCodec())]
     )

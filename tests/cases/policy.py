@@ -17,8 +17,12 @@ from pyciliumlib.policy.table import PolicyLookup
 from pyciliumlib.types import Protocol
 
 SUBJECT = 1
+#: Numbers of peers to which the oracle gave none.
+_FIRST_NUMBER = 0x20000
 #: Agent options of a case, and the setting that each is.
 _SETTINGS = {
+    "cluster_name": "cluster_name",
+    "enable_ipv4": "enable_ipv4",
     "enable_ipv6": "enable_ipv6",
     "policy_default_local_cluster": "default_local_cluster",
     "enable_node_selector_labels": "node_selectors",
@@ -82,12 +86,16 @@ def run_case(case: Mapping[str, Any]) -> Result:
     """Compare one case."""
     name = case["name"]
     expected_valid = case.get("expected", {}).get("valid", not case.get("error"))
-    settings = _LEGACY_SETTINGS if "subject_labels" in case else settings_of(case["config"])
+    config = case.get("config", {})
+    if unknown := config.keys() - _SETTINGS.keys() - {"allow_localhost"}:
+        return Result(name, unsupported=tuple(f"option {option}" for option in sorted(unknown)))
+    settings = _LEGACY_SETTINGS if "subject_labels" in case else settings_of(config)
     try:
         repository = Repository(settings)
         subject = party(name="subject", data=_subject(case))
-        for peer_name, data in _peers(case).items():
-            _add_identity(repository, party(peer_name, data))
+        peers = _peers(case)
+        for peer in peers.values():
+            _add_identity(repository, peer)
         repository.add_endpoint(SUBJECT, subject.labels, subject.named_ports)
         documents = [d for d in yaml.safe_load_all(case["policies"]) if _is_policy(d, case)]
         repository.apply(parse(documents, settings, prune="subject_labels" not in case))
@@ -98,14 +106,11 @@ def run_case(case: Mapping[str, Any]) -> Result:
     if not expected_valid:
         return Result(name, differences=("accepted, and should be refused",))
     probes = list(case["probes"])
-    return Result(name, len(probes), tuple(_compare(case, probes, repository, subject)))
+    return Result(name, len(probes), tuple(_compare(case, probes, repository, subject, peers)))
 
 
 def settings_of(config: Mapping[str, Any]) -> PolicySettings:
     """The settings of a case; its defaults are IPv4 alone."""
-    known = {"allow_localhost", *_SETTINGS}
-    if unknown := config.keys() - known:
-        raise KeyError(f"the case sets options that this runner does not know: {sorted(unknown)}")
     options = {_SETTINGS[key]: value for key, value in config.items() if key in _SETTINGS}
     return PolicySettings(
         **{"enable_ipv6": False, **options},
@@ -119,11 +124,17 @@ def _subject(case: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"labels": case["subject_labels"]}
 
 
-def _peers(case: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _peers(case: Mapping[str, Any]) -> dict[str, Party]:
+    """By name (or labels, where the case gives no names), each with a number of its own."""
     if "peers" in case:
-        return dict(case["peers"])
-    sets = {tuple(probe["peer_labels"]) for probe in case["probes"]}
-    return {str(labels): {"labels": labels} for labels in sets}
+        found = dict(case["peers"])
+    else:
+        sets = {tuple(probe["peer_labels"]) for probe in case["probes"]}
+        found = {str(labels): {"labels": labels} for labels in sorted(sets)}
+    return {
+        name: party(name, {**data, "identity": data.get("identity") or _FIRST_NUMBER + index})
+        for index, (name, data) in enumerate(found.items())
+    }
 
 
 def party(name: str, data: Mapping[str, Any]) -> Party:
@@ -135,18 +146,18 @@ def party(name: str, data: Mapping[str, Any]) -> Party:
         key: (port["port"], Protocol.parse(port["proto"]))
         for key, port in (data.get("named_ports") or {}).items()
     }
-    return Party(labels, named, data.get("identity") or None, name)
+    return Party(labels, named, data.get("identity"), name)
+
+
+def _number(peer: Party) -> int:
+    assert peer.identity is not None
+    return peer.identity
 
 
 def _add_identity(repository: Repository, peer: Party) -> None:
     number = _number(peer)
     names = {number: peer.named_ports} if peer.named_ports else {}
     repository.update_identities({number: peer.labels}, named_ports=names)
-
-
-def _number(peer: Party) -> int:
-    """The oracle's number, or one of our own where it gave none."""
-    return peer.identity or 0x10000 + hash(peer.labels) % 0x10000
 
 
 def _is_policy(document: Any, case: Mapping[str, Any]) -> bool:
@@ -165,11 +176,14 @@ def _kind_of(problem: str) -> str:
 
 
 def _compare(
-    case: Mapping[str, Any], probes: list[dict[str, Any]], repository: Repository, subject: Party
+    case: Mapping[str, Any],
+    probes: list[dict[str, Any]],
+    repository: Repository,
+    subject: Party,
+    peers: Mapping[str, Party],
 ) -> Iterator[str]:
     policy = repository.policy(SUBJECT)
     table = PolicyLookup.of(policy.entries())
-    peers = {name: party(name, data) for name, data in _peers(case).items()}
     expected = case.get("expected", {})
     for direction in Direction:
         wanted = expected.get(f"{direction}_enforced")

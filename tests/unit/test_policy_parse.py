@@ -67,7 +67,10 @@ WRONG = {
     "both selectors": (cnp(nodeSelector={}, ingress=[{}]), "exactly one of endpointSelector"),
     "no spec": ({k: v for k, v in cnp().items() if k != "spec"}, "neither spec nor specs"),
     "no name": ({**cnp(ingress=[{}]), "metadata": {}}, "metadata: name is missing"),
-    "unknown rule field": (cnp(ingres=[{}]), 'spec.ingres: unknown field of a rule (did you mean "ingress"?)'),
+    "unknown rule field": (
+        cnp(ingres=[{}]),
+        'spec.ingres: unknown field of a rule (did you mean "ingress"?)',
+    ),
     "unknown peer field": (ingress(fromEndpoint=[]), '(did you mean "fromEndpoints"?)'),
     "unknown deny field": (
         cnp(ingressDeny=[{"toPorts": ports(tcp(), rules={"http": [{}]})}]),
@@ -83,10 +86,15 @@ WRONG = {
         ingress(fromCIDR=["10.0.0.0/8"], fromCIDRSet=[{"cidr": "11.0.0.0/8"}]),
         "fromCIDR and fromCIDRSet in one entry",
     ),
-    "unknown entity": (ingress(fromEntities=["galaxy"]), "fromEntities[0]: unknown entity 'galaxy'"),
+    "unknown entity": (
+        ingress(fromEntities=["galaxy"]),
+        "fromEntities[0]: unknown entity 'galaxy'",
+    ),
     "near entity": (ingress(fromEntities=["wold"]), '(did you mean "world"?)'),
     "bad operator": (
-        ingress(fromEndpoints=[{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}]),
+        ingress(
+            fromEndpoints=[{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]}]
+        ),
         "spec.ingress[0].fromEndpoints[0].matchExpressions[0].operator",
     ),
     "number as label": (ingress(fromEndpoints=[{"matchLabels": {"a": 1}}]), "quote"),
@@ -122,7 +130,10 @@ WRONG = {
     ),
     "bad family": (ingress(icmps=[{"fields": [{"family": "IPv5", "type": 8}]}]), "unknown family"),
     "bad icmp name": (ingress(icmps=[{"fields": [{"type": "EchoRequst"}]}]), '"EchoRequest"'),
-    "icmp type too high": (ingress(icmps=[{"fields": [{"type": 256}]}]), "message types end at 255"),
+    "icmp type too high": (
+        ingress(icmps=[{"fields": [{"type": 256}]}]),
+        "message types end at 255",
+    ),
     "no icmp type": (ingress(icmps=[{"fields": [{}]}]), "type is missing"),
     "icmps and ports": (
         ingress(icmps=[{"fields": [{"type": 8}]}], toPorts=ports(tcp())),
@@ -147,9 +158,14 @@ WRONG = {
     "huge repeat": (http(path="a{1001}"), "RE2 repeats at most 1000 times"),
     "long regex": (http(path="a" * 5000), "at most 4096"),
     "header without name": (http(headerMatches=[{"value": "x"}]), "name is missing"),
-    "bad mismatch": (http(headerMatches=[{"name": "x", "mismatch": "DROP"}]), "unknown action 'DROP'"),
+    "bad mismatch": (
+        http(headerMatches=[{"name": "x", "mismatch": "DROP"}]),
+        "unknown action 'DROP'",
+    ),
     "dns on ingress": (
-        ingress(toPorts=ports({"port": "53", "protocol": "UDP"}, rules={"dns": [{"matchName": "a"}]})),
+        ingress(
+            toPorts=ports({"port": "53", "protocol": "UDP"}, rules={"dns": [{"matchName": "a"}]})
+        ),
         "dns rules are for egress only",
     ),
     "dns without port": (dns({"matchPattern": "*"}, listed=[]), "dns rules need a port"),
@@ -171,12 +187,18 @@ WRONG = {
     "unknown key": (kafka(apiKey="nothing"), "unknown 'nothing'"),
     "bad topic": (kafka(topic="a/b"), "rules.kafka[0].topic"),
     "bad version": (kafka(apiVersion="32768"), "write a number from 0 to 32767"),
-    "l7 without l7proto": (ingress(toPorts=ports(tcp(), rules={"l7": [{"a": "b"}]})), "l7proto is missing"),
+    "l7 without l7proto": (
+        ingress(toPorts=ports(tcp(), rules={"l7": [{"a": "b"}]})),
+        "l7proto is missing",
+    ),
     "l7 with empty key": (
         ingress(toPorts=ports(tcp(), rules={"l7proto": "x", "l7": [{"": "b"}]})),
         "a key is empty",
     ),
-    "empty server name": (egress(toPorts=ports(tcp("443"), serverNames=[""])), "the server name is empty"),
+    "empty server name": (
+        egress(toPorts=ports(tcp("443"), serverNames=[""])),
+        "the server name is empty",
+    ),
     "server names and http": (
         egress(toPorts=ports(tcp(), serverNames=["a"], rules={"http": [{}]})),
         "needs terminatingTLS",
@@ -195,7 +217,7 @@ WRONG = {
     "other kind": ({"apiVersion": "v1", "kind": "Service"}, "'Service' is no policy"),
     "misspelt kind": ({"kind": "CiliumNetworkPolcy"}, '(did you mean "CiliumNetworkPolicy"?)'),
     "wrong version": ({**cnp(ingress=[{}]), "apiVersion": "cilium.io/v1"}, "is of cilium.io/v2"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("document", "words"), WRONG.values(), ids=WRONG)
@@ -301,10 +323,10 @@ def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
     [
         ("a: [1, 2\n", "no YAML"),
         ("- just\n- a list\n", "expected an object with kind and metadata"),
-        ("a: &a [1]\nb: [" + "*a, " * 1001 + "]\n", "aliases"),
+        ("a: &a [1]\nb: [" + "*a, " * 65 + "]\n", "aliases"),
         ("a: " + "[" * 5000 + "]" * 5000 + "\n", "document"),
-        ("kind: 2026-13-45\n", "is no policy"),
-        ("? [a, b]\n: 1\n", "document 1"),
+        ("kind: 2026-13-45\n", "no YAML that can be read"),
+        ("? [a, b]\n: 1\n", "unhashable key"),
         ("{1: 2}", "is no policy"),
     ],
     ids=["broken", "list", "aliases", "deep", "date", "object as key", "number as key"],

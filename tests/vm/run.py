@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.vm.image import Image, build_image
 from tests.vm.kernels import SUPPORTED, Kernel, fetch
 from tests.vm.matrix import write_matrix
 from tests.vm.result import Result
@@ -34,13 +35,14 @@ def main() -> int:
     parser.add_argument("--timeout", type=int, default=1200, help="seconds for each kernel")
     parser.add_argument("--objects-only", action="store_true", help="load and probe, no pytest")
     options = parser.parse_args()
+    image = build_image(CACHE / "python.img")
     results: dict[str, Result] = {}
     for series in options.series:
         start = time.monotonic()
         kernel = fetch(series, CACHE)
         print(f"booting Linux {kernel.release}", flush=True)
         out = CACHE / "out" / series
-        result = boot(kernel, out, options.timeout, rings=not options.objects_only)
+        result = boot(kernel, image, out, options.timeout, rings=not options.objects_only)
         print(f"Linux {series} took {time.monotonic() - start:.0f} s in all", flush=True)
         if result is not None:
             results[series] = result
@@ -52,18 +54,21 @@ def main() -> int:
     return 0 if complete and all(result.ok for result in results.values()) else 1
 
 
-def boot(kernel: Kernel, out: Path, timeout: int, *, rings: bool) -> Result | None:
+def boot(kernel: Kernel, image: Image, out: Path, timeout: int, *, rings: bool) -> Result | None:
     """Run tests.vm.guest under a kernel; None, with the log printed, where it did not finish."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     log = out / "log"
-    wanted = "rings" if rings else "objects"
-    guest = shlex.join([sys.executable, "-u", "-m", "tests.vm.guest", str(out), wanted])
+    guest = ["-m", "tests.vm.guest", str(out), "rings" if rings else "objects"]
     # The guest's own console is slow and loses lines, so what it says goes to a file.
-    script = f"cd {shlex.quote(str(ROOT))} && {guest} >{shlex.quote(str(log))} 2>&1"
+    script = shlex.join(
+        ["sh", str(ROOT / "tests/vm/guest.sh"), str(log), *map(str, image.folders), "--"]
+        + ["env", "-C", str(ROOT), sys.executable, "-u", *guest]
+    )
     command = [
         *("vng", "--run", str(kernel.image), "--disable-kvm", "--force-9p", "--user", "root"),
-        *("--cpus", "2", "--memory", "3G", f"--rwdir={out}", "--", script),
+        *("--cpus", "2", "--memory", "3G", "--disk", str(image.path), f"--rwdir={out}"),
+        *("--", script),
     ]
     # vng calls its sibling virtme-run by name.
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -98,7 +98,7 @@ class PolicyMap:
     def allow(
         self, direction: DirectionName, identity: int = 0, port: str | PortProto = "ANY"
     ) -> None:
-        """Let through what `identity` (0: anybody) sends or gets on "443/TCP", "53/UDP" or "ANY"."""
+        """Let through what `identity` (0: anybody) sends or gets on "443/TCP", say, or "ANY"."""
         self._put(direction, identity, port, ALLOW_BYTE)
 
     def deny(

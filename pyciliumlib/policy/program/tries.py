@@ -87,6 +87,12 @@ class PolicyTries:
         self._tries.update(made)
         self._spare.extend(free)
 
+    def clear_spare(self) -> None:
+        """Empty the tries of ids that nobody has: a crash may have left something in them."""
+        for endpoint in self._spare:
+            trie = self._trie(endpoint)
+            trie.delete_batch(trie.lookup_batch()[0])
+
     # ------------------------------------------------------------------ contents
 
     def read(self, endpoint: int) -> Entries:

@@ -1,0 +1,156 @@
+"""What the rules of an endpoint give to each selector of peers: ports, and what happens there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import PolicyError
+from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
+from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default
+from pyciliumlib.policy.entries import ALLOW_BYTE, DENY_BYTE
+from pyciliumlib.policy.l7 import L7, Parser
+from pyciliumlib.policy.model import (
+    ALL_PORTS,
+    Clause,
+    Direction,
+    Party,
+    PortMatch,
+    Rule,
+    Source,
+    Verdict,
+)
+from pyciliumlib.policy.settings import PolicySettings
+
+# Cilium's priorities of proxies: the lower number wins where two would take a connection.
+_PARSER_PRIORITY: Final = {
+    Parser.HTTP: 101,
+    Parser.KAFKA: 106,
+    Parser.GENERIC: 106,
+    Parser.TLS: 116,
+    Parser.DNS: 121,
+    Parser.CRD: 126,
+}
+_HOST: Final = Selector.of(Label(SOURCE_RESERVED, "host"))
+
+#: By selector of peers; None stands for any peer.
+Shares = dict[Selector | None, list["Share"]]
+
+
+@frozen
+class Share:
+    """What one clause gives to those that one selector selects."""
+
+    source: Source
+    direction: Direction
+    match: PortMatch
+    action: int
+    l7: L7 | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.action == DENY_BYTE:
+            return Verdict.DENY
+        return Verdict.REDIRECT if self.l7 else Verdict.ALLOW
+
+
+def _action(clause: Clause) -> int:
+    if clause.deny:
+        return DENY_BYTE
+    if clause.l7 is None:
+        return ALLOW_BYTE
+    return DENY_BYTE - (clause.l7.priority or _PARSER_PRIORITY[clause.l7.parser])
+
+
+def built_in(name: str, direction: Direction) -> Source:
+    """The source of what no document says, such as `allow-localhost`."""
+    return Source("reserved", "", f"{name}-{direction}")
+
+
+def collect_shares(
+    rules: Sequence[Rule],
+    settings: PolicySettings,
+    subject: Party,
+    enforced: frozenset[Direction],
+) -> Shares:
+    """The shares that `rules` hand out, and those that hold without a clause.
+
+    Raises PolicyError where rules contradict each other about the proxy of the same connections.
+    """
+    found: Shares = {None: []}
+    for direction in Direction:
+        for selector, share in _implied(rules, settings, subject, direction, enforced):
+            found.setdefault(selector, []).append(share)
+    for clause in (c for rule in rules for c in rule.clauses if c.direction in enforced):
+        for selector in _audience(clause):
+            found.setdefault(selector, []).extend(_shares(clause))
+    _refuse_conflicts(found)
+    return found
+
+
+def _audience(clause: Clause) -> Iterable[Selector | None]:
+    """The selectors of a clause's peers; None stands for any peer."""
+    if clause.peers is None or any(not peer.requirements for peer in clause.peers):
+        return (None,)
+    return clause.peers
+
+
+def _shares(clause: Clause) -> Iterator[Share]:
+    action = _action(clause)
+    for match in clause.ports:
+        yield Share(clause.source, clause.direction, match, action, clause.l7)
+
+
+def _implied(
+    rules: Sequence[Rule],
+    settings: PolicySettings,
+    subject: Party,
+    direction: Direction,
+    enforced: frozenset[Direction],
+) -> Iterator[tuple[Selector | None, Share]]:
+    """What is allowed without a clause."""
+
+    def allow(name: str) -> Share:
+        return Share(built_in(name, direction), direction, ALL_PORTS, ALLOW_BYTE)
+
+    if direction not in enforced:
+        yield None, allow("allow-any")
+        return
+    if not denies_by_default(rules, settings, subject, direction):
+        yield None, allow("allow-any")
+    if admits_localhost(rules, settings, subject, direction):
+        yield _HOST, allow("allow-localhost")
+
+
+def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
+    for selector, listed in shares.items():
+        proxies: dict[tuple[Direction, PortMatch], Share] = {}
+        for share in listed:
+            if share.l7 is None:
+                continue
+            first = proxies.setdefault((share.direction, share.match), share)
+            if first.l7 is not None and _contradict(first.l7, share.l7):
+                peer = "any peer" if selector is None else str(selector)
+                raise PolicyError(
+                    f"{first.source} and {share.source} send {share.match} of {peer} to different "
+                    f"proxies ({first.l7} and {share.l7}); give one of them another port or peer"
+                )
+
+
+def _contradict(first: L7, second: L7) -> bool:
+    if first.parser is Parser.CRD or second.parser is Parser.CRD:
+        same = (first.parser, first.name) == (second.parser, second.name)
+        return not same and first.priority == second.priority
+    plain = Parser.TLS  # TLS alone leaves the requests to whatever parser another rule asks for
+    kinds = {(l7.parser, l7.name) for l7 in (first, second) if l7.parser is not plain}
+    contexts = [
+        {context for context in pair if context}
+        for pair in (
+            (first.terminating, second.terminating),
+            (first.originating, second.originating),
+        )
+    ]
+    return len(kinds) > 1 or any(len(context) > 1 for context in contexts)

@@ -1,0 +1,215 @@
+"""Every example runs as its reader would run it, prints what it promises, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pyciliumlib as pcl
+from tests.lab.examples import EXAMPLES, UNPRIVILEGED, Ended, interrupt, run
+
+DEMO = EXAMPLES / "zero-trust" / "demo.py"
+STAGE_1, STAGE_2 = "Stage 1", "Stage 2"
+#: From, to, port; what both families see in stage 1 and in stage 2.
+INTENDED = (
+    ("gateway", "frontend", "3000/TCP", "dropped", "open"),
+    ("frontend", "backend-api", "8080/TCP", "dropped", "no proxy"),
+    ("frontend", "kube-dns", "53/UDP", "open", "open"),
+    ("frontend", "kube-dns", "53/TCP", "dropped", "dropped"),
+    ("frontend", "kube-apiserver", "6443/TCP", "open", "open"),
+    ("gateway", "backend-api", "8080/TCP", "dropped", "dropped"),
+    ("intruder", "backend-api", "8080/TCP", "dropped", "dropped"),
+    ("intruder", "world", "443/TCP", "dropped", "dropped"),
+    ("world", "frontend", "3000/TCP", "dropped", "dropped"),
+    ("kube-dns", "world", "443/TCP", "open", "open"),
+)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples' own BPF programs, built by the command that their texts give."""
+    clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang")
+    assert clang, "the tests need clang"
+    folder = tmp_path_factory.mktemp("objects")
+    includes = [f"-I{pcl.include_dir()}", f"-I/usr/include/{os.uname().machine}-linux-gnu"]
+    for source in EXAMPLES.glob("**/*.bpf.c"):
+        target = folder / source.with_suffix(".o").name
+        command = [clang, "-O2", "-g", "-target", "bpf", *includes, "-c", source, "-o", target]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def well(result: Ended) -> str:
+    """The output of an example that ended as it should."""
+    assert (result.err, result.status, set(result.left)) == ("", 0, set())
+    return result.out
+
+
+def test_quickstart() -> None:
+    """What is explained is what a client meets, and the flows tell of both."""
+    out = well(run(EXAMPLES / "quickstart.py"))
+    assert out.startswith("allow: web -> api 8080/TCP\n")
+    assert "deny: web -> api 9090/TCP\n" in out
+    assert "missing: an ingress rule of a policy that selects api, with fromEndpoints web" in out
+    assert re.search(r"^8080: ok in [\d.]+ ms\n9090: timeout$", out, re.MULTILINE)
+    assert re.search(r"web:\d+ \(\d+\) -> api:8080 \(\d+\)  to-endpoint TCP SYN  FORWARDED", out)
+    assert re.search(r"web:\d+ \(\d+\) <- api:8080 \(\d+\)  to-endpoint TCP SYN,ACK", out)
+    assert re.search(r"-> api:9090 .*  drop ingress TCP SYN  DROPPED: Policy denied \(133\)", out)
+
+
+def test_policy_map() -> None:
+    """The office, known by its IPv4 address alone, reaches 22 until its entry is withdrawn."""
+    lines = well(run(EXAMPLES / "policy_map.py")).splitlines()
+    tried = [re.sub(r"ok in .*", "ok", line) for line in lines[:5]]
+    assert tried == [
+        "10.244.1.2 443/TCP ok",
+        "10.244.1.2 22/TCP ok",
+        "fd00:10:244:1::2 443/TCP ok",
+        "fd00:10:244:1::2 22/TCP timeout",
+        "withdrawn: timeout",
+    ]
+    assert "verdict=<Verdict.DENY: 'deny'>, drop_reason=133" in lines[5]
+    assert re.fullmatch(r"ingress +2 +\d+  Policy denied \(133\)", lines[8])
+
+
+def test_identity_ipcache_needs_no_privilege() -> None:
+    """Identities and the ipcache work for a process that may load no BPF."""
+    lines = well(run(EXAMPLES / "identity_ipcache.py", under=UNPRIVILEGED)).splitlines()
+    assert lines[0] == "the same labels, the same number: True"
+    assert re.fullmatch(r"10\.0\.1\.7: 10\.0\.1\.7/32 is \d+ .*", lines[2])
+    assert re.fullmatch(r"198\.51\.100\.9: 198\.51\.100\.0/24 is 16777217 .*", lines[3])
+    assert lines[4] == "203.0.113.1: the world"
+    assert {line.split()[0] for line in lines[5:]} >= {"10.0.1.7/32", "198.51.100.0/24"}
+
+
+def test_hooks(objects: Path) -> None:
+    """One program closes port 80 to everybody; the other counts what each identity sends."""
+    out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))
+    assert re.search(r"^22/TCP ok in .*\n80/TCP timeout\n8080/TCP ok in .*", out, re.MULTILINE)
+    sent = {int(n) for n in re.findall(r"^identity \d+ sent (\d+) bytes$", out, re.MULTILINE)}
+    assert len(sent) == 2
+    assert min(sent) > 100
+    assert re.search(r"^80/TCP without the hooks: ok in", out, re.MULTILINE)
+    assert re.search(r"-> server:80 .*DROPPED: Dropped by a user's hook \(222\)", out)
+
+
+def test_xdp_drop_port_80(objects: Path) -> None:
+    """The kernel layer alone: a port is dropped by XDP, counted, and another one passes."""
+    out = well(run(EXAMPLES / "xdp-drop-port-80" / "drop80.py", objects / "drop80.bpf.o"))
+    assert re.search(r"^80/TCP timeout\n443/TCP ok in .*\nping ok in ", out, re.MULTILINE)
+    counted = re.search(r"^dropped (\d+) passed (\d+)$", out, re.MULTILINE)
+    assert counted is not None
+    assert int(counted[1]) == 1
+    assert int(counted[2]) >= 5  # a handshake, a reply, an echo, both families' neighbours
+    assert re.search(r"^XDP action 2, \d+ ns a run$", out, re.MULTILINE)
+
+
+# ---------------------------------------------------------------------- the zero-trust demo
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """What the demo prints when all goes well."""
+    return well(run(DEMO))
+
+
+def stage(out: str, number: int) -> str:
+    """The part of the demo's output that is about one stage."""
+    first, _, second = out.partition(f"\n{STAGE_2}")
+    return first if number == 1 else second
+
+
+def test_every_cell_agrees(demo: str) -> None:
+    """46 pairs in two families in each stage, none of which differs from the model."""
+    counts = re.findall(r"(\d+) pairs x 2 families: (\d+) open; (\d+) differ", demo)
+    assert counts == [("46", "14", "0"), ("46", "15", "0")]
+    assert not re.search(r"^!", demo, re.MULTILINE)
+    assert "drift: the kernel holds what it should" in demo
+
+
+@pytest.mark.parametrize(("src", "dst", "port", "first", "second"), INTENDED)
+def test_cells(demo: str, src: str, dst: str, port: str, first: str, second: str) -> None:
+    """What is intended of a pair is expected by the model and seen in both families."""
+    for number, want in ((1, first), (2, second)):
+        row = rf"^  {src} +{dst} +{port} +{want} +{want} +{want}(\s|$)"
+        assert re.search(row, stage(demo, number), re.MULTILINE)
+
+
+def test_explains_what_is_missing(demo: str) -> None:
+    """Stage 1 names the two allows that the policies lack, and the sides that lack them."""
+    out = stage(demo, 1)
+    assert "deny: gateway -> frontend 3000/TCP\n" in out
+    assert (
+        "missing: an egress rule of a policy that selects gateway, "
+        "with toEndpoints frontend and port 3000/TCP" in out
+    )
+    assert "deny: frontend -> backend-api 8080/TCP\n" in out
+    assert (
+        "missing: an ingress rule of a policy that selects backend-api, "
+        "with fromEndpoints frontend and port 8080/TCP" in out
+    )
+
+
+def test_shows_flows_and_reasons(demo: str) -> None:
+    """Live flows with names, identities, verdicts and drop reasons, in each stage."""
+    for number in (1, 2):
+        out = stage(demo, number)
+        assert re.search(r"-> kube-dns:53 \(\d+\)  to-endpoint UDP  FORWARDED", out)
+        assert re.search(
+            r"gateway:\d+ \(\d+\) -> \S+ \(\d+\)  drop egress TCP SYN  "
+            r"DROPPED: Policy denied \(133\)",
+            out,
+        )
+    assert re.search(r"^egress +2 +\d+  L7 redirect without a proxy \(220\)$", demo, re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("after", [STAGE_1, STAGE_2])
+def test_stopped_in_the_middle(number: signal.Signals, after: str) -> None:
+    """A signal ends the demo without a traceback, and nothing is left."""
+    result = interrupt(DEMO, f"{after}:", number)
+    assert (result.err, result.status, set(result.left)) == ("", 128 + number, set())
+    assert after in result.out
+    assert "drift" not in result.out
+
+
+def doctored(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """The demo with one of its files changed."""
+    folder = shutil.copytree(DEMO.parent, tmp_path / "zero-trust")
+    path = folder / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return folder / DEMO.name
+
+
+def test_a_cell_that_differs_fails(tmp_path: Path) -> None:
+    """Where the wire does not show what the model says, the row is marked and the demo fails."""
+    no_dns = "for name in hosts for port in ports[name] if port != '53/UDP')"
+    script = doctored(tmp_path, "scene.py", "for name in hosts for port in ports[name])", no_dns)
+    result = run(script)
+    assert (result.err, result.status, set(result.left)) == ("", 1, set())
+    assert re.search(r"^! gateway +kube-dns +53/UDP +open +refused +refused", result.out, re.M)
+    assert " 0 differ" not in result.out
+
+
+def test_a_broken_policy_fails(tmp_path: Path) -> None:
+    """A typo in a policy is told with its mend, before anything is judged by the rest."""
+    result = run(doctored(tmp_path, "policies.yaml", "toPorts:", "toPort:"))
+    assert (result.status, set(result.left)) == (2, set())
+    assert result.err.startswith("demo: 1 problem(s) in policy documents; nothing was applied\n")
+    assert 'did you mean "toPorts"?' in result.err
+    assert STAGE_1 not in result.out
+
+
+def test_without_privilege() -> None:
+    """Who may not make namespaces is told which capability is missing."""
+    result = run(DEMO, under=UNPRIVILEGED)
+    assert (result.out, result.status, set(result.left)) == ("", 2, set())
+    assert re.fullmatch(r"demo: .* needs CAP_SYS_ADMIN: run as root .*\n", result.err)
