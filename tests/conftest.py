@@ -81,7 +81,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A run that leaves something on the machine has failed, whatever its tests said."""
-    left = leftovers.present() - session.config.stash[_before]
+    before: frozenset[str] = session.config.stash[_before]
+    left = leftovers.present() - before
     session.config.stash[_left] = left
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -104,5 +105,6 @@ def pytest_terminal_summary(
     terminalreporter.line(
         f"{sum(ran.values())} kernel tests ran ({counts}) on Linux {platform.release()}"
     )
-    for line in sorted(config.stash.get(_left, frozenset())):
+    left: frozenset[str] = config.stash.get(_left, frozenset())
+    for line in sorted(left):
         terminalreporter.line(f"left behind: {line}", red=True)

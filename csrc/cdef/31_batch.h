@@ -7,6 +7,7 @@ struct pcl_layout {
 	int fd;
 	uint32_t key_size;
 	uint32_t value_size; /* as copied by the kernel: of all CPUs in a per-CPU map */
+	uint32_t max_entries;
 	uint32_t room;       /* entries of the first batch that is read; it grows */
 	bool batch;          /* try the kernel's batches */
 	bool slots;          /* keys are never deleted, but a slot may be empty */
@@ -20,6 +21,7 @@ struct pcl_entries {
 	char *values;
 	uint32_t count;
 	uint32_t capacity;
+	uint32_t expected; /* the most entries that there can be */
 	uint32_t key_size;
 	uint32_t value_size;
 };

@@ -9,13 +9,10 @@
 
 #include "31_batch.h"
 
-void entries_init(struct pcl_entries *entries, uint32_t key_size, uint32_t value_size);
+void entries_init(struct pcl_entries *entries, const struct pcl_layout *map);
 
 /* Make room for `more` entries after the last. */
 int entries_reserve(struct pcl_entries *entries, uint32_t more);
-
-/* Give memory that was not needed back. */
-void entries_trim(struct pcl_entries *entries);
 
 static inline char *entries_key(const struct pcl_entries *entries, uint32_t index)
 {

@@ -204,11 +204,10 @@ int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 
 	if (err)
 		return err;
-	entries_init(ret, map->key_size, map->value_size);
+	entries_init(ret, map);
 	err = map->batch ? read_batches(map, false, &seen, ret) : -ENOTSUPP;
 	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
 		err = walk(map, &seen, ret);
-	entries_trim(ret);
 	keyset_deinit(&seen);
 	return err;
 }
@@ -254,11 +253,10 @@ int pcl_map_read_and_delete(const struct pcl_layout *map, struct pcl_entries *re
 {
 	int err = -ENOTSUPP;
 
-	entries_init(ret, map->key_size, map->value_size);
+	entries_init(ret, map);
 	if (map->batch && map->unique)
 		err = read_batches(map, true, NULL, ret);
 	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
 		err = walk_and_delete(map, ret);
-	entries_trim(ret);
 	return err;
 }

@@ -27,6 +27,7 @@ from pyciliumlib.net import (
 from pyciliumlib.types import Address, AddressLike, parse_address
 
 Hook: TypeAlias = Literal["ingress", "egress"]
+Backend: TypeAlias = Literal["auto", "tcx", "clsact"]
 #: Program and hook of the host-side device: what the pod sends comes in there.
 HOOKS: Final[tuple[tuple[str, Hook], ...]] = (
     ("from_endpoint", "ingress"),
@@ -118,11 +119,14 @@ class Attachment:
     Links and filters are numbers of a namespace, so all is done inside the node's.
     """
 
-    def __init__(self, netns: NetNS, ifindex: int, pins: Mapping[str, Path]) -> None:
+    def __init__(
+        self, netns: NetNS, ifindex: int, pins: Mapping[str, Path], backend: Backend
+    ) -> None:
         """`pins`, by program, is where they outlive this process; empty: they do not."""
         self._netns = netns
         self._ifindex = ifindex
         self._pins = pins
+        self._backend = backend
         self._links: dict[str, Link | TcFilter] = {}
 
     def attach(self, programs: Object) -> None:
@@ -194,7 +198,7 @@ class Attachment:
         self._links.clear()
 
     def _attach_one(self, programs: Object, name: str, hook: Hook) -> None:
-        link = attach_tc(programs.programs[name], self._ifindex, hook)
+        link = attach_tc(programs.programs[name], self._ifindex, hook, backend=self._backend)
         self._links[name] = link
         if name in self._pins:
             link.keep(self._pins[name])

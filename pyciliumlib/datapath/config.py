@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from attrs import Attribute, field, frozen, validators
+from attrs import Attribute, field, frozen
 
 from pyciliumlib.errors import InvalidError
 
@@ -12,18 +12,38 @@ from pyciliumlib.errors import InvalidError
 def _size(default: int, low: int, high: int) -> Any:
     """An attribute that holds a whole number from `low` to `high`."""
 
-    def check(_: object, attribute: Attribute[int], value: int) -> None:
-        if not isinstance(value, int) or not low <= value <= high:
+    def check(_: object, attribute: Attribute[int], value: object) -> None:
+        if type(value) is not int or not low <= value <= high:
             raise InvalidError(f"{attribute.name} is {value!r}; it must be {low} to {high}")
 
     return field(default=default, validator=check)
 
 
-def _is_power_of_two(_: object, attribute: Attribute[int], value: int) -> None:
-    if value < 4096 or value & (value - 1):
+def _one_of(default: bool | str | None, *choices: bool | str | None) -> Any:
+    """An attribute that holds one of `choices`."""
+
+    def check(_: object, attribute: Attribute[object], value: object) -> None:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            listed = ", ".join(map(repr, choices))
+            raise InvalidError(f"{attribute.name} is {value!r}; it must be one of {listed}")
+
+    return field(default=default, validator=check)
+
+
+def _switch(default: bool) -> Any:
+    return _one_of(default, True, False)
+
+
+def _is_power_of_two(_: object, attribute: Attribute[int], value: object) -> None:
+    if type(value) is not int or value < 4096 or value & (value - 1):
         raise InvalidError(
             f"{attribute.name} is {value!r}; it must be a power of two, 4096 or more"
         )
+
+
+def _is_name(_: object, attribute: Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise InvalidError(f'{attribute.name} is {value!r}; write a name, such as "default"')
 
 
 @frozen
@@ -31,8 +51,12 @@ class DatapathConfig:
     """Sizes, timeouts and switches of a datapath; the defaults suit a lab of some hundred pods.
 
     Sizes are entries of the map of that name, timeouts are seconds. `redirect_peer` None means: if
-    the kernel has it. `cluster_name`, `cluster_id` are what Cilium calls so. Of a kernel map only
-    what is used takes memory, except `flows`, `pending` and `fragments`, which are preallocated.
+    the kernel has it; `tc` is how programs hang on devices, "auto" is tcx where the kernel has it.
+    `cluster_name`, `cluster_id` are what Cilium calls so. Of a kernel map only what is used takes
+    memory, except `flows`, `pending` and `fragments`, which are preallocated.
+
+    >>> DatapathConfig(flows=1024).pending
+    4096
     """
 
     max_endpoints: int = _size(256, 2, 65535)
@@ -47,12 +71,17 @@ class DatapathConfig:
     timeout_tcp_syn: int = _size(60, 1, 1 << 21)
     timeout_tcp_fin: int = _size(10, 1, 1 << 21)
     timeout_any: int = _size(60, 1, 1 << 21)
-    ipv4: bool = field(default=True, validator=validators.instance_of(bool))
-    ipv6: bool = field(default=True, validator=validators.instance_of(bool))
-    redirect_peer: bool | None = None
-    trace_every_packet: bool = field(default=False, validator=validators.instance_of(bool))
-    cluster_name: str = field(default="default", validator=validators.min_len(1))
+    ipv4: bool = _switch(True)
+    ipv6: bool = _switch(True)
+    redirect_peer: bool | None = _one_of(None, None, True, False)
+    tc: Literal["auto", "tcx", "clsact"] = _one_of("auto", "auto", "tcx", "clsact")
+    trace_every_packet: bool = _switch(False)
+    cluster_name: str = field(default="default", validator=_is_name)
     cluster_id: int = _size(0, 0, 511)
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.ipv4 or self.ipv6):
+            raise InvalidError("ipv4 and ipv6 are both off; a datapath needs one of them")
 
     @property
     def dual_stack(self) -> bool:

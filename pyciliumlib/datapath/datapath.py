@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
+from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.drift import Drift, find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
@@ -22,7 +22,7 @@ from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
-from pyciliumlib.errors import ClosedError, NotFoundError, StateError, UnitError, nearest
+from pyciliumlib.errors import NotFoundError, StateError, UnitError, nearest
 from pyciliumlib.flow import Flow
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.flow.program import FlowStream
@@ -73,7 +73,7 @@ class Datapath:
         self.config = config or DatapathConfig()
         self._resources = contextlib.ExitStack()
         self._closed = True
-        self._changes = threading.RLock()
+        self._changes = Changes()
         try:
             self._build(node, pin_root, policy)
         except BaseException:
@@ -150,14 +150,14 @@ class Datapath:
                 tries,
                 self._store,
                 self._pins.links if self._pins else None,
-                self.config.cluster_name,
+                self.config,
             ),
             self._programs,
             self._changes,
         )
         keep.callback(self.endpoints.close)
         self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
-        self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks)
+        self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks, self._changes)
         self._flows: FlowStream = _own(
             keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of)
         )
@@ -209,12 +209,12 @@ class Datapath:
 
     def add_endpoint(self, name: str, labels: Any = None, **where: Any) -> Endpoint:
         """Put an endpoint under policy; see `Endpoints.add`."""
-        self._check_open()
+        self._changes.check()
         return self.endpoints.add(name, labels, **where)
 
     def remove_endpoint(self, name: str) -> None:
         """Take an endpoint out; see `Endpoints.remove`."""
-        self._check_open()
+        self._changes.check()
         self.endpoints.remove(name)
 
     def flows(self, timeout: float = 0.0, follow: bool = False) -> Iterator[Flow]:
@@ -223,14 +223,14 @@ class Datapath:
         Waits up to `timeout` seconds for the first; with `follow` and no timeout, for ever.
         Each flow is told once.
         """
-        self._check_open()
+        self._changes.check()
         if follow:
             return self._flows.follow(timeout or None)
         return iter(self._flows.read(timeout))
 
     def metrics(self) -> Metrics:
         """Packets and bytes by direction and reason since the maps were made."""
-        self._check_open()
+        self._changes.check()
         maps = self._programs.maps
         return Metrics.read(maps["metrics"], maps["events_lost"])
 
@@ -244,7 +244,7 @@ class Datapath:
         With `from_stack` it is one that the node sends to the endpoint. The real program runs on
         it, and nothing of the datapath changes. Raises InvalidError, NotFoundError.
         """
-        self._check_open()
+        self._changes.check()
         endpoint = self.endpoints[at if isinstance(at, str) else at.name]
         with self._changes:
             if self._simulator is None:
@@ -258,7 +258,7 @@ class Datapath:
 
     def drift(self) -> Drift:
         """How the kernel differs from what is meant; false where it does not."""
-        self._check_open()
+        self._changes.check()
         with self._changes:
             return find_drift(
                 self._programs, self.endpoints, self.policy, self.ipcache, self._table
@@ -334,6 +334,7 @@ class Datapath:
 
         Raises StateError without a pin root: nothing would hold them.
         """
+        self._changes.check()
         if self._pins is None:
             raise StateError("this datapath has no pin_root: nothing of it can outlive the process")
         self._release()
@@ -354,13 +355,11 @@ class Datapath:
 
     def _release(self) -> None:
         self._closed = True
+        self._changes.close()
         self._resources.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this datapath is closed")
-
     def __enter__(self) -> Datapath:
+        self._changes.check()
         return self
 
     def __exit__(

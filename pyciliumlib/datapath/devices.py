@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-from pyciliumlib.datapath.attachment import HOOKS, Attachment
+from pyciliumlib.datapath.attachment import HOOKS, Attachment, Backend
 from pyciliumlib.errors import DeviceError, StateError
 from pyciliumlib.kernel import Object
 from pyciliumlib.net import NetNS
@@ -23,11 +23,12 @@ class Devices:
     let go when the device vanishes or the datapath ends.
     """
 
-    def __init__(self, netns: NetNS, store: Store, links: Path | None) -> None:
+    def __init__(self, netns: NetNS, store: Store, links: Path | None, backend: Backend) -> None:
         """`links` is the directory of the pins; None: the attachments end with the process."""
         self._netns = netns
         self._store = store
         self._links = links
+        self._backend = backend
         self._attachments: dict[int, Attachment] = {}
         self._left: set[int] = set()
 
@@ -105,7 +106,7 @@ class Devices:
     def _attachment(self, ifindex: int) -> Attachment:
         links = self._links
         pins = {name: links / f"{ifindex}_{name}" for name, _ in HOOKS} if links else {}
-        return Attachment(self._netns, ifindex, pins)
+        return Attachment(self._netns, ifindex, pins, self._backend)
 
     def _take_back(self, ifindex: int) -> None:
         if ifindex in self._left:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from pyciliumlib.datapath.attachment import (
     place_of_pod,
     remove_routes,
 )
+from pyciliumlib.datapath.changes import Changes
+from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.devices import Devices
 from pyciliumlib.datapath.endpoint import (
     Endpoint,
@@ -54,18 +55,18 @@ class Parts:
     tries: PolicyTries
     store: Store
     links: Path | None
-    cluster: str
+    config: DatapathConfig
 
 
 class Endpoints(Mapping[str, Endpoint]):
     """The endpoints by name. A change is whole or not at all."""
 
-    def __init__(self, parts: Parts, programs: Object, changes: threading.RLock) -> None:
+    def __init__(self, parts: Parts, programs: Object, changes: Changes) -> None:
         self._parts = parts
         self._programs = programs
         self._changes = changes
         self._endpoints: dict[str, Endpoint] = {}
-        self._devices = Devices(parts.node.netns, parts.store, parts.links)
+        self._devices = Devices(parts.node.netns, parts.store, parts.links, parts.config.tc)
         self._made_pods: dict[str, PodLike] = {}
 
     # ------------------------------------------------------------------ add
@@ -148,6 +149,8 @@ class Endpoints(Mapping[str, Endpoint]):
         return place_of_device(self._parts.node, device, mac, addresses)
 
     def _check_addresses(self, place: Place) -> None:
+        for address in set(place.addresses) & set(self._parts.node.addresses):
+            raise ExistsError(f"address {address} is the node's own")
         for endpoint in self._endpoints.values():
             taken = set(endpoint.addresses) & set(place.addresses)
             if taken or endpoint.ifindex == place.ifindex:
@@ -191,7 +194,7 @@ class Endpoints(Mapping[str, Endpoint]):
     def _identity_labels(self, labels: Labels, namespace: str) -> Labels:
         known = self._parts.policy.repository.namespaces.get(namespace)
         return identity_labels(
-            labels, namespace, known.labels if known else {}, self._parts.cluster
+            labels, namespace, known.labels if known else {}, self._parts.config.cluster_name
         )
 
     # ------------------------------------------------------------------ what packets see

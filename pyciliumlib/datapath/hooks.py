@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
+from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.programs import shared_maps
 from pyciliumlib.errors import ExistsError, NotFoundError, nearest
 from pyciliumlib.kernel import Object, ObjectSpec
@@ -55,7 +56,10 @@ class Hooks:
     cost nothing.
     """
 
-    def __init__(self, programs: Callable[[], Object], enable: Callable[[], None]) -> None:
+    def __init__(
+        self, programs: Callable[[], Object], enable: Callable[[], None], changes: Changes
+    ) -> None:
+        self._changes = changes
         self._programs = programs
         self._enable = enable
         self._used: dict[str, Hook] = {}
@@ -70,19 +74,26 @@ class Hooks:
         drops a packet by TC_ACT_SHOT. Raises NotFoundError, ExistsError (the slot is taken),
         VerifierError, MismatchError (a shared map is declared otherwise).
         """
-        if slot not in SLOTS:
-            raise NotFoundError(f"there is no slot {slot!r}{nearest(slot, SLOTS)}")
-        if slot in self._used:
-            raise ExistsError(f"slot {slot} has a program already; close that Hook first")
-        spec = source.copy() if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
-        name = _choose(spec, program)
+        with self._changes:
+            if slot not in SLOTS:
+                raise NotFoundError(f"there is no slot {slot!r}{nearest(slot, SLOTS)}")
+            if slot in self._used:
+                raise ExistsError(f"slot {slot} has a program already; close that Hook first")
+            spec = source.copy() if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
+            return self._attach(slot, spec, _choose(spec, program))
+
+    def _attach(self, slot: str, spec: ObjectSpec, name: str) -> Hook:
         self._enable()
         programs = self._programs()
         shared = {n: m for n, m in shared_maps(programs).items() if n in spec.maps}
         for shared_name, shared_map in shared.items():
             spec.resize(shared_name, shared_map.max_entries)  # a header cannot know the sizes
         loaded = spec.load(reuse=shared)
-        programs.maps["hooks"][SLOTS[slot]] = loaded.programs[name]
+        try:
+            programs.maps["hooks"][SLOTS[slot]] = loaded.programs[name]
+        except BaseException:
+            loaded.close()
+            raise
         hook = Hook(slot, loaded, lambda: self._remove(slot))
         self._used[slot] = hook
         return hook

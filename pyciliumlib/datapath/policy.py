@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
+from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
 from pyciliumlib.identity.labels import SOURCE_CIDR, LabelsLike, prefix_of_key
@@ -47,7 +48,7 @@ class NodePolicy:
         ipcache: IPCache,
         resolve_party: Callable[[PartyLike], Party],
         store: Store,
-        changes: threading.RLock,
+        changes: Changes,
         namespaces_changed: Callable[[Iterable[str]], None],
     ) -> None:
         """`namespaces_changed` is told of namespaces whose documents were applied."""

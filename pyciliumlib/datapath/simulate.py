@@ -8,6 +8,7 @@ there first, so an established connection is seen as one.
 from __future__ import annotations
 
 import enum
+import errno
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
@@ -16,7 +17,7 @@ from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
-from pyciliumlib.errors import InvalidError
+from pyciliumlib.errors import InvalidError, KernelError
 from pyciliumlib.flow import DropReason, Flow, FlowType, Namer
 from pyciliumlib.flow.program import FlowStream
 
@@ -90,7 +91,15 @@ class Simulator:
         self._copy_flows()
         name = "to_endpoint" if from_stack else "from_endpoint"
         program = self._programs.programs[name]
-        result = self._node.netns.call(lambda: program.run(packet, ctx={"ifindex": at.ifindex}))
+        try:
+            result = self._node.netns.call(lambda: program.run(packet, ctx={"ifindex": at.ifindex}))
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise InvalidError(
+                f"the kernel runs no program on a frame of {len(packet)} bytes: a page, less some "
+                "hundred bytes, is the most"
+            ) from error
         return result.retval, result.packet, self._flows.read()
 
     def close(self) -> None:

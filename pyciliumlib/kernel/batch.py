@@ -15,12 +15,13 @@ _FIRST_ROOM = 4096
 _BATCHED = HASHES | ARRAYS | {MapType.LPM_TRIE}
 
 
-def layout_of(fd: int, type_: MapType, key_size: int, value_size: int) -> Any:
+def layout_of(fd: int, type_: MapType, key_size: int, value_size: int, max_entries: int) -> Any:
     """What the C loops need to know of a map; `value_size` counts all CPUs."""
     layout = ffi.new("struct pcl_layout *")
     layout.fd = fd
     layout.key_size = key_size
     layout.value_size = value_size
+    layout.max_entries = max_entries
     layout.room = _FIRST_ROOM
     layout.batch = type_ in _BATCHED
     layout.slots = type_ in SLOTS | ARRAYS

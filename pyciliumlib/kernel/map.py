@@ -77,7 +77,9 @@ class Map(Resource):
             self._value = HandleCodec("program", Program)
         if spec.type in STREAMS:
             self._key = NoEntryCodec()
-        self._layout = batch.layout_of(fd, spec.type, self._key.size, self._value.size)
+        self._layout = batch.layout_of(
+            fd, spec.type, self._key.size, self._value.size, spec.max_entries
+        )
 
     # --- where maps come from
 

@@ -120,12 +120,12 @@ def apply(steps: Plan, map_: MapLike) -> None:
         if chosen.any():
             map_.delete_batch(_as(steps.deletes.keys[chosen], map_.key_dtype, "key"))
 
-    remove(_denies)
-    remove(_redirects)
-    remove(_allows)
-    write(_allows)
-    write(_redirects)
     write(_denies)
+    remove(_allows)
+    remove(_redirects)
+    write(_redirects)
+    write(_allows)
+    remove(_denies)
 
 
 def sync(wanted: PolicyEntries, map_: MapLike) -> Plan:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
+from pyciliumlib.conntrack.model import signed32
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from pyciliumlib.identity import addr_hash
@@ -298,8 +298,7 @@ class Rig:
 
     def seconds_left(self, table: str = "flows") -> float:
         """How long the only entry of a table still lives."""
-        left: int = (self.only_flow(table).expires - jiffies()) & 0xFFFFFFFF
-        return struct.unpack("i", struct.pack("I", left))[0] / CLOCK.hz
+        return signed32(self.only_flow(table).expires - jiffies()) / CLOCK.hz
 
     def metrics(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(direction, reason) to packets and bytes, of those that are not zero."""

@@ -257,6 +257,17 @@ def test_auto_takes_tcx_where_there_is_one(obj: Object, device: str) -> None:
         assert trace_of_one(obj) == "1"
 
 
+def test_order_needs_tcx(obj: Object, device: str) -> None:
+    """Without tcx an anchor is an error, never a quiet attachment in some other order."""
+    if probe("tcx").has("tcx"):
+        pytest.skip("this kernel has tcx")
+    for keywords in ({"anchor": Head()}, {"backend": "tcx"}):
+        with pytest.raises(errors.FeatureError, match=r"Linux 6\.6, commit e420bed02507") as caught:
+            attach_tc(obj.programs["tc_1"], device, "ingress", **keywords)
+        assert caught.value.feature == "tcx"
+    assert TcFilter.find(device, "ingress") is None
+
+
 def test_update_loses_no_packet(obj: Object, device: str, backend: str) -> None:
     """While the program is replaced over and over, each packet meets exactly one program."""
     sent, updates = 3000, 0

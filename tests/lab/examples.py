@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,17 +39,37 @@ def run(script: Path, *args: object, under: tuple[str, ...] = ()) -> Ended:
 
 
 def interrupt(script: Path, after: str, number: signal.Signals) -> Ended:
-    """Run a script until it has printed the line `after`, then send it a signal."""
+    """Run a script and send it a signal: at the line that begins with `after`.
+
+    Where `after` is empty, as soon as the script has made a pod.
+    """
     with started(script) as process:
-        assert process.stdout is not None
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            if line.startswith(after):
-                process.send_signal(number)
-                break
+        seen = _read_to(process, after) if after else _wait_for_pod(process)
+        process.send_signal(number)
         rest = ended(process)
         return Ended(rest.status, seen + rest.out, rest.err, rest.left)
+
+
+def _read_to(process: _Process, beginning: str) -> str:
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if line.startswith(beginning):
+            return seen
+    raise AssertionError(f"no line {beginning!r} in:\n{seen}")
+
+
+def _wait_for_pod(process: _Process) -> str:
+    before = _pods()
+    while process.poll() is None and _pods() <= before:
+        time.sleep(0.01)
+    return ""
+
+
+def _pods() -> set[str]:
+    folder = leftovers.NETNS
+    return {path.name for path in folder.glob("pcl-*-gateway")} if folder.is_dir() else set()
 
 
 @contextmanager
@@ -65,17 +85,19 @@ def started(script: Path, *args: object, under: tuple[str, ...] = ()) -> Iterato
         start_new_session=True,
     )
     process.before = _present()
+    watchdog = threading.Timer(_TIMEOUT, process.kill)
+    watchdog.start()
     with process:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.kill()
+            watchdog.cancel()
+            process.kill()
 
 
 def ended(process: _Process) -> Ended:
     """Wait for the end of a started script."""
-    out, err = process.communicate(timeout=_TIMEOUT)
+    out, err = process.communicate()
     left = _present() - process.before
     return Ended(process.returncode, out, err, left | _session(process.pid))
 
@@ -85,8 +107,13 @@ class _Process(subprocess.Popen[str]):
 
 
 def _present() -> frozenset[str]:
-    devices = {f"device {name}" for name in os.listdir("/sys/class/net")}
-    return leftovers.present() | devices
+    devices = {f"device {path.name}" for path in Path("/sys/class/net").iterdir()}
+    return frozenset(filter(_may_be_of_an_example, leftovers.present())) | devices
+
+
+def _may_be_of_an_example(line: str) -> bool:
+    """Examples make namespaces by labs alone; others are of tests that run beside this one."""
+    return not line.startswith("namespace") or line.startswith("namespace pcl-")
 
 
 def _session(number: int) -> frozenset[str]:

@@ -208,7 +208,7 @@ def traces(dp: Datapath, node: Node) -> dict[str, Any]:
         "documents": [document.key for document in dp.policy.documents],
         "endpoints": dict(dp.endpoints),
         "policies": set(dp.policy.repository.policies()),
-        "references": dict(_references(dp)),
+        "identities": _identities_in_use(dp),
         "ipcache": sorted(map(str, dp.ipcache)),
         "stored": [
             entry.key for entry in dp._store.entries("") if not entry.key.startswith("cilium/")
@@ -221,10 +221,10 @@ def traces(dp: Datapath, node: Node) -> dict[str, Any]:
     }
 
 
-def _references(dp: Datapath) -> Counter[str]:
-    return Counter(
-        {str(identity): 1 for identity in dp.identities.identities() if identity.id < 256}
-    )
+def _identities_in_use(dp: Datapath) -> list[str]:
+    """Those that something holds: a number that nobody uses stays its labels' for a while."""
+    entries = {entry.identity for entry in dp.ipcache}
+    return sorted(str(i) for i in dp.identities.identities() if i.id in entries)
 
 
 def descriptors() -> Counter[str]:

@@ -169,14 +169,13 @@ def test_shows_flows_and_reasons(demo: str) -> None:
     assert re.search(r"^egress +2 +\d+  L7 redirect without a proxy \(220\)$", demo, re.MULTILINE)
 
 
+@pytest.mark.parametrize("after", ["", STAGE_1], ids=["building", "stage 1"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("after", [STAGE_1, STAGE_2])
 def test_stopped_in_the_middle(number: signal.Signals, after: str) -> None:
     """A signal ends the demo without a traceback, and nothing is left."""
-    result = interrupt(DEMO, f"{after}:", number)
+    result = interrupt(DEMO, after, number)
     assert (result.err, result.status, set(result.left)) == ("", 128 + number, set())
-    assert after in result.out
-    assert "drift" not in result.out
+    assert STAGE_2 not in result.out
 
 
 def doctored(tmp_path: Path, name: str, old: str, new: str) -> Path:

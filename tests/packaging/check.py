@@ -13,8 +13,8 @@ HERE = Path(pcl.__file__).parent
 
 def main() -> None:
     for tool in ("clang-19", "clang", "gcc", "cc"):
-        path = shutil.which(tool)
-        assert path is None or not works(path), f"{tool} still works: nothing was hidden"
+        compiler = shutil.which(tool)
+        assert compiler is None or not works(compiler), f"{tool} still works: nothing was hidden"
     assert not Path("/usr/include/linux/bpf.h").exists()
 
     names = [path.name.removesuffix(".bpf.o") for path in (HERE / "objects").glob("*.bpf.o")]

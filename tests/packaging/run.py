@@ -22,7 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILER = re.compile(
     r"(clang|gcc|cc|c99|cpp|ld|as|llc|opt|llvm-\w+|[\w-]+-linux-gnu-gcc)(-[\d.]+)?"
 )
-SCRIPTS = (ROOT / "tests" / "packaging" / "check.py",)
+SCRIPTS = (
+    ROOT / "tests" / "packaging" / "check.py",
+    *(
+        ROOT / "examples" / name
+        for name in ("quickstart.py", "policy_map.py", "identity_ipcache.py")
+    ),
+)
 
 
 def main(dist: Path) -> int:

@@ -1,9 +1,11 @@
 #!/bin/sh
 # First thing in a guest: bind the folders of the disk image over their own paths, then run Python.
-#   guest.sh LOG FOLDER... -- COMMAND...
+#   guest.sh LOG BOOT FOLDER... -- COMMAND...
 set -eu
 exec >"$1" 2>&1
-shift
+# The kernel's own /boot, for its config.
+mount --bind "$2" /boot
+shift 2
 
 modprobe -a virtio_blk ext4
 tries=0

@@ -61,10 +61,10 @@ def boot(kernel: Kernel, image: Image, out: Path, timeout: int, *, rings: bool) 
     log = out / "log"
     guest = ["-m", "tests.vm.guest", str(out), "rings" if rings else "objects"]
     # The guest's own console is slow and loses lines, so what it says goes to a file.
-    script = shlex.join(
-        ["sh", str(ROOT / "tests/vm/guest.sh"), str(log), *map(str, image.folders), "--"]
-        + ["env", "-C", str(ROOT), sys.executable, "-u", *guest]
-    )
+    boot_folder = str(kernel.image.parent)
+    prepare = ["sh", str(ROOT / "tests/vm/guest.sh"), str(log), boot_folder]
+    prepare += [*map(str, image.folders), "--"]
+    script = shlex.join([*prepare, "env", "-C", str(ROOT), sys.executable, "-u", *guest])
     command = [
         *("vng", "--run", str(kernel.image), "--disable-kvm", "--force-9p", "--user", "root"),
         *("--cpus", "2", "--memory", "3G", "--disk", str(image.path), f"--rwdir={out}"),

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * What a program costs for each packet, by test run.
+ *
+ * BPF_PROG_TEST_RUN does not restore the packet between repeats. So `wrap` undoes what the program
+ * under test did to it, gives it the ports of the next flow, and calls the program through a slot.
+ * The same with an empty program in the slot is what the wrapper itself costs.
+ */
+
+#include <linux/tcp.h>
+
+#include <lib/flow.h>
+#include <lib/result.h>
+
+CONFIG(__u32, flows_in_use, "packets go round this many flows, a power of two") = 1;
+CONFIG(bool, ipv6, "the packet's family") = false;
+CONFIG(__be16, ipv4_check, "checksum of the IPv4 header as it was") = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} under_test SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} turns SEC(".maps");
+
+/* Where the TCP header is, after the packet was made as it first was; NULL if it is not there. */
+static __always_inline struct tcphdr *restore(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct tcphdr *tcp;
+
+	if (ipv6) {
+		struct ipv6hdr *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)(tcp + 1) > end)
+			return NULL;
+		ip->hop_limit = 64;
+	} else {
+		struct iphdr *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)(tcp + 1) > end)
+			return NULL;
+		ip->ttl = 64;
+		ip->check = ipv4_check;
+	}
+	__builtin_memset(eth->h_dest, 2, 12);
+	skb->mark = 0;
+	return tcp;
+}
+
+SEC("tc")
+int wrap(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	__u64 *turn = bpf_map_lookup_elem(&turns, &zero);
+	struct tcphdr *tcp = restore(skb);
+	__u32 flow;
+
+	if (!turn || !tcp)
+		return TC_ACT_SHOT;
+	flow = (*turn)++ & (flows_in_use - 1);
+	tcp->source = bpf_htons(flow);
+	tcp->dest = bpf_htons(80 + (flow >> 16));
+	bpf_tail_call(skb, &under_test, 0);
+	return TC_ACT_SHOT;
+}
+
+SEC("tc")
+int empty(struct __sk_buff *skb)
+{
+	return TC_ACT_OK;
+}
+
+/* The least that any flow table with these keys must do: make the key and find the entry. */
+SEC("tc")
+int lru_hit(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	struct packet packet = { .proto = IPPROTO_TCP };
+	struct flow_key key;
+	struct tcphdr *tcp;
+
+	if (ipv6) {
+		struct ipv6hdr *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)(tcp + 1) > end)
+			return TC_ACT_SHOT;
+		__builtin_memcpy(&packet.src, &ip->saddr, 16);
+		__builtin_memcpy(&packet.dst, &ip->daddr, 16);
+	} else {
+		struct iphdr *ip = (void *)(eth + 1);
+
+		tcp = (void *)(ip + 1);
+		if ((void *)(tcp + 1) > end)
+			return TC_ACT_SHOT;
+		addr_from_v4(&packet.src, ip->saddr);
+		addr_from_v4(&packet.dst, ip->daddr);
+	}
+	packet.sport = tcp->source;
+	packet.dport = tcp->dest;
+	flow_key_of(&packet, &key);
+	return bpf_map_lookup_elem(&flows, &key) ? TC_ACT_OK : TC_ACT_SHOT;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

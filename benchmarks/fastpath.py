@@ -1,0 +1,172 @@
+"""What the endpoint program costs for each packet: an established flow's, and a new flow's.
+
+Everything runs by BPF_PROG_TEST_RUN behind the same wrapper (`bpf/fastpath.bpf.c`), on one CPU, in
+rounds that alternate between the programs. Of each the best round counts: what disturbs a round
+only adds to it. A program's own cost is its time less that of an empty program behind the wrapper.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from benchmarks.compiled import bpf_object
+from benchmarks.figure import Figure, at_most
+from pyciliumlib.kernel import Object, ObjectSpec, Program
+from tests.bpf.harness import CLIENT, FROM, SERVER, Devices, Rig, devices, jiffies, rig
+from tests.bpf.packets import ACK, FAMILIES, SYN, SYN_ACK, V4, Family
+
+FLOWS = (1, 1024, 1 << 18)
+NEW_FLOWS = 1 << 20
+ROUNDS = 7
+REPEAT = 1_000_000
+TABLE = 1 << 20
+#: Nanoseconds a packet, beyond an empty program and beyond one lookup in the same table.
+ABOVE_EMPTY, ABOVE_LOOKUP, NEW_FLOW = 65, 25, 1000
+
+Times = dict[str, int]
+
+
+def figures() -> Iterator[Figure]:
+    """Nanoseconds a packet of the endpoint program, both families."""
+    with devices() as where, one_cpu():
+        with rig(where, sizes={"flows": TABLE}) as node:
+            node.allow_all()
+            for family in FAMILIES:
+                for count in FLOWS:
+                    yield from _established(node, family, count)
+        with rig(where) as node:
+            node.allow_all()
+            for family in FAMILIES:
+                yield from _new(node, family)
+
+
+@contextmanager
+def one_cpu() -> Iterator[None]:
+    """Keep this thread on the last CPU that it may use."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _established(node: Rig, family: Family, count: int) -> Iterator[Figure]:
+    frame = family.tcp(family.client, family.server, 80, ACK, 0)
+    _fill(node, family, count)
+    with _wrapped(node, family, frame, count) as bench:
+        programs = {
+            "empty": bench.programs["empty"],
+            "lookup": bench.programs["lru_hit"],
+            "endpoint": node.programs[FROM],
+        }
+        times = _measure(node, bench, programs, frame)
+    name = f"established TCP, {family}, {count:,} flows"
+    cost = times["endpoint"] - times["empty"]
+    yield Figure(name, cost, "ns", "", None, at_most(ABOVE_EMPTY) if count < FLOWS[-1] else None)
+    yield Figure(
+        f"{name}, beyond the lookup",
+        times["endpoint"] - times["lookup"],
+        "ns",
+        "the lookup alone",
+        times["lookup"] - times["empty"],
+        at_most(ABOVE_LOOKUP),
+    )
+
+
+def _new(node: Rig, family: Family) -> Iterator[Figure]:
+    frame = family.tcp(family.client, family.server, 80, SYN, 0)
+    with _wrapped(node, family, frame, NEW_FLOWS) as bench:
+        programs = {"empty": bench.programs["empty"], "endpoint": node.programs[FROM]}
+        for name, listener in (("nobody listens", False), ("events are read", True)):
+            with _listening(node, listener):
+                times = _measure(node, bench, programs, frame)
+            cost = times["endpoint"] - times["empty"]
+            yield Figure(
+                f"new TCP flow, {family}, {name}", cost, "ns", "", None, at_most(NEW_FLOW)
+            )
+
+
+def _fill(node: Rig, family: Family, count: int) -> None:
+    """Put that many established flows into the table, copies of one that was really made."""
+    node.forget_flows()
+    node.send(FROM, CLIENT, family.tcp(family.client, family.server, 80, SYN, 1000))
+    node.send(FROM, SERVER, family.tcp(family.server, family.client, 1000, SYN_ACK, 80))
+    node.send(FROM, CLIENT, family.tcp(family.client, family.server, 80, ACK, 1000))
+    flows = node.maps["flows"]
+    keys, values = flows.lookup_batch()
+    (low_is_client,) = keys["low_port"] == 1000
+    keys, values = np.repeat(keys, count), np.repeat(values, count)
+    number = np.arange(count)
+    client, server = ("low_port", "high_port") if low_is_client else ("high_port", "low_port")
+    keys[client], keys[server] = number & 0xFFFF, 80 + (number >> 16)
+    values["reported"] = jiffies()
+    flows.clear()
+    flows.update_batch(keys, values)
+
+
+@contextmanager
+def _wrapped(node: Rig, family: Family, frame: bytes, flows_in_use: int) -> Iterator[Object]:
+    spec = ObjectSpec.open(bpf_object("fastpath"), "fastpath")
+    spec.config.update(
+        {
+            "flows_in_use": flows_in_use,
+            "ipv6": family is not V4,
+            "ipv4_check": int.from_bytes(frame[24:26], "big"),
+        }
+    )
+    spec.resize("flows", node.maps["flows"].max_entries)
+    with spec.load(reuse={"flows": node.maps["flows"]}) as bench:
+        yield bench
+
+
+def _measure(node: Rig, bench: Object, programs: dict[str, Program], frame: bytes) -> Times:
+    """The best round of each program."""
+    rounds = [
+        {name: _run(node.where, bench, program, frame) for name, program in programs.items()}
+        for _ in range(ROUNDS)
+    ]
+    return {name: min(times[name] for times in rounds) for name in programs}
+
+
+def _run(where: Devices, bench: Object, program: Program, frame: bytes) -> int:
+    bench.maps["under_test"][0] = program
+    with where.netns.enter():
+        result = bench.programs["wrap"].run(
+            frame, {"ifindex": where.ifindex[CLIENT]}, repeat=REPEAT
+        )
+    if result.retval == 2:
+        raise AssertionError(f"{program!r} dropped the packet")
+    return result.duration_ns
+
+
+@contextmanager
+def _listening(node: Rig, listener: bool) -> Iterator[None]:
+    """Read the ring on another CPU meanwhile, or leave it full."""
+    if not listener:
+        yield
+        return
+    done = threading.Event()
+
+    def read() -> None:
+        os.sched_setaffinity(0, {min(range(os.cpu_count() or 1))})
+        while not done.wait(0.001):
+            node.drain_array()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reader.join()
+
+
+if __name__ == "__main__":
+    for figure in figures():
+        print(*figure.cells(), sep=" | ")

@@ -1,0 +1,143 @@
+"""Real TCP between two pods: under policy, and by plain routing between the same namespaces.
+
+Each round measures both, one right after the other, so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.compiled import bpf_object
+from benchmarks.figure import Figure, median_ratio, ratio_at_least
+from pyciliumlib.datapath import Datapath
+from pyciliumlib.kernel import ObjectSpec, Program
+from pyciliumlib.kernel.tc import attach_tc, attached_tc
+from pyciliumlib.lab import Lab, Pod
+
+ROUNDS = 10
+SECONDS = 1
+STATS_ROUNDS = 3
+_PORT: Final = 5201
+_STATS: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
+_POLICY: Final = f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: sink, namespace: default}}
+spec:
+  endpointSelector: {{matchLabels: {{app: sink}}}}
+  ingress:
+  - fromEndpoints: [{{matchLabels: {{app: source}}}}]
+    toPorts: [{{ports: [{{port: "{_PORT}", protocol: TCP}}]}}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: source, namespace: default}}
+spec:
+  endpointSelector: {{matchLabels: {{app: source}}}}
+  egress:
+  - toEndpoints: [{{matchLabels: {{app: sink}}}}]
+    toPorts: [{{ports: [{{port: "{_PORT}", protocol: TCP}}]}}]
+"""
+
+
+def figures() -> Iterator[Figure]:
+    """Throughput, and the time of a run of the program, under real traffic."""
+    with Lab() as lab:
+        node = lab.node()
+        pair = Pair(node.pod("source"), node.pod("sink"))
+        yield from _throughput(pair)
+        yield from _time_of_a_run(pair)
+
+
+class Pair:
+    """Two pods with a stream from one to the other, in and out of the datapath."""
+
+    def __init__(self, source: Pod, sink: Pod) -> None:
+        self.source = source
+        self.sink = sink
+        sink.popen(["iperf3", "--server", "--port", _PORT, "--logfile", "/dev/null"])
+        # A probe by connecting would be taken for a client.
+        while not sink.run(["ss", "-Hltn", f"sport = :{_PORT}"], check=True).stdout:
+            time.sleep(0.05)
+
+    @contextmanager
+    def under_policy(self) -> Iterator[None]:
+        """Both pods are endpoints, of a datapath that lets go of them afterwards."""
+        with Datapath(self.source.node) as datapath:
+            datapath.policy.apply(_POLICY)
+            for pod in (self.source, self.sink):
+                datapath.add_endpoint(pod.name, labels={"app": pod.name}, pod=pod)
+            yield
+
+    def stream(self) -> float:
+        """Gbit/s of one TCP stream."""
+        argv = ["iperf3", "--client", self.sink.ip4, "--port", _PORT, "--time", SECONDS, "--json"]
+        said = json.loads(self.source.run(argv, check=True, timeout=SECONDS + 8).stdout)
+        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+# ------------------------------------------------------------------ throughput
+
+
+def _throughput(pair: Pair) -> Iterator[Figure]:
+    plain, policy = [], []
+    for _ in range(ROUNDS):
+        plain.append(pair.stream())
+        with pair.under_policy():
+            policy.append(pair.stream())
+    ratio = median_ratio(policy, plain)
+    middle = statistics.median(policy)
+    name = "iperf3 pod to pod, policy on"
+    peer = "plain veth routing, no BPF"
+    yield Figure(f"{name}, median", middle, "Gbit/s", peer, middle / ratio, ratio_at_least(1.05))
+    yield Figure(f"{name}, slowest of {ROUNDS}", min(policy), "Gbit/s", peer, min(plain))
+    yield Figure(f"{name}, fastest of {ROUNDS}", max(policy), "Gbit/s", peer, max(plain))
+
+
+# ------------------------------------------------------------------ time of a run
+
+
+def _time_of_a_run(pair: Pair) -> Iterator[Figure]:
+    spec = ObjectSpec.open(bpf_object("empty"))
+    empty, ours = [], []
+    with spec.load() as floor, _statistics():
+        for _ in range(STATS_ROUNDS):
+            program = floor.programs["empty"]
+            node, ifindex = pair.source.node, pair.source.ifindex
+            link = node.call(lambda: attach_tc(program, ifindex, "ingress"))
+            empty.append(_while_streaming(pair, program))
+            node.call(link.detach)
+            link.close()
+            with pair.under_policy():
+                (found,) = node.call(lambda: attached_tc(ifindex, "ingress"))
+                with Program.from_id(found.prog_id) as ours_program:
+                    ours.append(_while_streaming(pair, ours_program))
+    floor_ns, total_ns = statistics.median(empty), statistics.median(ours)
+    name = "endpoint program under iperf3, ns a run"
+    yield Figure(name, total_ns, "ns", "an empty program", floor_ns)
+    yield Figure(f"{name}, net", total_ns - floor_ns, "ns")
+
+
+@contextmanager
+def _statistics() -> Iterator[None]:
+    """Let the kernel time each run of a program."""
+    before = _STATS.read_text()
+    _STATS.write_text("1")
+    try:
+        yield
+    finally:
+        _STATS.write_text(before)
+
+
+def _while_streaming(pair: Pair, program: Program) -> float:
+    """Nanoseconds of a run of the program on the device of the stream's source."""
+    before = program.info
+    pair.stream()
+    after = program.info
+    return (after.run_time_ns - before.run_time_ns) / (after.run_cnt - before.run_cnt)
