@@ -44,7 +44,11 @@ def ratio_at_least(bound: float) -> Target:
 
 @frozen
 class Figure:
-    """`value` in `unit`, and what the peer, or the floor, took in the same run."""
+    """`value` in `unit`, and what the peer, or the floor, took in the same run.
+
+    `paired` is the median of the rounds' ratios, which a busy machine moves less than the ratio of
+    the medians: both of a round met the same machine.
+    """
 
     name: str
     value: float
@@ -52,10 +56,13 @@ class Figure:
     peer: str = ""
     peer_value: float | None = None
     target: Target | None = None
+    paired: float | None = None
 
     @property
     def ratio(self) -> float | None:
         """The value in units of the peer's."""
+        if self.paired is not None:
+            return self.paired
         return self.value / self.peer_value if self.peer_value else None
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def write_json(figures: Iterable[Figure], path: Path) -> None:
 
 
 def median_ratio(values: Sequence[float], peers: Sequence[float]) -> float:
-    """The median of the rounds' ratios: both of a round saw the same machine."""
+    """The median of the ratios of each round."""
     return statistics.median(a / b for a, b in zip(values, peers, strict=True))
 
 

@@ -48,9 +48,7 @@ def _imports() -> Iterator[Figure]:
         lambda: _in_new_process("import json"),
         STARTS,
     )
-    yield Figure(
-        "import pyciliumlib", ours * 1e3, "ms", "import json", floor * 1e3, at_most(150)
-    )
+    yield Figure("import pyciliumlib", ours * 1e3, "ms", "import json", floor * 1e3, at_most(150))
 
 
 def _loads() -> Iterator[Figure]:
@@ -134,7 +132,10 @@ def _adding(datapath: Datapath, pods: list[Pod], making: float) -> Iterator[Figu
         at_most(5),
     )
     yield Figure(
-        "process memory of an endpoint", (_resident() - process) / more / 1e3, "kB", target=at_most(50)
+        "process memory of an endpoint",
+        (_resident() - process) / more / 1e3,
+        "kB",
+        target=at_most(50),
     )
     yield Figure(
         "kernel memory of an endpoint, by its maps",

@@ -10,6 +10,7 @@ struct pcl_layout {
 	uint32_t max_entries;
 	uint32_t room;       /* entries of the first batch that is read; it grows */
 	bool batch;          /* try the kernel's batches */
+	bool batch_update;   /* and to write */
 	bool slots;          /* keys are never deleted, but a slot may be empty */
 	bool unique;         /* a batch read cannot meet a key twice (hash buckets, slots) */
 };

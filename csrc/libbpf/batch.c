@@ -48,7 +48,7 @@ int pcl_map_update(const struct pcl_layout *map, const char *keys, const char *v
 		   uint32_t count, uint64_t flags, uint32_t *ret_done)
 {
 	/* The batch takes no flag but BPF_F_LOCK. */
-	bool batch = map->batch && !flags;
+	bool batch = map->batch_update && !flags;
 	int err = 0;
 
 	*ret_done = 0;

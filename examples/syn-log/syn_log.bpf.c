@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* Tells of every TCP connection attempt that a device sees, IPv4 and IPv6. */
 
+#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 
 #include <lib/addr.h>
@@ -29,8 +31,11 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* Where the TCP header is, or 0; fills the addresses. Options of IPv6 are not looked into. */
-static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct attempt *attempt)
+/*
+ * Where the TCP header is, or 0; fills the addresses. Options of IPv6 are not looked into.
+ * A function of its own, so that its argument brings `struct attempt` into the object's BTF.
+ */
+static __noinline __u32 read_addresses(struct __sk_buff *skb, struct attempt *attempt)
 {
 	struct ipv6hdr v6;
 	struct iphdr v4;

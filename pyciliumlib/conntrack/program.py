@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 from pyciliumlib.conntrack.model import Clock
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.resources import object_path
 
 
+@functools.cache
 def kernel_clock() -> Clock:
     """The running kernel's jiffies against CLOCK_MONOTONIC, by one test run of `clock.bpf.c`."""
     with ObjectSpec.open(object_path("clock")).load() as loaded:

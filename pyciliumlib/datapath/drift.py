@@ -74,6 +74,8 @@ def _compare(held: Map, wanted: Mapping[Any, dict[str, object]]) -> Iterator[str
 
 def _policies(endpoints: Endpoints, policy: NodePolicy) -> Iterator[str]:
     for name, endpoint in endpoints.items():
+        if policy.misplaced(endpoint.id):
+            yield f"endpoint {name}: the programs do not find its policy map"
         plan = policy.drift(endpoint.id)
         if plan:
             yield f"endpoint {name}: its policy map needs {plan}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from pyciliumlib.errors import LayoutError, LockedError, NotFoundError
+from pyciliumlib.errors import InvalidError, LayoutError, LockedError, NotFoundError
 from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, ensure_bpffs, is_bpffs
 
 #: Counts changes of what is pinned that an older or newer version cannot use.
@@ -29,12 +29,11 @@ class PinRoot:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Make or open the directory and lock it.
 
-        Raises LockedError if another process, or another object of this one, holds it; LayoutError
-        if its pins are of another layout.
+        Raises InvalidError if it is not on a BPF file system; LockedError if another process, or
+        another object of this one, holds it; LayoutError if its pins are of another layout.
         """
         self.path = Path(path)
-        if not is_bpffs(self.path.parent):
-            ensure_bpffs(DEFAULT_BPFFS)
+        _check_bpffs(self.path)
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -107,6 +106,17 @@ class PinRoot:
         directory = self.path / f"v{LAYOUT}" / name
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
+
+
+def _check_bpffs(path: Path) -> None:
+    """InvalidError where no pin can be; the usual place is mounted if it is not yet."""
+    if path.is_relative_to(DEFAULT_BPFFS):
+        ensure_bpffs(DEFAULT_BPFFS)
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not is_bpffs(there):
+        raise InvalidError(
+            f"pin root {path} is not on a BPF file system: take a path below {DEFAULT_BPFFS}"
+        )
 
 
 def _layouts(path: Path) -> list[str]:

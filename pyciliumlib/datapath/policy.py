@@ -208,6 +208,11 @@ class NodePolicy:
             if self.drift(endpoint.id):
                 self._tries.replace({endpoint.id: (entries.keys, entries.values)})
 
+    def misplaced(self, number: int) -> bool:
+        """Whether the programs find another map than the endpoint's, or none."""
+        with self._lock:
+            return self._tries.misplaced(number)
+
     def drift(self, number: int) -> Plan:
         """How an endpoint's trie in the kernel differs from its policy."""
         with self._lock:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
+from attrs import field, fields, frozen
 
 from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
 from pyciliumlib.types import Address, Protocol
@@ -44,6 +45,21 @@ class Verdict(enum.Enum):
 
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 _IPV6, _REPLY, _NEW, _RELATED = 1, 2, 4, 8
+#: Fields of a flow that are the event's of the same name.
+_AS_THEY_ARE = (
+    "sport",
+    "dport",
+    "src_identity",
+    "dst_identity",
+    "endpoint",
+    "ifindex",
+    "length",
+    "rule",
+    "tcp_flags",
+    "icmp_type",
+    "file",
+    "line",
+)
 
 
 @frozen
@@ -102,14 +118,6 @@ class Flow:
         except ValueError:
             return str(self.protocol)
 
-    def named(self, namer: Namer) -> Flow:
-        """The same flow with names for its two ends."""
-        return evolve(
-            self,
-            src_name=namer(self.src, self.src_identity),
-            dst_name=namer(self.dst, self.dst_identity),
-        )
-
     def __str__(self) -> str:
         when = datetime.fromtimestamp(self.time, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
         arrow = "<-" if self.is_reply else "->"
@@ -141,48 +149,62 @@ class Flow:
         return f": {reason_text(self.reason)}" if self.dropped else ""
 
 
-def decode(events: npt.NDArray[Any], boot_time: float) -> Iterator[Flow]:
-    """Flows from an array of `struct event`.
+def decode(
+    events: npt.NDArray[Any], boot_time: float, namer: Namer | None = None
+) -> Iterator[Flow]:
+    """Flows from an array of `struct event`; with `namer`, their ends have names.
 
     `boot_time` is the Unix time, in seconds, at which the kernel's monotonic clock was zero.
     """
-    names = events.dtype.names or ()
-    columns = [events[name].tolist() for name in names if name not in ("src", "dst")]
-    order = [name for name in names if name not in ("src", "dst")]
-    sources = events["src"].tobytes()
-    targets = events["dst"].tobytes()
-    for index, row in enumerate(zip(*columns, strict=True)):
-        at = slice(16 * index, 16 * index + 16)
-        yield _flow(dict(zip(order, row, strict=True)), sources[at], targets[at], boot_time)
+    columns = _columns(events, boot_time, namer)
+    return map(Flow, *(columns[field.name] for field in fields(Flow)))
 
 
-def _flow(event: dict[str, Any], src: bytes, dst: bytes, boot_time: float) -> Flow:
-    kind = FlowType(event["type"])
-    is_trace = kind is FlowType.TRACE
-    reason = 0 if is_trace else event["reason"]
-    return Flow(
-        time=boot_time + event["time_ns"] / 1e9,
-        type=kind,
-        verdict=Verdict.DROPPED if reason else Verdict.FORWARDED,
-        reason=reason,
-        src=address_from_bytes(src),
-        dst=address_from_bytes(dst),
-        sport=event["sport"],
-        dport=event["dport"],
-        protocol=event["proto"],
-        src_identity=event["src_identity"],
-        dst_identity=event["dst_identity"],
-        direction=Direction(event["direction"]),
-        endpoint=event["endpoint"],
-        ifindex=event["ifindex"],
-        length=event["length"],
-        rule=event["rule"],
-        tcp_flags=event["tcp_flags"],
-        icmp_type=event["icmp_type"],
-        is_reply=bool(event["flags"] & _REPLY),
-        is_new=bool(event["flags"] & _NEW),
-        is_related=bool(event["flags"] & _RELATED),
-        point=TracePoint(event["reason"]) if is_trace else None,
-        file=event["file"],
-        line=event["line"],
-    )
+def _columns(
+    events: npt.NDArray[Any], boot_time: float, namer: Namer | None
+) -> dict[str, Iterable[Any]]:
+    """The fields of all flows. A value that many events share is made once."""
+    kinds, flags = events["type"], events["flags"]
+    reasons = events["reason"] * (kinds != FlowType.TRACE)
+    points = zip(events["reason"].tolist(), kinds.tolist(), strict=True)
+    columns: dict[str, Iterable[Any]] = {name: events[name].tolist() for name in _AS_THEY_ARE}
+    columns |= {
+        "time": (events["time_ns"] / 1e9 + boot_time).tolist(),
+        "type": _each(FlowType, kinds.tolist()),
+        "verdict": _each(_verdict, reasons.tolist()),
+        "reason": reasons.tolist(),
+        "protocol": events["proto"].tolist(),
+        "direction": _each(Direction, events["direction"].tolist()),
+        "is_reply": (flags & _REPLY != 0).tolist(),
+        "is_new": (flags & _NEW != 0).tolist(),
+        "is_related": (flags & _RELATED != 0).tolist(),
+        "point": _each(_point, points),
+    }
+    for end in ("src", "dst"):
+        data = events[end].tobytes()
+        addresses = [data[at : at + 16] for at in range(0, len(data), 16)]
+        columns[end] = _each(address_from_bytes, addresses)
+        if namer is None:
+            columns[f"{end}_name"] = repeat(None)
+        else:
+            ends = zip(addresses, columns[f"{end}_identity"], strict=True)
+            columns[f"{end}_name"] = _each(
+                lambda end: namer(address_from_bytes(end[0]), end[1]), ends
+            )
+    return columns
+
+
+def _each(make: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """`make` of each value, called once for equal ones."""
+    values = list(values)
+    made = {value: make(value) for value in set(values)}
+    return [made[value] for value in values]
+
+
+def _verdict(reason: int) -> Verdict:
+    return Verdict.DROPPED if reason else Verdict.FORWARDED
+
+
+def _point(event: tuple[int, int]) -> TracePoint | None:
+    reason, kind = event
+    return TracePoint(reason) if kind == FlowType.TRACE else None

@@ -49,7 +49,7 @@ class FlowStream:
         self._ring.close()
 
     def _decode(self, events: npt.NDArray[Any]) -> list[Flow]:
-        return [flow.named(self._namer) for flow in decode(events, boot_time())]
+        return list(decode(events, boot_time(), self._namer))
 
 
 def boot_time() -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+import pyciliumlib as pcl
 from tests import leftovers
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +23,17 @@ EXAMPLES = ROOT / "examples"
 _TIMEOUT = 120.0
 #: A process that still is root, and may do no more than anybody.
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+
+
+def compile_examples(target: Path) -> None:
+    """Build the examples' own BPF programs by the command that their texts give."""
+    clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang")
+    assert clang, "the tests need clang"
+    includes = [f"-I{pcl.include_dir()}", f"-I/usr/include/{os.uname().machine}-linux-gnu"]
+    for source in EXAMPLES.glob("**/*.bpf.c"):
+        output = target / source.with_suffix(".o").name
+        command = [clang, "-O2", "-g", "-target", "bpf", *includes, "-c", source, "-o", output]
+        subprocess.run(command, check=True)
 
 
 @frozen

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-import pyciliumlib as pcl
-from tests.lab.examples import EXAMPLES, UNPRIVILEGED, Ended, interrupt, run
+from tests.lab.examples import EXAMPLES, UNPRIVILEGED, Ended, compile_examples, interrupt, run
 
 DEMO = EXAMPLES / "zero-trust" / "demo.py"
 STAGE_1, STAGE_2 = "Stage 1", "Stage 2"
@@ -34,14 +31,8 @@ INTENDED = (
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The examples' own BPF programs, built by the command that their texts give."""
-    clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang")
-    assert clang, "the tests need clang"
     folder = tmp_path_factory.mktemp("objects")
-    includes = [f"-I{pcl.include_dir()}", f"-I/usr/include/{os.uname().machine}-linux-gnu"]
-    for source in EXAMPLES.glob("**/*.bpf.c"):
-        target = folder / source.with_suffix(".o").name
-        command = [clang, "-O2", "-g", "-target", "bpf", *includes, "-c", source, "-o", target]
-        subprocess.run(command, check=True)
+    compile_examples(folder)
     return folder
 
 
@@ -108,6 +99,18 @@ def test_xdp_drop_port_80(objects: Path) -> None:
     assert int(counted[1]) == 1
     assert int(counted[2]) >= 5  # a handshake, a reply, an echo, both families' neighbours
     assert re.search(r"^XDP action 2, \d+ ns a run$", out, re.MULTILINE)
+
+
+def test_syn_log(objects: Path) -> None:
+    """Events come one by one, by asyncio, and as one array, with addresses of both families."""
+    out = well(run(EXAMPLES / "syn-log" / "syn_log.py", objects / "syn_log.bpf.o"))
+    assert re.fullmatch(
+        r"one by one: attempt\(src=IPv4Address\('10\.244\.1\.2'\), .* sport=40000, dport=80, .*\n"
+        r"asyncio: attempt\(src=IPv6Address\('fd00:10:244:1::2'\), .* sport=40001, dport=81, .*\n"
+        r"numpy: 5 attempts by port Counter\(\{80: 3, 81: 1, 82: 1\}\)\n"
+        r"lost: 0\n",
+        out,
+    )
 
 
 # ---------------------------------------------------------------------- the zero-trust demo

@@ -99,6 +99,12 @@ class PolicyTries:
         """What the endpoint's trie holds now."""
         return self._trie(endpoint).lookup_batch()
 
+    def misplaced(self, endpoint: int) -> bool:
+        """Whether a slot of the endpoint holds anything but its trie."""
+        trie = self._trie(endpoint)
+        slots = [slot for half in (0, 1) for slot in self._slots(half, {endpoint: trie})]
+        return any(self._policies.get(slot) != trie.info.id for slot in slots)
+
     def add(self, endpoint: int, entries: Entries) -> None:
         """Write entries in place: for an endpoint that no packet reaches yet, or for identities
         that no address has yet."""

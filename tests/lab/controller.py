@@ -1,0 +1,62 @@
+"""A process that holds a datapath, to be killed: `python -m tests.lab.controller JSON`.
+
+It puts endpoints under policy at a pin root, says "ready", and waits for what is never said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyciliumlib.datapath import Datapath
+from pyciliumlib.lab import Node, Pod
+from pyciliumlib.net import NetNS
+from pyciliumlib.types import parse_address
+from tests.lab.scenes import BareNode
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def controlled(
+    pin_root: Path, node: Node, pods: list[Pod], documents: list[Any]
+) -> Iterator[subprocess.Popen[str]]:
+    """Another process has the datapath of `node`; each pod is an endpoint with its name as app."""
+    plan = {
+        "pin_root": str(pin_root),
+        "netns": str(node.netns.name),
+        "addresses": [str(address) for address in node.addresses],
+        "pods": {pod.name: str(pod.netns.name) for pod in pods},
+        "documents": documents,
+    }
+    argv = [sys.executable, "-m", "tests.lab.controller", json.dumps(plan)]
+    with subprocess.Popen(
+        argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def main(plan: dict[str, Any]) -> None:
+    netns = NetNS.open(plan["netns"])
+    node = BareNode(netns, tuple(parse_address(text) for text in plan["addresses"]))
+    dp = Datapath(node, pin_root=plan["pin_root"])
+    for name, guest in plan["pods"].items():
+        dp.add_endpoint(name, {"app": name}, netns=guest)
+    dp.policy.apply(plan["documents"])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    dp.keep()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,205 @@
+"""The user's own programs in the packet's path: one drops, one counts, both see what is known."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyciliumlib import errors
+from pyciliumlib.flow import DropReason
+from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.lab import Lab
+from pyciliumlib.resources import include_dir
+from tests.bpf.compiled import compile_bpf
+from tests.lab import scenes
+from tests.lab.scenes import OPEN, POLICY, VERSIONS, Scene, apps, arrives
+
+SOURCE = """
+#include <lib/hooks.h>
+#include <lib/endpoint.h>
+
+const volatile __u16 closed_port = 81;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u64);
+	__type(value, __u64);
+} packets SEC(".maps");
+
+SEC("tc")
+int drops(struct __sk_buff *skb)
+{
+	const struct hook_args *packet = hook_packet();
+
+	return packet && packet->dport == bpf_htons(closed_port) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
+/* Counts by both identities, if the source is one of the datapath's endpoints. */
+SEC("tc")
+int counts(struct __sk_buff *skb)
+{
+	const struct hook_args *packet = hook_packet();
+	struct endpoint *source;
+	__u64 key, one = 1, *count;
+
+	if (!packet)
+		return TC_ACT_UNSPEC;
+	source = endpoint_lookup(&packet->src);
+	if (!source || source->identity != packet->src_identity)
+		return TC_ACT_UNSPEC;
+	key = (__u64)packet->src_identity << 32 | packet->dst_identity;
+	count = bpf_map_lookup_elem(&packets, &key);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(&packets, &key, &one, BPF_ANY);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("xdp")
+int of_another_kind(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def obj(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's object, built against the shipped headers."""
+    return compile_bpf(SOURCE, tmp_path_factory.mktemp("hooks"), include_dir())
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Scene]:
+    with Lab() as lab, scenes.scene(lab) as made:
+        yield made
+
+
+@pytest.fixture
+def scene(shared: Scene) -> Iterator[Scene]:
+    yield shared
+    shared.no_policy()
+
+
+@VERSIONS
+@pytest.mark.smoke
+def test_a_program_that_drops(scene: Scene, obj: Path, version: int) -> None:
+    """Before policy, by a rule of its own, also under a connection; the reason says whose it was."""
+    with scenes.tcp_pair(scene.web, scene.api, version, 8181) as (near, far):
+        assert arrives(near, far)
+        with scene.dp.hooks.attach("before-policy", obj, "drops"):
+            assert scene.verdict("web", "api", "81/TCP", version) == DropReason.HOOK
+            assert scene.verdict("web", "api", "80/TCP", version) == OPEN
+            assert scene.verdict("world", "api", "81/TCP", version) == DropReason.HOOK
+            assert arrives(near, far)
+        assert scene.verdict("web", "api", "81/TCP", version) == OPEN
+        assert arrives(near, far) and arrives(far, near)
+
+
+@VERSIONS
+def test_configuration_of_the_users_program(scene: Scene, obj: Path, version: int) -> None:
+    """A spec that was configured is taken as it is."""
+    spec = ObjectSpec.open(obj)
+    spec.config["closed_port"] = 80
+    with scene.dp.hooks.attach("before-policy", spec, "drops"):
+        assert scene.verdict("web", "api", "80/TCP", version) == DropReason.HOOK
+        assert scene.verdict("web", "api", "81/TCP", version) == OPEN
+
+
+@VERSIONS
+@pytest.mark.smoke
+def test_a_program_that_counts(scene: Scene, obj: Path, version: int) -> None:
+    """After policy it sees both identities of what is allowed, and nothing of what is not."""
+    scene.dp.policy.apply(
+        scenes.policy("api", {"app": "api"}, ingress=[apps("from", "web")])
+    )
+    ids = {name: endpoint.identity for name, endpoint in scene.dp.endpoints.items()}
+    with scene.dp.hooks.attach("after-policy", obj, "counts") as hook:
+        with scene.web.dial(scenes.at(scene.api, version), "53/UDP") as connection:
+            for _ in range(5):
+                assert connection.exchange().ok
+        assert scene.verdict("db", "api", "80/TCP", version) == POLICY
+        assert dict(hook.maps["packets"].items()) == {  # type: ignore[attr-defined]  # a Map
+            ids["web"] << 32 | ids["api"]: 5,
+            ids["api"] << 32 | ids["web"]: 5,
+        }
+
+
+def test_both_slots_at_once(scene: Scene, obj: Path) -> None:
+    """What the first drops the second does not see; endpoints added meanwhile are hooked too."""
+    with (
+        scene.dp.hooks.attach("before-policy", obj, "drops"),
+        scene.dp.hooks.attach("after-policy", obj, "counts") as counting,
+    ):
+        scene.dp.add_endpoint("late", {"app": "late"})
+        late = scene.dp.endpoints["late"].identity
+        assert scene.verdict("late", "api", "81/TCP", 6) == DropReason.HOOK
+        packets = counting.maps["packets"]
+        assert not [key for key in packets if key >> 32 == late]  # type: ignore[attr-defined]
+        assert scene.verdict("late", "api", "80/TCP", 6) == OPEN
+        assert [key for key in packets if key >> 32 == late]  # type: ignore[attr-defined]
+        scene.dp.remove_endpoint("late")
+
+
+def test_refusals(scene: Scene, obj: Path, tmp_path: Path) -> None:
+    """A slot takes one program, of the right kind, and says which there are."""
+    held = scenes.descriptors()
+    attach = scene.dp.hooks.attach
+    with attach("after-policy", obj, "counts"):
+        with pytest.raises(errors.ExistsError, match="after-policy"):
+            attach("after-policy", obj, "drops")
+    for program, kind, words in (
+        (None, errors.NotFoundError, "counts, drops|drops, counts"),
+        ("count", errors.NotFoundError, 'did you mean "counts"'),
+        ("of_another_kind", errors.KernelError, "hooks"),
+    ):
+        with pytest.raises(kind, match=words):
+            attach("after-policy", obj, program)
+    (tmp_path / "text.bpf.o").write_text("no object")
+    with pytest.raises(errors.ObjectError):
+        attach("after-policy", tmp_path / "text.bpf.o")
+    assert scenes.descriptors() == held
+    assert scene.verdict("web", "api", "80/TCP", 4) == OPEN
+
+
+def test_a_shared_map_declared_otherwise(scene: Scene, tmp_path: Path) -> None:
+    """An object that says something else about one of our maps is refused with the differences."""
+    source = """
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 64);
+	 __type(key, __u32); __type(value, __u32); } ipcache SEC(".maps");
+SEC("tc") int reads(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&ipcache, &zero) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+"""
+    obj = compile_bpf("#include <linux/pkt_cls.h>\n" + source, tmp_path)
+    with pytest.raises(errors.MismatchError, match="ipcache") as caught:
+        scene.dp.hooks.attach("after-policy", obj)
+    assert caught.value.differences
+
+
+def test_closing_twice_and_late(scene: Scene, obj: Path) -> None:
+    """A hook that is closed leaves the slot to the next one, whatever is closed again later."""
+    first = scene.dp.hooks.attach("after-policy", obj, "counts")
+    first.close()
+    with scene.dp.hooks.attach("after-policy", obj, "counts") as second:
+        first.close()
+        assert scene.verdict("web", "api", "53/UDP", 4) == OPEN
+        assert len(second.maps["packets"])  # type: ignore[arg-type]  # a Map
+
+
+def test_headers_compile_alone(tmp_path: Path) -> None:
+    """Each shipped header can be included first."""
+    for header in sorted((include_dir() / "lib").glob("*.h")):
+        if header.name in ("path.h", "hook_call.h"):
+            continue
+        try:
+            compile_bpf(f"#include <lib/{header.name}>\n", tmp_path, include_dir())
+        except subprocess.CalledProcessError:
+            pytest.fail(f"lib/{header.name} cannot be included alone")
