@@ -13,16 +13,38 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from benchmarks.compiled import bpf_object
 from benchmarks.figure import Figure, at_most
 from pyciliumlib.datapath import Datapath, DatapathConfig
+from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.lab import Lab, Node, Pod
 
 STARTS = 10
 LOADS = 5
 PODS = 200
+ATTACHED = 30
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
+
+_HOOKS: Final[tuple[Literal["ingress", "egress"], ...]] = ("ingress", "egress")
+#: Each of the ten kinds of pods may reach two others, so every endpoint's trie holds entries.
+_POLICY: Final = "---".join(
+    f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: a{number}, namespace: default}}
+spec:
+  endpointSelector: {{matchLabels: {{app: a{number}}}}}
+  ingress:
+  - fromEndpoints:
+    - matchLabels: {{app: a{(number + 1) % 10}}}
+    - matchLabels: {{app: a{(number + 2) % 10}}}
+    toPorts: [{{ports: [{{port: "8080", protocol: TCP}}, {{port: "8443", protocol: TCP}}]}}]
+"""
+    for number in range(10)
+)
 
 _TIMED = """
 import time
@@ -114,22 +136,52 @@ def _pods() -> Iterator[Figure]:
             started = time.perf_counter()
             pods.append(node.pod(f"p{number}"))
             making.append(time.perf_counter() - started)
+        attaching = _attaching(node, pods[:ATTACHED])
         with Datapath(node, config=DatapathConfig(max_endpoints=PODS + 1)) as datapath:
-            yield from _adding(datapath, pods, statistics.median(making))
+            yield from _adding(datapath, pods, statistics.median(making), attaching)
 
 
-def _adding(datapath: Datapath, pods: list[Pod], making: float) -> Iterator[Figure]:
+def _attaching(node: Node, pods: list[Pod]) -> float:
+    """Seconds that the kernel alone takes to attach two programs, for which it waits twice."""
+    with ObjectSpec.open(bpf_object("empty")).load() as loaded:
+        program = loaded.programs["empty"]
+
+        def attach() -> list[float]:
+            seconds, links = [], []
+            for pod in pods:
+                started = time.perf_counter()
+                links += [attach_tc(program, pod.ifindex, hook) for hook in _HOOKS]
+                seconds.append(time.perf_counter() - started)
+            for link in links:
+                link.detach()
+                link.close()
+            return seconds
+
+        return statistics.median(node.call(attach))
+
+
+def _adding(
+    datapath: Datapath, pods: list[Pod], making: float, attaching: float
+) -> Iterator[Figure]:
+    datapath.policy.apply(_POLICY)
     _add(datapath, pods[0], 0)  # what is made once is not an endpoint's
     process, kernel, maps = _resident(), _unavailable(), _map_memory()
     adding = [_add(datapath, pod, number) for number, pod in enumerate(pods[1:], 1)]
     more = len(pods) - 1
     yield Figure(
-        "add_endpoint, 200 pods, besides making its namespace",
+        f"add_endpoint, median of {PODS} pods",
         statistics.median(adding) * 1e3,
         "ms",
-        "making the namespace",
-        making * 1e3,
+        "attaching two empty programs",
+        attaching * 1e3,
         at_most(5),
+    )
+    yield Figure(
+        "add_endpoint, besides attaching",
+        (statistics.median(adding) - attaching) * 1e3,
+        "ms",
+        "making the pod's namespace",
+        making * 1e3,
     )
     yield Figure(
         "process memory of an endpoint",

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -101,19 +102,19 @@ class _Run:
             _ms(lambda: repository.update_identities(known)),
             size.identities_in,
         )
-        cold = [_ms(lambda e=e: self._endpoint(e)) for e in range(_ENDPOINTS)]
+        cold = [_ms(partial(self._endpoint, number)) for number in range(_ENDPOINTS)]
         yield self._figure("first policy of an endpoint", cold[0], size.first)
         yield self._figure(
             f"policies of all {_ENDPOINTS} endpoints, cold", sum(cold), size.all_cold
         )
         yield self._figure(
             f"one identity more, in all {_ENDPOINTS} policies",
-            statistics.median(_ms(lambda r=r: self._add_identity(r)) for r in range(5)),
+            statistics.median(_ms(partial(self._add_identity, number)) for number in range(5)),
             size.one_identity,
         )
         yield self._figure(
             "one policy more, its endpoint again",
-            statistics.median(_ms(lambda r=r: self._add_policy(r)) for r in range(5)),
+            statistics.median(_ms(partial(self._add_policy, number)) for number in range(5)),
             size.one_policy,
         )
 

@@ -92,7 +92,7 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 {
 	struct packet *packet = &work->packet;
 	const struct flow *flow;
-	int result = packet_parse(skb);
+	int result = packet_parse(skb, packet);
 
 	packet->direction = hook;
 	if (result)

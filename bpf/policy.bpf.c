@@ -60,7 +60,7 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return TC_ACT_OK;
-	reason = packet_parse(skb);
+	reason = packet_parse(skb, &work->packet);
 	work->packet.direction = hook;
 	/* The link must work whatever the policy: nothing answers for the neighbours here. */
 	if (!reason && is_link_icmpv6(&work->packet))

@@ -346,10 +346,12 @@ class Datapath:
         """
         if self._closed:
             return
-        self.hooks.close()
-        self.endpoints.clear()
         pins, self._pins = self._pins, None
-        self._release()
+        try:
+            self.hooks.close()
+            self.endpoints.clear()
+        finally:
+            self._release()
         if pins is not None:
             pins.remove()
 

@@ -118,7 +118,7 @@ def pod_labels(labels: LabelsLike | None) -> Labels:
 
 def named_ports(ports: Mapping[str, str | PortProto]) -> dict[str, tuple[int, Protocol]]:
     """A pod's names for its ports: {"http": "80/TCP"}."""
-    parsed = {n: PortProto.parse(p) if isinstance(p, str) else p for n, p in ports.items()}
+    parsed = {n: p if isinstance(p, PortProto) else PortProto.parse(p) for n, p in ports.items()}
     for name, port in parsed.items():
         if not port.first or port.first != port.last or port.protocol is Protocol.ANY:
             raise InvalidError(f"named port {name!r} is {port}; write one port, as in 80/TCP")

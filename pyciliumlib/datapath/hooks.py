@@ -9,8 +9,8 @@ from typing import Final
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.programs import shared_maps
-from pyciliumlib.errors import ExistsError, NotFoundError, nearest
-from pyciliumlib.kernel import Object, ObjectSpec
+from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
+from pyciliumlib.kernel import Object, ObjectSpec, ProgramType
 
 #: Slot names and their numbers (`enum hook_slot` in `bpf/lib/hooks.h`).
 SLOTS: Final = {"before-policy": 0, "after-policy": 1}
@@ -80,7 +80,11 @@ class Hooks:
             if slot in self._used:
                 raise ExistsError(f"slot {slot} has a program already; close that Hook first")
             spec = source.copy() if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
-            return self._attach(slot, spec, _choose(spec, program))
+            name = _choose(spec, program)
+            kind = spec.programs[name].type
+            if kind is not ProgramType.SCHED_CLS:
+                raise InvalidError(f'program {name!r} is of kind {kind.name}; write SEC("tc")')
+            return self._attach(slot, spec, name)
 
     def _attach(self, slot: str, spec: ObjectSpec, name: str) -> Hook:
         self._enable()

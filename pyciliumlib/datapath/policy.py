@@ -113,11 +113,10 @@ class NodePolicy:
     def explain(self, src: PartyLike, dst: PartyLike, port: str | PortProto) -> Explanation:
         """Why a connection passes or not, without sending a packet.
 
-        `src` and `dst` are endpoints, names of endpoints, addresses, or labels.
+        `src` and `dst` are endpoints, names of endpoints, addresses, or labels; `port` is one
+        port, as in "8080/TCP", an ICMP type, as in "8/ICMP", or "ICMP" for an echo request.
         """
-        return self.repository.explain(
-            self._resolve_party(src), self._resolve_party(dst), PortProto.parse(port)
-        )
+        return self.repository.explain(self._resolve_party(src), self._resolve_party(dst), port)
 
     def rule_text(self, cookie: int) -> str:
         """The rules behind a map entry's cookie; empty where there is none any more."""

@@ -97,8 +97,8 @@ class Simulator:
             if error.errno != errno.EINVAL:
                 raise
             raise InvalidError(
-                f"the kernel runs no program on a frame of {len(packet)} bytes: a page, less some "
-                "hundred bytes, is the most"
+                f"the kernel runs no program on this frame of {len(packet)} bytes: it must hold "
+                "the whole IP header, and be some hundred bytes smaller than a page"
             ) from error
         return result.retval, result.packet, self._flows.read()
 

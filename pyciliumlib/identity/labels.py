@@ -233,6 +233,8 @@ class Labels:
             return labels
         if isinstance(labels, str):
             raise LabelError(f"labels {labels!r}: expected a list of labels; write [{labels!r}]")
+        if not isinstance(labels, Iterable):
+            raise LabelError(f"labels {labels!r}: expected a list of labels, or keys and values")
         check_source(source, "labels")
         if isinstance(labels, Mapping):
             return cls(_from_item(key, value, source) for key, value in labels.items())

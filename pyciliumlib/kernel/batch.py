@@ -11,7 +11,7 @@ from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.kinds import ARRAYS, HASHES, MAPS_IN_MAP, SLOTS, MapType
 from pyciliumlib.types import Column
 
-_FIRST_ROOM = 4096
+_FIRST_ROOM = 65536
 _BATCHED = HASHES | ARRAYS | {MapType.LPM_TRIE}
 #: A map of maps makes the kernel wait for running programs once a batch, not once an entry (since
 #: Linux 6.8). It is not read in batches: before 6.14 they end at empty slots.
@@ -25,7 +25,7 @@ def layout_of(fd: int, type_: MapType, key_size: int, value_size: int, max_entri
     layout.key_size = key_size
     layout.value_size = value_size
     layout.max_entries = max_entries
-    layout.room = _FIRST_ROOM
+    layout.room = min(max_entries, _FIRST_ROOM)
     layout.batch = type_ in _BATCHED
     layout.batch_update = type_ in _BATCH_WRITTEN
     layout.slots = type_ in SLOTS | ARRAYS

@@ -10,7 +10,7 @@ import os
 import warnings
 import weakref
 
-from pyciliumlib.errors import ClosedError, DeviceError, ExistsError
+from pyciliumlib.errors import ClosedError, DeviceError, ExistsError, NotFoundError, nearest
 from pyciliumlib.lab.addressing import (
     FIRST_OUTSIDE,
     LAN4,
@@ -139,11 +139,13 @@ class Lab:
         return host
 
     def host(self, name: str) -> Host:
-        """The node, pod or outside host of that name; `KeyError` if there is none."""
+        """The node, pod or outside host of that name; `NotFoundError` if there is none."""
+        hosts: dict[str, Host] = {**self.outsiders, **self.nodes}
         for node in self.nodes.values():
-            if name in node.pods:
-                return node.pods[name]
-        return self.nodes[name] if name in self.nodes else self.outsiders[name]
+            hosts.update(node.pods)
+        if name not in hosts:
+            raise NotFoundError(f"the lab has no host {name!r}{nearest(str(name), hosts)}")
+        return hosts[name]
 
     def make_netns(self, name: str, *, forwards: bool = False) -> NetNS:
         """A new namespace of this lab with quiet defaults; it ends with the lab at the latest."""

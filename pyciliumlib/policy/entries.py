@@ -141,6 +141,15 @@ class PolicyEntries:
             )
         return cls(keys, values)
 
+    def rows(self) -> Iterator[tuple[int, Slot, EntryValue]]:
+        """Each entry as identity, slot and value."""
+        for key, value in zip(self.keys.tolist(), self.values.tolist(), strict=True):
+            _, identity, direction, proto, port = key
+            proxy_port, _, lpm_bits, order, rule, *_ = value
+            bits = max(0, lpm_bits - PROTOCOL_BITS)
+            slot = Slot(Direction(direction), Protocol(proto), port, bits)
+            yield identity, slot, EntryValue(order, rule, proxy_port)
+
     @classmethod
     def concatenate(cls, parts: list[PolicyEntries]) -> PolicyEntries:
         """The entries of all parts, in their order."""

@@ -9,7 +9,7 @@ from typing import Final
 from attrs import frozen
 
 from pyciliumlib.errors import PolicyError
-from pyciliumlib.policy.model import PORT_MAX, Direction, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Direction, Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, Reason, decide
 from pyciliumlib.types import PortProto, Protocol
@@ -144,7 +144,7 @@ def parse_target(target: Target) -> tuple[Protocol, int]:
         raise PolicyError(
             f"{str(target)!r}: one connection has one port and one protocol; write 8080/TCP"
         )
-    return ports.protocol, min(ports.first, PORT_MAX)
+    return ports.protocol, ports.first
 
 
 def explain(

@@ -195,16 +195,24 @@ class _Reader:
                     f"{nearest(name, _PROTOCOLS)}; known are TCP, UDP and SCTP",
                 )
                 continue
-            port = item.get("port", 0)
-            if isinstance(port, bool) or not isinstance(port, (int, str)):
-                self.problems.add(f"{where}.port", f"expected a number or a name, found {port!r}")
-                continue
-            found.extend(
-                parse_port(
-                    str(port), item.get("endPort", 0), (_PROTOCOLS[name],), where, self.problems
-                )
-            )
+            found.extend(self._port(item, (_PROTOCOLS[name],), where))
         return tuple(dict.fromkeys(found))
+
+    def _port(
+        self, item: Mapping[str, Any], protocols: tuple[Protocol, ...], path: str
+    ) -> list[PortMatch]:
+        """The API server refuses all that is refused here; taken as Cilium does, it would widen."""
+        port, end = item.get("port"), item.get("endPort", 0)
+        if isinstance(port, bool) or not isinstance(port, (int, str, type(None))):
+            self.problems.add(f"{path}.port", f"expected a number or a name, found {port!r}")
+        elif port in (0, "0"):
+            self.problems.add(f"{path}.port", f"ports begin at 1, found {port!r}; leave it out")
+        elif end and not isinstance(port, int):
+            self.problems.add(f"{path}.endPort", "a range begins with a port's number")
+        else:
+            text = "0" if port is None else str(port)
+            return parse_port(text, end, protocols, path, self.problems)
+        return []
 
 
 def _from_kubernetes(selector: Selector) -> Selector:

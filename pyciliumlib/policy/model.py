@@ -12,12 +12,12 @@ from typing import Final
 
 from attrs import field, frozen
 
+from pyciliumlib.errors import UnitError
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels, LabelsLike
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Protocol
-
-PORT_MAX: Final = 65535
+from pyciliumlib.types.ports import PORT_MAX
 
 
 class Direction(enum.IntEnum):
@@ -41,6 +41,10 @@ class Verdict(enum.Enum):
         return self.value
 
 
+def _document_name(kind: str, namespace: str, name: str) -> str:
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
 @frozen(order=True)
 class Source:
     """Where a clause was written: a document and the path inside it.
@@ -56,11 +60,7 @@ class Source:
     @property
     def document(self) -> str:
         """`kind namespace/name`."""
-        return (
-            f"{self.kind} {self.namespace}/{self.name}"
-            if self.namespace
-            else (f"{self.kind} {self.name}")
-        )
+        return _document_name(self.kind, self.namespace, self.name)
 
     def __str__(self) -> str:
         return f"{self.document} {self.path}".rstrip()
@@ -78,6 +78,12 @@ class PortMatch:
     first: int = 0
     last: int = PORT_MAX
     name: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.first <= self.last <= PORT_MAX:
+            raise UnitError(f"ports {self.first}-{self.last}: write 0 to {PORT_MAX}, in order")
+        if self.protocol is Protocol.ANY and not self.any_port:
+            raise UnitError(f"{self}: a port is of one protocol; write a match for each")
 
     @property
     def any_port(self) -> bool:
@@ -151,11 +157,7 @@ class PolicyKey:
     name: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} {self.namespace}/{self.name}"
-            if self.namespace
-            else (f"{self.kind} {self.name}")
-        )
+        return _document_name(self.kind, self.namespace, self.name)
 
 
 @frozen

@@ -18,12 +18,11 @@ from pyciliumlib.policy import cilium, kubernetes
 from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.policy.yaml_loader import DocumentLoader
 
 #: What `parse` takes: YAML text, the path of a file or of a folder of them, or decoded objects.
 PolicyInput = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
-# libyaml's parser is ten times as fast; PyYAML is built without it here and there
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT_MAX: Final = 64 << 20
 #: Aliases of aliases multiply with each level of a rule; policies have hardly a use for them.
 _ALIASES_MAX: Final = 64
@@ -125,25 +124,33 @@ def _documents(source: PolicyInput, problems: Problems) -> Iterator[tuple[str, M
         yield from _objects([source], "", problems)
     elif isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
         for path in _files(Path(source)):
-            yield from _decode(path.read_text(encoding="utf-8"), path.name, problems)
+            yield from _decode(_text_of(path), path.name, problems)
     elif isinstance(source, str):
         yield from _decode(source, "", problems)
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not hasattr(source, "decode"):
         yield from _objects(source, "", problems)
     else:
         raise PolicyError(f"policy: expected YAML text, a path or objects, found {source!r}")
 
 
 def _is_path(text: str) -> bool:
-    return "\n" not in text and not text.lstrip().startswith(("{", "[")) and ": " not in text
+    bare = text.strip()  # empty text is no path: it would be the current folder
+    return bool(bare) and "\n" not in text and bare[0] not in "{[" and ": " not in text
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(item for item in path.iterdir() if item.suffix in _SUFFIXES)
+        return sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and not p.is_dir())
     if not path.is_file():
         raise NotFoundError(f"policy file {str(path)!r} is not there; YAML text has a line break")
     return [path]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"policy file {str(path)!r} cannot be read: {error}") from error
 
 
 def _decode(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -153,7 +160,7 @@ def _decode(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Map
         return
     try:
         _check_aliases(text)
-        objects = list(yaml.load_all(text, Loader=_LOADER))
+        objects = list(yaml.load_all(text, Loader=DocumentLoader))
     except yaml.YAMLError as error:
         problems.add("", f"no YAML: {error}")
     except (RecursionError, ValueError) as error:
@@ -165,7 +172,9 @@ def _decode(text: str, name: str, problems: Problems) -> Iterator[tuple[str, Map
 def _check_aliases(text: str) -> None:
     if (
         text.count("*") > _ALIASES_MAX
-        and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER))
+        and sum(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=DocumentLoader)
+        )
         > _ALIASES_MAX
     ):
         raise ValueError(f"more than {_ALIASES_MAX} aliases")

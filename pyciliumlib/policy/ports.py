@@ -18,9 +18,10 @@ from pyciliumlib.policy.l7_reader import (
     read_kafka,
     read_secret,
 )
-from pyciliumlib.policy.model import PORT_MAX, Direction, PortMatch
+from pyciliumlib.policy.model import Direction, PortMatch
 from pyciliumlib.policy.schema import Problems, texts
 from pyciliumlib.types import Protocol
+from pyciliumlib.types.ports import PORT_MAX
 
 PORTS_MAX: Final = 40
 LISTENER_PRIORITY_MAX: Final = 100

@@ -41,7 +41,7 @@ from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, decide
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Change:
     """What a change of documents did: the revision it made, and the policies it replaced.
 
@@ -53,6 +53,12 @@ class Change:
     policies: Mapping[int, EndpointPolicy]
     before: Mapping[PolicyKey, PolicyDocument | None]
     documents: Documents = field(factory=Documents)
+    namespaces_before: Mapping[str, NamespaceDocument | None] = field(factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.before)) or "nothing"
+        endpoints = ", ".join(map(str, self.policies)) or "none"
+        return f"<Change revision {self.revision}: {names}; endpoints {endpoints}>"
 
 
 @define(eq=False)
@@ -163,10 +169,11 @@ class Repository:
         Raises PolicyError, with nothing changed, if a document is wrong or contradicts another.
         """
         documents = source if isinstance(source, Documents) else parse(source, self.settings)
-        change = self._change({p.key: p for p in documents.policies}, documents)
-        with self._lock:
-            self._namespaces.update({item.name: item for item in documents.namespaces})
-        return change
+        return self._change(
+            {item.key: item for item in documents.policies},
+            {item.name: item for item in documents.namespaces},
+            documents,
+        )
 
     def delete(self, *keys: PolicyKey) -> Change:
         """Delete documents; NotFoundError, with nothing changed, if one is not there."""
@@ -174,15 +181,16 @@ class Repository:
             for key in keys:
                 if key not in self._rules.documents:
                     raise NotFoundError(f"there is no {key} to delete")
-            return self._change(dict.fromkeys(keys))
+            return self._change(dict.fromkeys(keys), {})
 
     def undo(self, change: Change) -> Change:
         """Bring back the documents that a change replaced or deleted, and delete those it added."""
-        return self._change(change.before)
+        return self._change(change.before, change.namespaces_before)
 
     def _change(
         self,
         wanted: Mapping[PolicyKey, PolicyDocument | None],
+        namespaces: Mapping[str, NamespaceDocument | None],
         documents: Documents | None = None,
     ) -> Change:
         with self._lock:
@@ -204,7 +212,11 @@ class Repository:
                 endpoint = self._endpoints[number]
                 endpoint.policy.release()
                 endpoint.policy = policy
-            return Change(self._revision, resolved, before, documents or Documents())
+            spaces_before = {name: self._namespaces.get(name) for name in namespaces}
+            self._namespaces |= {name: item for name, item in namespaces.items() if item}
+            for name in [name for name, item in namespaces.items() if item is None]:
+                self._namespaces.pop(name, None)
+            return Change(self._revision, resolved, before, documents or Documents(), spaces_before)
 
     def _touched(self, *sets: Mapping[PolicyKey, PolicyDocument | None]) -> list[int]:
         """The endpoints that a rule of these documents governs."""

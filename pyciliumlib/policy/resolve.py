@@ -206,7 +206,7 @@ class EndpointPolicy:
         if match.name:
             ports = self.subject.named_ports if share.direction is Direction.INGRESS else named
             number, protocol = ports.get(match.name, (0, None))
-            if number and protocol is match.protocol:
+            if number and protocol == match.protocol:
                 yield Slot(share.direction, match.protocol, number, 16)
         elif match.protocol is Protocol.ANY:
             yield Slot(share.direction)

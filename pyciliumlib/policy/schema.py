@@ -144,7 +144,7 @@ class Schema:
             if spec is None:
                 if not problems.prune:
                     problems.add(
-                        where, f"unknown field of a {self.name}{nearest(str(name), self.fields)}"
+                        where, f"unknown field of the {self.name}{nearest(str(name), self.fields)}"
                     )
             elif item is None or (spec.legacy and problems.prune):
                 continue

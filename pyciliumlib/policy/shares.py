@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
@@ -127,17 +127,21 @@ def _implied(
 
 def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
     for selector, listed in shares.items():
-        proxies: dict[tuple[Direction, PortMatch], Share] = {}
+        proxies: dict[tuple[Direction, PortMatch], dict[L7, Source]] = {}
         for share in listed:
             if share.l7 is None:
                 continue
-            first = proxies.setdefault((share.direction, share.match), share)
-            if first.l7 is not None and _contradict(first.l7, share.l7):
-                peer = "any peer" if selector is None else str(selector)
-                raise PolicyError(
-                    f"{first.source} and {share.source} send {share.match} of {peer} to different "
-                    f"proxies ({first.l7} and {share.l7}); give one of them another port or peer"
-                )
+            # by what they ask of the proxy, not by their requests: few, so each pair is compared
+            known = proxies.setdefault((share.direction, share.match), {})
+            wanted = evolve(share.l7, rules=(), server_names=())
+            for other, source in known.items():
+                if _contradict(other, wanted):
+                    peer = "any peer" if selector is None else str(selector)
+                    raise PolicyError(
+                        f"{source} and {share.source} send {share.match} of {peer} to different "
+                        f"proxies ({other} and {wanted}); give one of them another port or peer"
+                    )
+            known.setdefault(wanted, share.source)
 
 
 def _contradict(first: L7, second: L7) -> bool:

@@ -56,7 +56,10 @@ class Plan:
 def _as(array: npt.NDArray[Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
     """The same bytes under another dtype of the same layout."""
     if array.dtype.itemsize != dtype.itemsize or _offsets(array.dtype) != _offsets(dtype):
-        raise LayoutError(f"the map's {what} is laid out as {dtype}, policy needs {array.dtype}")
+        raise LayoutError(
+            f"the {what}s of the map and of policy are laid out differently: "
+            f"{array.dtype} and {dtype}; is it a policy map of this version?"
+        )
     return np.ascontiguousarray(array).view(dtype)
 
 
@@ -192,6 +195,8 @@ class PolicyLookup:
         order, _, flags, proxy_port, rule = found
         if flags & FLAG_DENY:
             return Hit(Verdict.DENY, DROP_POLICY_DENY, rule, order)
+        if not order & 0xFF:  # "pass": nothing decides
+            return Hit(Verdict.DENY, DROP_POLICY, rule, order)
         if proxy_port:
             reason = DROP_NO_PROXY if proxy_port == NO_PROXY else 0
             return Hit(Verdict.REDIRECT, reason, rule, order)

@@ -178,6 +178,7 @@ def test_reading_grows_past_the_first_buffer(batches: bool) -> None:
     count = 100_000
     keys, values = rows(MapType.HASH, count)
     with new_map(MapType.HASH, count, batches) as m:
+        m._layout.room = 1000
         assert m.update_batch(keys, values) == count
         found, cells = m.lookup_batch()
         gc.collect()  # the columns own their memory

@@ -70,9 +70,17 @@ def snippets(page: str) -> list[Snippet]:
 
 def agrees(said: str, printed: str) -> bool:
     """Whether the output that a page gives is what was printed."""
-    parts = re.split(r"^\.\.\.$\n?", _fixed(said), flags=re.MULTILINE)
-    pattern = r"(?:.*\n)*?".join(map(re.escape, parts))
-    return re.fullmatch(pattern, _fixed(printed)) is not None
+    first, *others = re.split(r"^\.\.\.$\n?", _fixed(said), flags=re.MULTILINE)
+    rest = "\n" + _fixed(printed)  # so that each part is found at the beginning of a line only
+    if not rest.startswith("\n" + first):
+        return False
+    rest = rest[len(first) :]
+    for part in others[:-1]:
+        _, found, rest = rest.partition("\n" + part)
+        if not found:
+            return False
+        rest = "\n" + rest
+    return rest.endswith("\n" + others[-1]) if others else rest == "\n"
 
 
 def _fixed(text: str) -> str:

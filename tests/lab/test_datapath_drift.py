@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from pyciliumlib.datapath import Datapath
+from pyciliumlib.kernel.link import Link
+from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.lab import Lab
 from tests.lab import scenes
 from tests.lab.scenes import Scene, apps
@@ -167,7 +169,13 @@ def test_a_change_by_hand_is_told(scene: Scene, case: str) -> None:
 
 def test_programs_taken_off(scene: Scene) -> None:
     """An endpoint whose programs somebody took off its device is one without policy: told."""
-    scene.dp.endpoints._devices._attachments[scene.db.ifindex]._links["to_endpoint"].detach()
+
+
+    def take_off() -> None:
+        (there,) = attached_tc(scene.db.ifindex, "egress")
+        Link.from_id(there.link_id).detach()
+
+    scene.node.call(take_off)
     assert f"endpoint db: its programs are not on device {scene.db.host_ifname}" in str(
         scene.dp.drift()
     )

@@ -156,7 +156,7 @@ def test_refusals(scene: Scene, obj: Path, tmp_path: Path) -> None:
     for program, kind, words in (
         (None, errors.NotFoundError, "counts, drops|drops, counts"),
         ("count", errors.NotFoundError, 'did you mean "counts"'),
-        ("of_another_kind", errors.KernelError, "hooks"),
+        ("of_another_kind", errors.InvalidError, "kind"),
     ):
         with pytest.raises(kind, match=words):
             attach("after-policy", obj, program)

@@ -69,7 +69,7 @@ WRONG = {
     "no name": ({**cnp(ingress=[{}]), "metadata": {}}, "metadata: name is missing"),
     "unknown rule field": (
         cnp(ingres=[{}]),
-        'spec.ingres: unknown field of a rule (did you mean "ingress"?)',
+        'spec.ingres: unknown field of the rule (did you mean "ingress"?)',
     ),
     "unknown peer field": (ingress(fromEndpoint=[]), '(did you mean "fromEndpoints"?)'),
     "unknown deny field": (

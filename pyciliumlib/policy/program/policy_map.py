@@ -23,6 +23,7 @@ from pyciliumlib.policy.entries import (
     Slot,
     precedence,
 )
+from pyciliumlib.policy.explain import Target, parse_target
 from pyciliumlib.policy.model import Direction
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
@@ -119,11 +120,12 @@ class PolicyMap:
     def replace(self, entries: PolicyEntries) -> Plan:
         """Hold exactly `entries`, such as those of a resolved `EndpointPolicy`; what changed.
 
-        Every packet meets the old policy or the new one. Entries made by hand go.
+        Every packet meets the old policy or the new one. `allow` and `deny` add to it afterwards.
         """
         steps = table.plan(entries, self.entries)
+        rows = {(slot.direction, identity, slot): value for identity, slot, value in entries.rows()}
         self._tries.replace({_SUBJECT: (entries.keys, entries.values)})
-        self._rows = {}
+        self._rows = rows
         return steps
 
     @property
@@ -131,11 +133,13 @@ class PolicyMap:
         """What the map in the kernel holds now."""
         return PolicyEntries(*self._tries.read(_SUBJECT))
 
-    def lookup(self, direction: DirectionName, identity: int, port: str | PortProto) -> Hit:
-        """What the map says about a packet, worked out as the program does it."""
-        wanted = port if isinstance(port, PortProto) else PortProto.parse(port)
+    def lookup(self, direction: DirectionName, identity: int, port: Target) -> Hit:
+        """What the map says about a packet, worked out as the program does it.
+
+        `port` is one port of one protocol, "443/TCP", or an ICMP type, "8/ICMP".
+        """
         return PolicyLookup.of(self.entries).lookup(
-            _direction(direction), identity, wanted.protocol, wanted.first
+            _direction(direction), identity, *parse_target(port)
         )
 
     def __len__(self) -> int:
