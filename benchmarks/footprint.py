@@ -11,14 +11,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
+
+from attrs import frozen
 
 from benchmarks.compiled import bpf_object
 from benchmarks.figure import Figure, at_most
 from pyciliumlib.datapath import Datapath, DatapathConfig
 from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.lab import Lab, Node, Pod
 
@@ -26,6 +29,8 @@ STARTS = 10
 LOADS = 5
 PODS = 200
 ATTACHED = 30
+Backend: TypeAlias = Literal["tcx", "clsact"]
+_BACKENDS: Final[tuple[Backend, ...]] = ("tcx", "clsact")
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 _HOOKS: Final[tuple[Literal["ingress", "egress"], ...]] = ("ingress", "egress")
@@ -46,13 +51,6 @@ spec:
     for number in range(10)
 )
 
-_TIMED = """
-import time
-started = time.perf_counter()
-{work}
-print(time.perf_counter() - started)
-"""
-
 
 def figures() -> Iterator[Figure]:
     """Times in ms, memory in kB."""
@@ -65,40 +63,48 @@ def figures() -> Iterator[Figure]:
 
 
 def _imports() -> Iterator[Figure]:
-    ours, floor = _alternate(
-        lambda: _in_new_process("import pyciliumlib"),
-        lambda: _in_new_process("import json"),
-        STARTS,
-    )
-    yield Figure("import pyciliumlib", ours * 1e3, "ms", "import json", floor * 1e3, at_most(150))
+    modules = ("pyciliumlib", "json")
+    rounds = [
+        [_from_new_process(_IMPORT.format(module=module))[0] for module in modules]
+        for _ in range(STARTS)
+    ]
+    ours, floor = (statistics.median(times) * 1e3 for times in zip(*rounds, strict=True))
+    yield Figure("import pyciliumlib", ours, "ms", "import json", floor, at_most(150))
 
 
 def _loads() -> Iterator[Figure]:
-    """The first Datapath of a process; all that it imports is not counted."""
+    """The first Datapath of a process, beside a further one; their imports are another figure."""
     with Lab() as lab:
         node = lab.node()
-        first: list[float] = []
-        for _ in range(LOADS):
-            first.append(node.call(lambda: _in_new_process(_FIRST_LOAD)))
-        later = [_load_and_close(node) for _ in range(LOADS)]
-    yield Figure(
-        "first Datapath of a process, loaded",
-        statistics.median(first) * 1e3,
-        "ms",
-        "a further one",
-        statistics.median(later) * 1e3,
-        at_most(150),
+        rounds = [
+            (*node.call(lambda: _from_new_process(_FIRST_LOAD)), _load_and_close(node))
+            for _ in range(LOADS)
+        ]
+    imports, first, further = (
+        statistics.median(times) * 1e3 for times in zip(*rounds, strict=True)
     )
+    yield Figure("import all that a Datapath needs", imports, "ms")
+    yield Figure("first Datapath, loaded", first, "ms", "a further one", further, at_most(150))
 
+
+_IMPORT: Final = """
+import time
+started = time.perf_counter()
+import {module}
+print(time.perf_counter() - started)
+"""
 
 _FIRST_LOAD: Final = """
-import pyciliumlib as pcl
-pcl.Datapath
+import time
 started = time.perf_counter()
-datapath = pcl.Datapath()
-loaded = time.perf_counter() - started
+import pyroute2
+import pyciliumlib
+pyciliumlib.Datapath
+imported = time.perf_counter()
+datapath = pyciliumlib.Datapath()
+loaded = time.perf_counter()
 datapath.close()
-started = time.perf_counter() - loaded
+print(imported - started, loaded - imported)
 """
 
 
@@ -110,18 +116,10 @@ def _load_and_close(node: Node) -> float:
     return seconds
 
 
-def _in_new_process(work: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-c", _TIMED.format(work=work)], check=True, stdout=subprocess.PIPE
-    )
-    return float(done.stdout)
-
-
-def _alternate(
-    first: Callable[[], float], second: Callable[[], float], rounds: int
-) -> tuple[float, float]:
-    pairs = [(first(), second()) for _ in range(rounds)]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+def _from_new_process(program: str) -> list[float]:
+    """The numbers that a Python program prints."""
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    return [float(number) for number in done.stdout.split()]
 
 
 # ------------------------------------------------------------------ pods
@@ -130,19 +128,55 @@ def _alternate(
 def _pods() -> Iterator[Figure]:
     with Lab() as lab:
         node = lab.node()
-        pods = []
-        making = []
+        pods, making = [], []
+        grown: list[Memory] = []
         for number in range(PODS):
             started = time.perf_counter()
             pods.append(node.pod(f"p{number}"))
             making.append(time.perf_counter() - started)
-        attaching = _attaching(node, pods[:ATTACHED])
-        with Datapath(node, config=DatapathConfig(max_endpoints=PODS + 1)) as datapath:
-            yield from _adding(datapath, pods, statistics.median(making), attaching)
+        for backend in _BACKENDS if probe("tcx").has("tcx") else _BACKENDS[1:]:
+            floor = _attaching(node, pods[:ATTACHED], backend)
+            config = DatapathConfig(max_endpoints=PODS + 1, tc=backend)
+            with Datapath(node, config=config) as datapath:
+                datapath.policy.apply(_POLICY)
+                _add(datapath, 0, pods[0])  # what is made once is not an endpoint's
+                before = Memory.now()
+                adding = [_add(datapath, n, pod) for n, pod in enumerate(pods) if n]
+                grown.append(Memory.now().less(before).over(len(adding)))
+            yield _added(backend, adding, floor)
+        yield Figure("making a pod's namespace", statistics.median(making) * 1e3, "ms")
+    # What the first round let go of, a second one would find and not count.
+    once = grown[0]
+    yield Figure("process memory of an endpoint", once.process, "kB", target=at_most(50))
+    yield Figure(
+        "kernel memory of an endpoint, by its maps",
+        once.maps,
+        "kB",
+        "what the machine has less",
+        once.machine,
+        at_most(1000),
+    )
 
 
-def _attaching(node: Node, pods: list[Pod]) -> float:
-    """Seconds that the kernel alone takes to attach two programs, for which it waits twice."""
+def _added(backend: Backend, adding: list[float], floor: float) -> Figure:
+    return Figure(
+        f"add_endpoint by {backend}, median of {PODS} pods",
+        statistics.median(adding) * 1e3,
+        "ms",
+        "attaching two empty programs",
+        floor * 1e3,
+        at_most(5),
+    )
+
+
+def _add(datapath: Datapath, number: int, pod: Pod) -> float:
+    started = time.perf_counter()
+    datapath.add_endpoint(pod.name, labels={"app": f"a{number % 10}"}, pod=pod)
+    return time.perf_counter() - started
+
+
+def _attaching(node: Node, pods: list[Pod], backend: Backend) -> float:
+    """Seconds that the kernel alone takes; with tcx it waits for a grace period twice."""
     with ObjectSpec.open(bpf_object("empty")).load() as loaded:
         program = loaded.programs["empty"]
 
@@ -150,7 +184,7 @@ def _attaching(node: Node, pods: list[Pod]) -> float:
             seconds, links = [], []
             for pod in pods:
                 started = time.perf_counter()
-                links += [attach_tc(program, pod.ifindex, hook) for hook in _HOOKS]
+                links += [attach_tc(program, pod.ifindex, hook, backend=backend) for hook in _HOOKS]
                 seconds.append(time.perf_counter() - started)
             for link in links:
                 link.detach()
@@ -160,49 +194,28 @@ def _attaching(node: Node, pods: list[Pod]) -> float:
         return statistics.median(node.call(attach))
 
 
-def _adding(
-    datapath: Datapath, pods: list[Pod], making: float, attaching: float
-) -> Iterator[Figure]:
-    datapath.policy.apply(_POLICY)
-    _add(datapath, pods[0], 0)  # what is made once is not an endpoint's
-    process, kernel, maps = _resident(), _unavailable(), _map_memory()
-    adding = [_add(datapath, pod, number) for number, pod in enumerate(pods[1:], 1)]
-    more = len(pods) - 1
-    yield Figure(
-        f"add_endpoint, median of {PODS} pods",
-        statistics.median(adding) * 1e3,
-        "ms",
-        "attaching two empty programs",
-        attaching * 1e3,
-        at_most(5),
-    )
-    yield Figure(
-        "add_endpoint, besides attaching",
-        (statistics.median(adding) - attaching) * 1e3,
-        "ms",
-        "making the pod's namespace",
-        making * 1e3,
-    )
-    yield Figure(
-        "process memory of an endpoint",
-        (_resident() - process) / more / 1e3,
-        "kB",
-        target=at_most(50),
-    )
-    yield Figure(
-        "kernel memory of an endpoint, by its maps",
-        (_map_memory() - maps) / more / 1e3,
-        "kB",
-        "all that the machine has less",
-        (_unavailable() - kernel) / more / 1e3,
-        at_most(1000),
-    )
+# ------------------------------------------------------------------ memory
 
 
-def _add(datapath: Datapath, pod: Pod, number: int) -> float:
-    started = time.perf_counter()
-    datapath.add_endpoint(pod.name, labels={"app": f"a{number % 10}"}, pod=pod)
-    return time.perf_counter() - started
+@frozen
+class Memory:
+    """Kilobytes: of this process, of the BPF maps that it holds, in use on the machine."""
+
+    process: float
+    maps: float
+    machine: float
+
+    @classmethod
+    def now(cls) -> Memory:
+        return cls(_resident() / 1e3, _map_memory() / 1e3, _unavailable() / 1e3)
+
+    def less(self, other: Memory) -> Memory:
+        return Memory(
+            self.process - other.process, self.maps - other.maps, self.machine - other.machine
+        )
+
+    def over(self, count: int) -> Memory:
+        return Memory(self.process / count, self.maps / count, self.machine / count)
 
 
 def _resident() -> int:

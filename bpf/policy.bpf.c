@@ -51,6 +51,18 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 	return ipcache_identity(addr);
 }
 
+/*
+ * Neighbour discovery (RFC 4861) and multicast listeners (RFC 2710, 3810): the link must work
+ * whatever the policy, and nothing answers for the neighbours here. Other types above 129 can be
+ * routed, so they are judged.
+ */
+static __always_inline bool keeps_link(const struct packet *packet)
+{
+	__u8 type = packet->icmp_type;
+
+	return is_link_icmpv6(packet) && (type <= 137 || type == 143);
+}
+
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
 	struct work *work = work_get();
@@ -62,8 +74,7 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 		return TC_ACT_OK;
 	reason = packet_parse(skb, &work->packet);
 	work->packet.direction = hook;
-	/* The link must work whatever the policy: nothing answers for the neighbours here. */
-	if (!reason && is_link_icmpv6(&work->packet))
+	if (!reason && keeps_link(&work->packet))
 		return TC_ACT_OK;
 	if (reason || !path_flow(skb, work, hook, &reason))
 		return report_drop(skb, reason);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 NETNS = Path("/run/netns")
@@ -17,7 +18,9 @@ def present() -> frozenset[str]:
     namespaces = {
         f"namespace {name}"
         for name in _names(NETNS)
-        if name.startswith(PREFIX) and not any(lab in name for lab in others)
+        if name.startswith(PREFIX)
+        and not any(lab in name for lab in others)
+        and not _is_of_another_run(name)
     }
     labs = {f"lab state {LABS / name}" for name in _names(LABS) if name not in others}
     pins = {f"pin {BPFFS / name}" for name in _names(BPFFS) if name.startswith(PREFIX)}
@@ -26,6 +29,12 @@ def present() -> frozenset[str]:
 
 def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _is_of_another_run(name: str) -> bool:
+    """The bpf ring's harness puts its process id into the names of its namespaces."""
+    match = re.match(r"pclT(\d+)-", name)
+    return match is not None and int(match[1]) != os.getpid() and Path("/proc", match[1]).exists()
 
 
 def _labs_of_other_processes() -> set[str]:

@@ -5,7 +5,7 @@ Build the objects once, by `make examples` or by hand, where H is `pyciliumlib.i
     clang -O2 -g -target bpf -I H -I /usr/include/$(uname -m)-linux-gnu \\
         -c count.bpf.c -o count.bpf.o
 
-and give their folder: `hooks.py build/examples`. Needs root.
+`hooks.py FOLDER` takes them from elsewhere than `build/examples`. Needs root.
 """
 
 import sys
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyciliumlib as pcl
 
-objects = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+BUILT = Path(__file__).parents[2] / "build" / "examples"
+objects = Path(sys.argv[1]) if len(sys.argv) > 1 else BUILT
 
 with pcl.Lab() as lab, pcl.Datapath(lab.node()) as dp:
     client = dp.add_endpoint("client", labels={"app": "client"})

@@ -1,7 +1,6 @@
 """Events of a BPF program of your own: one by one, by asyncio, and as a numpy array.
 
-Build the object once, by `make examples`, and give its path:
-`syn_log.py build/examples/syn_log.bpf.o`. Needs root.
+Build the object once by `make examples`; `syn_log.py FILE` takes it from elsewhere. Needs root.
 """
 
 import asyncio
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pyciliumlib as pcl
 
-path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("syn_log.bpf.o")
-spec = pcl.ObjectSpec.open(path)
+BUILT = Path(__file__).parents[2] / "build" / "examples" / "syn_log.bpf.o"
+spec = pcl.ObjectSpec.open(sys.argv[1] if len(sys.argv) > 1 else BUILT)
 attempt = spec.type("attempt")  # the C struct: its numpy layout, and its values as records
 
 

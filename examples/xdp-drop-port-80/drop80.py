@@ -4,7 +4,7 @@ Build the object once, by `make examples` or by hand:
 
     clang -O2 -g -target bpf -I /usr/include/$(uname -m)-linux-gnu -c drop80.bpf.c -o drop80.bpf.o
 
-and give its path: `drop80.py build/examples/drop80.bpf.o`.
+`drop80.py FILE` takes it from elsewhere than `build/examples`.
 """
 
 import sys
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyciliumlib as pcl
 
-path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("drop80.bpf.o")
-spec = pcl.ObjectSpec.open(path)  # needs neither root nor a kernel
+BUILT = Path(__file__).parents[2] / "build" / "examples" / "drop80.bpf.o"
+# Needs neither root nor a kernel.
+spec = pcl.ObjectSpec.open(sys.argv[1] if len(sys.argv) > 1 else BUILT)
 spec.config["port"] = 80
 print(spec)
 

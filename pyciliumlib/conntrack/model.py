@@ -133,18 +133,31 @@ class Clock:
     offset: int
 
     @classmethod
-    def calibrate(cls, jiffies: int, monotonic_ns: int) -> Clock:
-        """The clock of a kernel that showed both at one moment.
+    def fitting(cls, jiffies: int, monotonic_ns: int) -> list[Clock]:
+        """The clocks that a kernel may have which showed both at one moment.
 
-        jiffies count from five minutes before their 32-bit wrap, so one sample tells HZ apart.
-        Raises InvalidError where no known HZ fits.
+        jiffies count from five minutes before their 32-bit wrap, so one sample tells HZ apart,
+        but for some seconds about the wrap, which is at the same moment for every HZ.
         """
+        clocks = []
         for hz in _HZ:
             started = (1 << 32) - _INITIAL_SECONDS * hz
             elapsed = monotonic_ns * hz // 1_000_000_000
             if abs(jiffies - started - elapsed) <= max(hz, elapsed // 1000):
-                return cls(hz, jiffies - elapsed)
-        raise InvalidError(f"jiffies {jiffies} at {monotonic_ns} ns fit no known HZ {_HZ}")
+                clocks.append(cls(hz, jiffies - elapsed))
+        return clocks
+
+    @classmethod
+    def calibrate(cls, first: tuple[int, int], second: tuple[int, int]) -> Clock:
+        """The clock that fits two samples of (jiffies, monotonic ns), a quarter of a second apart.
+
+        Raises InvalidError where no known HZ fits.
+        """
+        rate = (second[0] - first[0]) / max(1, second[1] - first[1]) * 1_000_000_000
+        clocks = cls.fitting(*second)
+        if not clocks:
+            raise InvalidError(f"jiffies {second[0]} at {second[1]} ns fit no known HZ {_HZ}")
+        return min(clocks, key=lambda clock: abs(clock.hz - rate))
 
     def jiffies(self, monotonic_ns: int) -> int:
         """The low 32 bits of jiffies at a monotonic time."""

@@ -28,7 +28,7 @@ class Conntrack:
     def __iter__(self) -> Iterator[FlowEntry]:
         """All live entries; expired ones are left out."""
         now = self._now()
-        for table, replied in ((self._flows, True), (self._pending, False)):
+        for table, replied in self._tables():
             keys, values = table.lookup_batch()
             for key, value in zip(keys, values, strict=True):
                 entry = FlowEntry.decode(key, value, self.clock, now, replied)
@@ -41,13 +41,14 @@ class Conntrack:
     def get(self, key: FlowKey) -> FlowEntry | None:
         """The live entry of one flow, or None."""
         row = key.packed(self._flows.key_dtype)
-        for table, replied in ((self._flows, True), (self._pending, False)):
+        for table, replied in self._tables():
             keys, values = table.lookup_batch()
             match = (keys == row[0]).nonzero()[0]
             if len(match):
                 value = values[match[0]]
                 entry = FlowEntry.decode(row[0], value, self.clock, self._now(), replied)
-                return entry if entry.expires_in > 0 else None
+                if entry.expires_in > 0:  # a dead one in `flows` may hide a live pending one
+                    return entry
         return None
 
     def collect(self) -> int:
@@ -55,14 +56,15 @@ class Conntrack:
 
         The programs never use an expired entry, so this only frees memory.
         """
-        return sum(self._collect(table) for table in (self._flows, self._pending))
+        return sum(self._collect(table) for table, _ in self._tables())
 
     def flush(self) -> int:
         """Delete every entry, live ones too; their next packet is decided afresh."""
-        return sum(table.delete_batch(table.lookup_batch()[0]) for table in self._tables())
+        return sum(table.delete_batch(table.lookup_batch()[0]) for table, _ in self._tables())
 
-    def _tables(self) -> tuple[MapLike, MapLike]:
-        return self._flows, self._pending
+    def _tables(self) -> tuple[tuple[MapLike, bool], ...]:
+        """Each map, and whether its flows have been replied to."""
+        return (self._flows, True), (self._pending, False)
 
     def _collect(self, table: MapLike) -> int:
         keys, values = table.lookup_batch()

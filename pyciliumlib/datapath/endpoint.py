@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from pyciliumlib.errors import InvalidError
+from pyciliumlib.errors import InvalidError, LabelError
 from pyciliumlib.identity import Labels
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.policy import Party
@@ -100,7 +100,10 @@ class Endpoint:
 def identity_labels(
     labels: Labels, namespace: str, namespace_labels: Mapping[str, str], cluster: str
 ) -> Labels:
-    """A pod's own labels with those that Cilium adds: namespace, its labels, cluster, account."""
+    """A pod's own labels with those that Cilium adds: namespace, its labels, cluster, account.
+
+    LabelError where a pod claims another namespace or cluster than it is in.
+    """
     implied = {
         _NAMESPACE: namespace,
         _CLUSTER: cluster,
@@ -108,6 +111,13 @@ def identity_labels(
         f"{_NAMESPACE_LABELS}kubernetes.io/metadata.name": namespace,
         **{f"{_NAMESPACE_LABELS}{key}": value for key, value in namespace_labels.items()},
     }
+    for label in labels:
+        of_place = label.key in (_NAMESPACE, _CLUSTER) or label.key.startswith(_NAMESPACE_LABELS)
+        if of_place and implied.get(label.key) != label.value:
+            raise LabelError(
+                f"label {label}: this follows from the endpoint's namespace and cluster; give "
+                "namespace= instead"
+            )
     return Labels.parse(implied, source="k8s").merge(labels)
 
 

@@ -32,6 +32,7 @@ from pyciliumlib.identity.shared import SharedNumbers
 from pyciliumlib.store import MemoryStore, Store
 
 #: Called with the identities that came and those that went, in the order of the changes.
+#: One that refuses those that came, by raising, hears of them as gone: unknown ones are no error.
 Observer = Callable[[Sequence[Identity], Sequence[Identity]], None]
 
 
@@ -108,7 +109,8 @@ class IdentityAllocator:
 
         `previous` is the number that the labels had before a restart; in a local scope they get
         it again if it is free. Raises LabelError for labels that can have no identity,
-        ExhaustedError when the range is used up, StateError when the store fails.
+        ExhaustedError when the range is used up, StateError when the store fails, and what an
+        observer raises; then nothing is allocated.
         """
         wanted = Labels.parse(labels)
         with self._open():
@@ -121,7 +123,7 @@ class IdentityAllocator:
             else:
                 identity, new = self._local[scope].allocate(wanted, previous)
             if new:
-                self._announce([identity], [])
+                self._introduce(identity)
             return identity
 
     def release(self, identity: Identity) -> bool:
@@ -268,6 +270,22 @@ class IdentityAllocator:
     def _announce(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
         for observer in tuple(self._observers):
             observer(added, removed)
+
+    def _introduce(self, identity: Identity) -> None:
+        """Announce what was just allocated; if an observer raises, it is as if it never was.
+
+        An identity that some observer does not know would be judged by rules for anybody.
+        """
+        try:
+            self._announce([identity], [])
+        except BaseException:
+            scope = Scope.of(identity.id)
+            if scope is Scope.GLOBAL:
+                self._shared.disown(identity)
+            else:
+                self._local[scope].release(identity.labels)
+            self._announce([], [identity])
+            raise
 
     def _fixed_identity(self, labels: Labels) -> Identity | None:
         if not labels:

@@ -33,7 +33,7 @@ class FilterEntry:
         if not self.pattern:
             raise LabelError(f"label filter {str(self)!r}: the pattern is empty")
         try:
-            return re.compile("^" + self.pattern)
+            return re.compile(self.pattern)
         except re.error as error:
             raise LabelError(f"label filter {str(self)!r}: {error}") from error
 
@@ -55,7 +55,7 @@ class FilterEntry:
         """How much of the key matches; 0 if the entry is not about this label."""
         if self.source and self.source != label.source:
             return 0
-        match = self._expression.search(label.key)
+        match = self._expression.match(label.key)
         return match.end() if match else 0
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from pyciliumlib.errors import InvalidError
 from pyciliumlib.identity.ip_pair import IP_BASE_PATH, IPIdentityPair
 from pyciliumlib.identity.ipcache import IPCache, Update
 from pyciliumlib.identity.metadata import Metadata, Source
+from pyciliumlib.identity.numeric import ReservedIdentity, Scope
 from pyciliumlib.identity.shared import SESSION_TTL
 from pyciliumlib.store import Event, Store
 from pyciliumlib.types import Address, NetworkLike, parse_network
@@ -89,6 +90,8 @@ class ClusterAddresses:
             pair = IPIdentityPair.decode(key, value)
             if pair.host == self._host:
                 return None
+            if pair.identity == ReservedIdentity.HOST or Scope.of(pair.identity) != Scope.GLOBAL:
+                raise InvalidError(f"store key {key!r}: {pair.identity} means something else here")
             return Metadata(
                 Source.KVSTORE,
                 identity=pair.identity,

@@ -8,6 +8,7 @@ changed, so a flow that read the old entry also holds the old cell.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from pyciliumlib.errors import InvalidError, MapFullError
+from pyciliumlib.errors import InvalidError, MapFullError, PyCiliumError
 from pyciliumlib.identity.cidr import world_identity
 from pyciliumlib.identity.ipcache import Change, IPCache, IPCacheEntry
 from pyciliumlib.types import MapLike, network_from_key, network_to_key, parse_network
@@ -117,23 +118,30 @@ class IPCacheTable:
         Raises MapFullError, before anything is written, where the additions do not fit.
         """
         with self._lock:
-            count = len(self._entries) if self._count is None else self._count
-            if plan.adds and count + len(plan.adds) > self._entries.max_entries:
-                raise MapFullError(
-                    errno.ENOSPC,
-                    f"ipcache: {len(plan.adds)} new prefixes do not fit into "
-                    f"{self._entries.max_entries} entries; make the map larger",
-                )
-            self._count = None
-            written = {**plan.adds, **plan.changes}
-            try:
-                if written:
-                    self._entries.update_batch(self._keys(written), self._values(written.values()))
-                if plan.deletes:
-                    self._entries.delete_batch(self._keys(plan.deletes))
-            finally:  # whatever was written, flows must look again
-                self._bump([*written, *plan.deletes])
-            self._count = count + len(plan.adds) - len(plan.deletes)
+            self._write(plan, self._room_for(plan))
+
+    def _room_for(self, plan: IPCachePlan) -> int:
+        """How many entries there will be; MapFullError where the map cannot hold them."""
+        count = len(self._entries) if self._count is None else self._count
+        if plan.adds and count + len(plan.adds) > self._entries.max_entries:
+            raise MapFullError(
+                errno.ENOSPC,
+                f"ipcache: {len(plan.adds)} new prefixes do not fit into "
+                f"{self._entries.max_entries} entries; make the map larger",
+            )
+        return count + len(plan.adds) - len(plan.deletes)
+
+    def _write(self, plan: IPCachePlan, count: int) -> None:
+        self._count = None
+        written = {**plan.adds, **plan.changes}
+        try:
+            if written:
+                self._entries.update_batch(self._keys(written), self._values(written.values()))
+            if plan.deletes:
+                self._entries.delete_batch(self._keys(plan.deletes))
+        finally:  # whatever was written, flows must look again
+            self._bump([*written, *plan.deletes])
+        self._count = count
 
     def follow(self, cache: IPCache) -> Callable[[], None]:
         """Make the map what `cache` is, and keep it so; returns a function that ends it."""
@@ -145,9 +153,22 @@ class IPCacheTable:
                 self.sync(change.new for change in changes if change.new is not None)
                 first = False
             else:
-                self.apply(self._plan_changes(changes))
+                self._apply_whole(changes)
 
         return cache.listen(listener)
+
+    def _apply_whole(self, changes: Sequence[Change]) -> None:
+        """Apply changes, or put back what was: the ipcache does not take effect if this raises."""
+        plan = self._plan_changes(changes)
+        with self._lock:
+            count = self._room_for(plan)
+            try:
+                self._write(plan, count)
+            except BaseException:
+                back = self._plan_changes(change.inverse for change in reversed(changes))
+                with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
+                    self._write(back, count - len(plan.adds) + len(plan.deletes))
+                raise
 
     def _plan_changes(self, changes: Iterable[Change]) -> IPCachePlan:
         adds: dict[_Key, _Value] = {}

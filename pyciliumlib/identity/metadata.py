@@ -2,7 +2,7 @@
 
 Sources are ranked. For one prefix the contributions are taken in the order of their rank: labels
 are united (of one key the first wins), a single-valued field is the first that is given. A number
-beats labels, and an override beats all that is ranked below it.
+beats labels, and the highest override beats all else, whatever its rank.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ class Requirement:
             raise LabelError("requirement: the key is empty")
         if self.source == SOURCE_CIDR:
             prefix_of_key(self.key)
+            if any(self.values):
+                raise LabelError(f"requirement on {self.extended_key!r}: cidr labels have no value")
         if self.operator.takes_values != bool(self.values):
             need = "at least one value" if self.operator.takes_values else "no values"
             raise LabelError(

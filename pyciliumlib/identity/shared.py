@@ -159,6 +159,14 @@ class SharedNumbers:
         del self._references[labels], self._used[labels]
         return identity, True
 
+    def disown(self, identity: Identity) -> None:
+        """Undo the `allocate` that made an identity known here; its number stays in the store.
+
+        The next to ask for its labels, here or elsewhere, makes it known again.
+        """
+        self.release(identity.labels)
+        self._forget(identity)
+
     def refresh(self) -> None:
         """Write again what the store lost of this node's: masters, slaves, a session that ended."""
         if not self._session.renew():

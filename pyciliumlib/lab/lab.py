@@ -61,8 +61,8 @@ class Lab:
         self._outside_numbers = itertools.count(FIRST_OUTSIDE)
         self._lan: Netlink | None = None
         self._pid = os.getpid()
-        self._closed = False
         self._state = LabState()
+        self._closed = False
         _open_labs.add(self)
 
     @property

@@ -61,7 +61,7 @@ def add_permanent_neighbour(nl: Netlink, ip: AddressLike, mac: str, *, dev: str 
 
 def remove_host_route(nl: Netlink, ip: AddressLike, *, dev: str | int) -> bool:
     """Undo `add_host_route` and `add_permanent_neighbour`; False if there was no route."""
-    with contextlib.suppress(NotFoundError):  # the device may have taken it with it
+    with contextlib.suppress(NotFoundError, DeviceError):  # the device may have taken it with it
         nl.delete_neighbour(dev, ip)
     try:
         nl.delete_route(parse_address(ip), dev=dev)

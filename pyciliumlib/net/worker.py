@@ -27,6 +27,7 @@ class NetNSWorker:
         """Start a thread in `netns`; the namespace may be closed afterwards."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pid = os.getpid()
+        self._order = threading.Lock()  # no job is put behind the end, where nobody would run it
         self._closed = False
         self._thread = threading.Thread(
             target=self._run, name=f"pyciliumlib-netns-{netns.name}", daemon=True
@@ -42,10 +43,13 @@ class NetNSWorker:
         """Run `fn()` in the thread, wait, and return its result or raise its exception."""
         if threading.current_thread() is self._thread:
             return fn()
-        if self._closed or self._pid != os.getpid():
-            raise ClosedError("the worker of this namespace is closed, or belongs to a parent")
+        if self._pid != os.getpid():
+            raise ClosedError("the worker of this namespace belongs to a parent process")
         outcome: Future[T] = Future()
-        self._jobs.put(functools.partial(settle, outcome, fn))
+        with self._order:
+            if self._closed:
+                raise ClosedError("the worker of this namespace is closed")
+            self._jobs.put(functools.partial(settle, outcome, fn))
         try:
             return outcome.result()
         finally:
@@ -53,12 +57,14 @@ class NetNSWorker:
 
     def close(self) -> None:
         """End the thread after the jobs that it already has; again is no error."""
-        if self._closed:
+        if self._pid != os.getpid():
             return
-        self._closed = True
-        if self._pid == os.getpid():
+        with self._order:
+            if self._closed:
+                return
+            self._closed = True
             self._jobs.put(None)
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

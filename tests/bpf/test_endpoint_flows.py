@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pyciliumlib.flow import DropReason
@@ -134,11 +136,12 @@ def test_a_fin_from_each_side_closes(rig: Rig, family: Family, first: int) -> No
 
 @families
 @pytest.mark.parametrize("sender", [request, answer])
-def test_a_reset_closes(rig: Rig, family: Family, sender: object) -> None:
+def test_a_reset_closes(
+    rig: Rig, family: Family, sender: Callable[[Rig, Family, str], Outcome]
+) -> None:
     """Either side's RST ends both halves."""
     client_may_reach_server(rig)
     establish(rig, family)
-    assert callable(sender)
     assert sender(rig, family, RST).action == REDIRECT
     assert 0 < rig.seconds_left() <= FIN_SECONDS
 

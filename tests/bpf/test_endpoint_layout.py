@@ -14,7 +14,7 @@ from pyciliumlib.identity import addr_hash
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE
 from pyciliumlib.resources import include_dir, object_path
-from pyciliumlib.types.addresses import address_to_bytes
+from pyciliumlib.types.addresses import Address, address_to_bytes
 from tests.bpf.compiled import compile_bpf
 
 #: Every struct that user space and the programs share, with its size in bytes.
@@ -135,7 +135,7 @@ def test_trace_points(compiled: ObjectSpec) -> None:
 def test_addr_hash(compiled: ObjectSpec) -> None:
     """User space bumps the very cell that the programs read."""
     chance = random.Random(1)
-    addresses = [
+    addresses: list[Address] = [
         *(ipaddress.IPv4Address(chance.getrandbits(32)) for _ in range(100)),
         *(ipaddress.IPv6Address(chance.getrandbits(128)) for _ in range(100)),
         *(ipaddress.IPv4Address(f"10.0.0.{last}") for last in range(54)),

@@ -176,10 +176,10 @@ def test_what_else_is_said_on_the_link(rig: Rig, message: Packet) -> None:
 def test_the_stacks_neighbour_discovery_passes_and_nothing_else_of_the_link(rig: Rig) -> None:
     """The node may look for its endpoint; it is no router to it."""
     base = Ether() / IPv6(src="fe80::1", dst=V6.client, hlim=255)
-    for message in (ICMPv6ND_NS(tgt=V6.client), ICMPv6ND_NA(tgt="fe80::1")):
-        assert rig.send(TO, CLIENT, bytes(base / message)).action == OK
-    for message in (ICMPv6ND_RA(), ICMPv6ND_RS()):
-        outcome = rig.send(TO, CLIENT, bytes(base / message))
+    for neighbour in (ICMPv6ND_NS(tgt=V6.client), ICMPv6ND_NA(tgt="fe80::1")):
+        assert rig.send(TO, CLIENT, bytes(base / neighbour)).action == OK
+    for router in (ICMPv6ND_RA(), ICMPv6ND_RS()):
+        outcome = rig.send(TO, CLIENT, bytes(base / router))
         assert (outcome.action, outcome.drop) == (SHOT, DropReason.FORBIDDEN_ICMPV6)
 
 

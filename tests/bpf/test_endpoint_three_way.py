@@ -7,6 +7,7 @@ entry, which the table's lookup and the program do not.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from attrs import frozen
@@ -133,7 +134,11 @@ class Prober:
         self._rig = rig
         self._ports_at = family.headers
         self._ctx = {"ifindex": rig.where.ifindex[CLIENT]}
-        build = {Protocol.TCP: family.tcp, Protocol.UDP: family.udp, Protocol.SCTP: family.sctp}
+        build: dict[Protocol, Callable[[str, str], bytes]] = {
+            Protocol.TCP: family.tcp,
+            Protocol.UDP: family.udp,
+            Protocol.SCTP: family.sctp,
+        }
         self._frames: dict[tuple[Direction, int, Protocol], bytes] = {}
         for identity, protocol in itertools.product(IDENTITIES, PROTOCOLS):
             address = _address(family, identity)

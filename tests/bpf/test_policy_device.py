@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6ND_RS, IPv6
@@ -108,7 +108,7 @@ def test_each_side_comes_through_its_own_hook(device: Rig, family: Family) -> No
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_established_flows_and_a_change(device: Rig, family: Family, epoch: int) -> None:
     """Decided once, and again when the policy, the remote address or a prefix has changed."""
-    bumps = (
+    bumps: tuple[Callable[[], None], ...] = (
         lambda: device.bump_policy(SUBJECT),
         lambda: device.bump_address(family.peer),
         device.bump_epoch,
@@ -152,11 +152,22 @@ def test_the_link_works_whatever_the_policy(device: Rig) -> None:
             assert (outcome.action, outcome.packet, outcome.events) == (OK, frame, ())
 
 
+@pytest.mark.parametrize("kind", [138, 139, 142, 144, 160, 200, 255])
+def test_other_icmpv6_is_for_policy(device: Rig, kind: int) -> None:
+    """Types above neighbour discovery can be routed: they are no way around an empty policy."""
+    frame = V6.icmp_message(V6.client, V6.world, kind)
+    assert out(device, frame).drop == DropReason.POLICY
+    assert into(device, V6.icmp_message(V6.world, V6.client, kind)).drop == DropReason.POLICY
+    device.rule(SUBJECT, EGRESS, proto=58, port=kind)
+    assert out(device, frame).action == OK
+
+
 @families
 @pytest.mark.parametrize("send", [out, into])
-def test_what_is_no_packet_for_a_policy(device: Rig, family: Family, send: object) -> None:
+def test_what_is_no_packet_for_a_policy(
+    device: Rig, family: Family, send: Callable[[Rig, bytes], Outcome]
+) -> None:
     """The same refusals as at an endpoint, whatever the policy allows."""
-    assert callable(send)
     device.allow_all(SUBJECT)
     whole = family.tcp(family.client, family.peer)
     tagged = Ether(whole)

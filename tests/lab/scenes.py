@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections import Counter
@@ -122,7 +121,7 @@ class Scene:
 
 
 @contextmanager
-def scene(lab: Lab, **options: Any) -> Iterator[Scene]:
+def scene(lab: Lab, namespace: str = "default", **options: Any) -> Iterator[Scene]:
     """The scene on a new node of the lab; `options` are the datapath's."""
     node = lab.node()
     world = lab.outside("world", of=node)
@@ -130,7 +129,7 @@ def scene(lab: Lab, **options: Any) -> Iterator[Scene]:
         pods = []
         for name in ("web", "api", "db"):
             pods.append(node.pod(name))
-            dp.add_endpoint(name, {"app": name}, pod=pods[-1])
+            dp.add_endpoint(name, {"app": name}, namespace=namespace, pod=pods[-1])
         for host in (*pods, world, node):
             for port in ("80/TCP", "81/TCP", "53/UDP"):
                 host.serve(port)
@@ -230,12 +229,12 @@ def _identities_in_use(dp: Datapath) -> list[str]:
 def descriptors() -> Counter[str]:
     """This process's file descriptors, by what they are of."""
     found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
+    for path in tuple(Path("/proc/self/fd").iterdir()):
         try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            target = str(path.readlink())
         except FileNotFoundError:  # that of this very listing
             continue
-        found[target.split(":")[0] if "bpf" not in target else target] += 1
+        found[target if "bpf" in target else target.split(":")[0]] += 1
     return found
 
 

@@ -153,7 +153,7 @@ def test_the_next_process_changes_policy(
     place: tuple[Node, Pod, Pod, Outside], pin_root: Path, version: int
 ) -> None:
     """After the takeover a withdrawn rule bites, documents can be deleted, endpoints removed."""
-    node, web, api, cloud = place
+    node, web, api, _ = place
     with controlled(pin_root, node, [web, api], DOCUMENTS) as process:
         before = process.pid
         with scenes.tcp_pair(web, api, version) as (near, far):

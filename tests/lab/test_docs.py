@@ -12,7 +12,7 @@ import pytest
 
 import pyciliumlib as pcl
 from tests.lab import documents
-from tests.lab.examples import EXAMPLES, ROOT, compile_examples, run
+from tests.lab.examples import EXAMPLES, ROOT, compile_examples
 
 PAGES = ("README.md", "docs/guide.md", "docs/policy.md", "docs/kernel.md")
 
@@ -59,13 +59,3 @@ def test_page(page: str, folder: Path, machine: pcl.Pod) -> None:
                 f"and printed was\n{text}",
                 pytrace=False,
             )
-
-
-def test_readme_shows_the_demo() -> None:
-    """The terminal capture in the README is what the demo prints."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    captures = [block.text for block in documents.blocks(page) if block.language == "console"]
-    command, _, said = next(text for text in captures if "Stage 1" in text).partition("\n")
-    result = run(EXAMPLES / "zero-trust" / "demo.py")
-    assert command == "$ make demo"
-    assert documents.agrees(said, result.out.lstrip("\n"))

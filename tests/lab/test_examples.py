@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.examples import EXAMPLES, UNPRIVILEGED, Ended, compile_examples, interrupt, run
+from tests.lab import documents
+from tests.lab.examples import EXAMPLES, ROOT, UNPRIVILEGED, Ended, compile_examples, interrupt, run
 
 DEMO = EXAMPLES / "zero-trust" / "demo.py"
 STAGE_1, STAGE_2 = "Stage 1", "Stage 2"
@@ -172,13 +173,30 @@ def test_shows_flows_and_reasons(demo: str) -> None:
     assert re.search(r"^egress +2 +\d+  L7 redirect without a proxy \(220\)$", demo, re.MULTILINE)
 
 
-@pytest.mark.parametrize("after", ["", STAGE_1], ids=["building", "stage 1"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [
+        (signal.SIGINT, ""),
+        (signal.SIGTERM, ""),
+        (signal.SIGINT, STAGE_1),
+        (signal.SIGTERM, STAGE_1),
+        (signal.SIGHUP, STAGE_1),
+    ],
+)
 def test_stopped_in_the_middle(number: signal.Signals, after: str) -> None:
-    """A signal ends the demo without a traceback, and nothing is left."""
+    """A signal ends the demo without a traceback, while it builds as in its stages."""
     result = interrupt(DEMO, after, number)
     assert (result.err, result.status, set(result.left)) == ("", 128 + number, set())
     assert STAGE_2 not in result.out
+
+
+def test_readme_shows_the_demo(demo: str) -> None:
+    """The terminal capture in the README is what the demo prints."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    captures = [block.text for block in documents.blocks(page) if block.language == "console"]
+    command, _, said = next(text for text in captures if STAGE_1 in text).partition("\n")
+    assert command == "$ make demo"
+    assert documents.agrees(said, demo.lstrip("\n"))
 
 
 def doctored(tmp_path: Path, name: str, old: str, new: str) -> Path:

@@ -153,6 +153,10 @@ def test_routes_and_neighbours(pair: Pair, family: str, ip: str, router: str, de
     assert remove_host_route(pair.node, ip, dev="lxc-pod") is True
     assert remove_host_route(pair.node, ip, dev="lxc-pod") is False
     assert ip not in _ip(pair.node_ns, family, "route") + _ip(pair.node_ns, family, "neigh")
+    index = pair.link.ifindex
+    pair.node.delete_link(index)
+    assert remove_host_route(pair.node, ip, dev="lxc-pod") is False
+    assert remove_host_route(pair.node, ip, dev=index) is False
 
 
 def test_veth_peer(pair: Pair) -> None:

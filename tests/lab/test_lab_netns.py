@@ -105,6 +105,34 @@ def test_worker_stays_inside(netns: NetNS) -> None:
         worker.call(NetNS.current_inode)
 
 
+def test_a_call_that_races_with_the_end_is_run_or_refused(netns: NetNS) -> None:
+    """It never waits for a thread that has ended."""
+    worker = NetNSWorker(netns)
+    jobs = worker._jobs
+    closing = threading.Thread(target=worker.close)
+
+    class Slow:
+        """Lets the end overtake a job that is about to be put."""
+
+        get = jobs.get
+
+        def put(self, job: object) -> None:
+            if job is not None:
+                closing.start()
+                closing.join(0.2)
+            jobs.put(job)  # type: ignore[arg-type]
+
+    worker._jobs = Slow()  # type: ignore[assignment]
+    answers: list[int] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(worker.call(NetNS.current_inode)), daemon=True
+    )
+    caller.start()
+    caller.join(2)
+    closing.join()
+    assert answers == [netns.inode]
+
+
 def test_socket_stays_where_it_was_made(netns: NetNS) -> None:
     """A socket used from outside belongs to the namespace: its loopback is another one."""
     with Netlink(netns) as nl:

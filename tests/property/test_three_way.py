@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from pyciliumlib.flow import DropReason
 from pyciliumlib.policy import Direction, Repository, Verdict
@@ -101,7 +101,37 @@ def seen() -> Iterator[set[str]]:
     assert verdicts == {verdict.value for verdict in Verdict}
 
 
-@settings(max_examples=40, deadline=None)
+#: Every verdict in one: an L7 rule, a deny, and what nobody allows.
+ALL_VERDICTS = World(
+    [
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {
+                "endpointSelector": {},
+                "ingress": [
+                    {
+                        "fromEndpoints": [{}],
+                        "toPorts": [
+                            {
+                                "ports": [{"port": "80", "protocol": "TCP"}],
+                                "rules": {"http": [{"method": "GET"}]},
+                            }
+                        ],
+                    },
+                    {"fromEntities": ["world"]},
+                ],
+                "ingressDeny": [{"fromCIDR": ["10.1.0.0/16"]}],
+            },
+        }
+    ],
+    strategies.pod("default", "a", "fe"),
+)
+
+
+@example(ALL_VERDICTS, [Target("ingress", "TCP", 80), Target("ingress", "UDP", 53)])
+@settings(max_examples=25, deadline=None)
 @given(strategies.worlds(), strategies.target_sets())
 def test_model_table_and_program_agree(
     rig: harness.Rig, seen: set[str], world: World, targets: list[Target]

@@ -357,6 +357,31 @@ def test_observers_hear_everything_once() -> None:
         assert prefix not in seen.known
 
 
+@pytest.mark.parametrize("labels", [WEB, PREFIX], ids=["global", "local"])
+def test_an_observer_that_refuses_undoes_the_allocation(labels: Labels) -> None:
+    """Else the next to ask would get a number that the observers were never told of."""
+    refusals = [True]
+
+    def refuse(added: Sequence[Identity], removed: Sequence[Identity]) -> None:
+        if any(identity.labels == labels for identity in added) and refusals:
+            refusals.pop()
+            raise StateError("no room")
+
+    with MemoryStore() as store, node(store, "a") as allocator:
+        first, last = Watcher(), Watcher()
+        allocator.observe(first)
+        allocator.observe(refuse)
+        with pytest.raises(StateError, match="no room"):
+            allocator.allocate(labels)
+        assert allocator.find(labels) is None
+        assert first.known == set(allocator.identities())
+        assert store.entries(f"{BASE_PATH}/value/") == []
+        allocator.observe(last)
+        identity = allocator.allocate(labels)
+        assert identity in first.known & last.known
+        assert allocator.release(identity)
+
+
 def test_garbage_goes_in_the_second_round() -> None:
     """Only if nobody used it in between, and only in the own cluster's range."""
     with MemoryStore() as store, node(store, "a") as one, node(store, "b", cluster_id=1) as far:

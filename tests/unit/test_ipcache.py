@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyciliumlib.errors import InvalidError, MapFullError, UnitError
+from pyciliumlib.errors import InvalidError, KernelError, MapFullError, UnitError
 from pyciliumlib.identity import (
     Change,
     ClusterAddresses,
@@ -342,6 +343,39 @@ def test_a_full_map_changes_nothing() -> None:
     assert before == (list(entries), list(revisions.values()), cache.entries())
 
 
+class _Failing(FakeMap):
+    """Fails once, after it has written one entry of a batch: as a kernel that is out of memory."""
+
+    failures = 0
+
+    def update_batch(self, keys: np.ndarray, values: np.ndarray) -> int:
+        if not self.failures:
+            return super().update_batch(keys, values)
+        self.failures -= 1
+        super().update_batch(keys[:1], values[:1])
+        raise KernelError(errno.ENOMEM, "out of memory")
+
+
+def test_a_write_that_fails_half_way_is_put_back() -> None:
+    """The map is again what the ipcache is, and flows look again at what was changed meanwhile."""
+    entries = _Failing("lpm_trie", KEY, VALUE, 64, "ipcache")
+    revisions = tables()[1]
+    cache = IPCache()
+    IPCacheTable(entries, revisions).follow(cache)
+    cache.upsert("10.0.0.1", "a", said(identity=500))
+    before = sorted(map(repr, entries.items())), cache.entries()
+    cells = list(revisions.values())
+    entries.failures = 1
+    with pytest.raises(KernelError, match="out of memory"):
+        cache.update(
+            [(f"10.0.0.{number}", "a", said(identity=600 + number)) for number in (1, 2, 3)]
+        )
+    assert before == (sorted(map(repr, entries.items())), cache.entries())
+    assert bumped(cells, revisions)
+    cache.upsert("10.0.0.2", "a", said(identity=502))
+    assert identity_of(entries, "10.0.0.2") == 502
+
+
 def test_sync_mends_drift() -> None:
     """What somebody else changed is found, put right, and then gone."""
     entries, revisions = tables()
@@ -442,6 +476,22 @@ def test_nodes_learn_of_each_other(caplog: pytest.LogCaptureFixture) -> None:
         other.poll()
         assert caches[1].entries() == []
         other.close()
+
+
+@pytest.mark.parametrize("number", [0, 1, Scope.LOCAL + 1, Scope.REMOTE_NODE + 1, 0x0300_0001])
+def test_a_node_cannot_say_what_is_another_thing_here(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The local host and this node's own numbers are nobody else's to give: the world remains."""
+    here, there = parse_address("192.0.2.1"), parse_address("192.0.2.2")
+    with MemoryStore() as store:
+        cache = IPCache()
+        with ClusterAddresses(store, IPCache(), there) as other:
+            with ClusterAddresses(store, cache, here) as one:
+                other.publish(IPIdentityPair(parse_network("10.0.0.1"), number, there))
+                one.poll()
+        assert cache.entries() == []
+        assert "ignored" in caplog.text
 
 
 def test_entries_read_well() -> None:

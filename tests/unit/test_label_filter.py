@@ -26,6 +26,9 @@ from pyciliumlib.identity import FilterEntry, Label, LabelFilter
         ("id\\.", "k8s:app=web", False),
         ("id\\.", "k8s:io.kubernetes.pod.namespace=a", True),
         ("id\\.", "reserved:host", True),
+        ("!x|pp", "k8s:app=web", True),
+        ("!x|ap", "k8s:app=web", False),
+        ("!(?i)APP", "k8s:app=web", False),
     ],
 )
 def test_user_entries(entries: str, label: str, kept: bool) -> None:

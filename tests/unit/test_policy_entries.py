@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyciliumlib.errors import LayoutError, MapFullError
-from pyciliumlib.policy import Direction, table
+from pyciliumlib.policy import Direction, Verdict, table
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
     DENY_BYTE,
@@ -117,3 +117,21 @@ def test_a_full_map_says_so() -> None:
     """What has no place is an error, not a policy with holes that nobody knows of."""
     with pytest.raises(MapFullError):
         table.sync(_wanted(), _map(1))
+
+
+def test_rows_are_what_entries_were_made_of() -> None:
+    """So a policy that was resolved can be added to by hand."""
+    rows = [
+        (Slot(Direction.EGRESS), EntryValue(ALLOW, 3)),
+        (Slot(Direction.INGRESS, Protocol.UDP), EntryValue(DENY, 4)),
+        (Slot(Direction.INGRESS, Protocol.TCP, 80, 13), EntryValue(REDIRECT, 5, NO_PROXY)),
+    ]
+    found = list(PolicyEntries.of(rows, 700).rows())
+    assert found == [(700, slot, value) for slot, value in rows]
+
+
+def test_an_entry_that_passes_decides_nothing() -> None:
+    """Action 0 is a drop in the program, and so it is in the lookup that mirrors it."""
+    entries = one(Slot(Direction.INGRESS), EntryValue(precedence(0), 9), 700)
+    hit = table.PolicyLookup.of(entries).lookup(Direction.INGRESS, 700, Protocol.TCP, 80)
+    assert (hit.verdict, hit.drop_reason) == (Verdict.DENY, table.DROP_POLICY)

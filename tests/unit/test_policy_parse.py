@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pyciliumlib.errors import NotFoundError, PolicyError, UnsupportedError
+from pyciliumlib.errors import NotFoundError, PolicyError, UnitError, UnsupportedError
 from pyciliumlib.policy import NamespaceDocument, PolicySettings, parse
+from pyciliumlib.policy.model import PortMatch
+from pyciliumlib.types import Protocol
 
 
 def cnp(**spec: Any) -> dict[str, Any]:
@@ -328,8 +330,20 @@ def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
         ("kind: 2026-13-45\n", "no YAML that can be read"),
         ("? [a, b]\n: 1\n", "unhashable key"),
         ("{1: 2}", "is no policy"),
+        ("kind: A\nspec:\n  ingressDeny: [1]\n  ingressDeny: []\n", "key 'ingressDeny' twice"),
+        ("a: &a {k: 1, k: 2}\nb: {<<: *a}\n", "key 'k' twice"),
     ],
-    ids=["broken", "list", "aliases", "deep", "date", "object as key", "number as key"],
+    ids=[
+        "broken",
+        "list",
+        "aliases",
+        "deep",
+        "date",
+        "object as key",
+        "number as key",
+        "key twice",
+        "key twice in what is merged",
+    ],
 )
 def test_hostile_yaml_is_a_policy_error(text: str, words: str) -> None:
     """Never anything but a PolicyError, in bounded time."""
@@ -346,3 +360,76 @@ def test_a_file_that_is_not_there() -> None:
 def test_nothing_at_all_is_no_document() -> None:
     """An empty stream holds no policies, and is not wrong."""
     assert parse("---\n---\n").policies == ()
+
+
+def test_a_merged_key_may_be_overridden() -> None:
+    """That is what `<<` is for, also where the merged mapping merges itself."""
+    text = """
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: web
+  labels: &all {<<: &some {a: "1", b: "1"}, b: "2"}
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: api
+  annotations: {x: &inner {c: "1"}, y: &outer {<<: *inner, c: "2"}}
+  labels: {<<: *outer, c: "3"}
+"""
+    found = parse(text).namespaces
+    assert [dict(item.labels) for item in found] == [{"a": "1", "b": "2"}, {"c": "3"}]
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "# a comment\n"])
+def test_text_without_documents_is_not_the_current_folder(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty text used to be the path of the current folder, whose policies then applied."""
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(cnp(ingress=[{}])))
+    monkeypatch.chdir(tmp_path)
+    assert parse(text).policies == ()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """What is no text is told with the name of the file; a folder of that name is passed over."""
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(PolicyError, match=r"bad\.yaml"):
+        parse(tmp_path)
+
+
+def network_policy(**port: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "p"},
+        "spec": {"podSelector": {}, "ingress": [{"ports": [port]}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        ({"port": 0}, "ports begin at 1"),
+        ({"port": "0"}, "ports begin at 1"),
+        ({"endPort": 90}, "a range begins with a port's number"),
+        ({"port": "http", "endPort": 90}, "a range begins with a port's number"),
+        ({"port": 90, "endPort": 80}, "before it starts"),
+        ({"port": True}, "expected a number or a name"),
+        ({"port": 65536}, "ports end at 65535"),
+    ],
+)
+def test_ports_that_kubernetes_refuses(port: dict[str, Any], words: str) -> None:
+    """None of them may come to mean every port."""
+    with pytest.raises(PolicyError, match=words):
+        parse(network_policy(**port))
+
+
+def test_a_match_of_any_protocol_has_no_port() -> None:
+    """The table knows no port without its protocol, and would widen it to all traffic."""
+    with pytest.raises(UnitError, match="of one protocol"):
+        PortMatch(Protocol.ANY, 80, 80)
+    with pytest.raises(UnitError, match="in order"):
+        PortMatch(Protocol.TCP, 90, 80)

@@ -84,6 +84,37 @@ def test_a_contradiction_changes_nothing(repository: Repository) -> None:
     )
 
 
+def test_a_third_proxy_is_compared_too(repository: Repository) -> None:
+    """TLS alone goes with either parser, so it must not hide that two parsers contradict."""
+    tls = l7("http", {})
+    tls["toPorts"][0] = {"ports": tls["toPorts"][0]["ports"], "serverNames": ["a"]}
+    wrong = [
+        cnp("a", "web", egress=[tls]),
+        cnp("b", "web", egress=[l7("http", {"path": "/"})]),
+        cnp("c", "web", egress=[l7("dns", {"matchName": "a"})]),
+    ]
+    with pytest.raises(PolicyError, match="different proxies"):
+        repository.apply(wrong)
+
+
+def test_undo_brings_back_namespaces(repository: Repository) -> None:
+    """Their labels are part of what a change did: a new one goes, a former one returns."""
+
+    def space(name: str, **labels: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": labels},
+        }
+
+    repository.apply([space("old", env="test")])
+    before = repository.namespaces
+    change = repository.apply([space("old", env="prod"), space("new")])
+    assert set(repository.namespaces) == {"old", "new"}
+    repository.undo(change)
+    assert before == repository.namespaces
+
+
 def test_undo_brings_back_what_was(repository: Repository) -> None:
     """Replaced documents return and new ones go."""
     repository.apply([cnp("p", "web", ingress=[{}])])

@@ -113,6 +113,11 @@ def test_building() -> None:
 
 def test_requirements_are_checked() -> None:
     """A requirement that is built by hand obeys the same rules."""
-    for arguments in (("k8s", "", "Exists"), ("k8s", "a", "In"), ("k8s", "a", "Exists", ("b",))):
+    for arguments in (
+        ("k8s", "", "Exists"),
+        ("k8s", "a", "In"),
+        ("k8s", "a", "Exists", ("b",)),
+        ("cidr", "10.0.0.0/8", "In", ("b",)),
+    ):
         with pytest.raises(LabelError):
             Requirement(*arguments)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import InvalidError
+from pyciliumlib.errors import ClosedError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.identity import IPCache, IPCacheTable
@@ -53,7 +53,12 @@ class PolicyMap:
 
     def __init__(self, *, entries: int = 16384, flows: int = 16384, identity: int = 0) -> None:
         """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's."""
+        for name, size in (("entries", entries), ("flows", flows)):
+            if type(size) is not int or not 1 <= size <= 1 << 24:
+                raise InvalidError(f"{name} is {size!r}; it must be 1 to {1 << 24}")
+        _check_identity(identity)
         self._resources = contextlib.ExitStack()
+        self._closed = False
         self._rows: dict[tuple[Direction, int, Slot], EntryValue] = {}
         clock = kernel_clock()
         spec = ObjectSpec.open(object_path("policy"))
@@ -131,6 +136,7 @@ class PolicyMap:
     @property
     def entries(self) -> PolicyEntries:
         """What the map in the kernel holds now."""
+        self._check_open()
         return PolicyEntries(*self._tries.read(_SUBJECT))
 
     def lookup(self, direction: DirectionName, identity: int, port: Target) -> Hit:
@@ -172,6 +178,10 @@ class PolicyMap:
 
     # ------------------------------------------------------------------ inside
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this policy map is closed; make another one")
+
     def _put(
         self, direction: DirectionName, identity: int, port: str | PortProto, action: int
     ) -> None:
@@ -179,6 +189,7 @@ class PolicyMap:
         self._set({**self._rows, **dict.fromkeys(_keys(direction, identity, port), value)})
 
     def _set(self, rows: dict[tuple[Direction, int, Slot], EntryValue]) -> None:
+        self._check_open()
         by_identity: dict[int, list[tuple[Slot, EntryValue]]] = {}
         for (way, identity, slot), value in rows.items():
             # a lookup returns the narrowest entry, so one that a wider one overrules must not be
@@ -193,6 +204,7 @@ class PolicyMap:
 
     def close(self) -> None:
         """Take the policy off its devices and free its maps; a second call does nothing."""
+        self._closed = True
         self._resources.close()
 
     def __enter__(self) -> PolicyMap:
@@ -214,13 +226,17 @@ def _direction(name: str) -> Direction:
         raise InvalidError(f'direction {name!r}: write "ingress" or "egress"') from None
 
 
+def _check_identity(identity: int) -> None:
+    if type(identity) is not int or not 0 <= identity < 1 << 32:
+        raise InvalidError(f"identity {identity!r}: write 0 (anybody) or the number of one")
+
+
 def _keys(
     direction: str, identity: int, port: str | PortProto
 ) -> list[tuple[Direction, int, Slot]]:
     wanted = port if isinstance(port, PortProto) else PortProto.parse(port)
     way = _direction(direction)
-    if not 0 <= identity < 1 << 32:
-        raise InvalidError(f"identity {identity!r}: write 0 (anybody) or the number of one")
+    _check_identity(identity)
     protocols: list[Any] = [wanted.protocol]
     if wanted.protocol is Protocol.ANY and wanted.first:
         protocols = [Protocol.TCP, Protocol.UDP, Protocol.SCTP]

@@ -1,0 +1,192 @@
+"""Conntrack over maps that are not in a kernel: keys, entries, expiry, the clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyciliumlib.conntrack import Clock, Conntrack, FlowEntry, FlowKey
+from pyciliumlib.conntrack.model import signed32
+from pyciliumlib.errors import InvalidError, UnitError
+from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.resources import object_path
+from pyciliumlib.testing import FakeMap
+from pyciliumlib.types import parse_address
+
+SPEC = ObjectSpec.open(object_path("endpoint"))
+KEY, VALUE = SPEC.type("flow_key").dtype, SPEC.type("flow").dtype
+CLOCK = Clock(hz=250, offset=(1 << 32) - 300 * 250)
+
+WAYS = [
+    ("10.0.0.1", "10.0.0.2", 40000, 80),
+    ("10.0.0.2", "10.0.0.1", 40000, 80),
+    ("10.0.0.1", "10.0.0.1", 40000, 80),
+    ("10.0.0.1", "10.0.0.1", 80, 40000),
+    ("10.0.0.1", "10.0.0.1", 80, 80),
+    ("fd00::1", "fd00::2", 1, 65535),
+    ("fd00:0:0:1::1", "fd00:0:0:2::1", 1, 2),
+    ("10.0.0.1", "fd00::1", 5, 6),
+]
+
+
+@pytest.mark.parametrize(("src", "dst", "sport", "dport"), WAYS)
+def test_both_directions_have_one_key(src: str, dst: str, sport: int, dport: int) -> None:
+    """Whoever sends, the key is the same, and it holds both ends with their ports."""
+    there = FlowKey.of(src, dst, sport, dport, 6)
+    assert there == FlowKey.of(dst, src, dport, sport, 6)
+    ends = {(there.low, there.low_port), (there.high, there.high_port)}
+    assert ends == {(parse_address(src), sport), (parse_address(dst), dport)}
+    assert there != FlowKey.of(src, dst, sport, dport, 17)
+    assert there != FlowKey.of(src, dst, sport, dport + 1, 6)
+
+
+def test_a_key_needs_addresses() -> None:
+    """What is no address is refused by name."""
+    with pytest.raises(UnitError, match="nowhere"):
+        FlowKey.of("nowhere", "10.0.0.1", 1, 2, 6)
+
+
+def sample(hz: int, uptime: float) -> tuple[int, int]:
+    """What a kernel shows: jiffies and CLOCK_MONOTONIC."""
+    return ((1 << 32) - 300 * hz) + int(uptime * hz), int(uptime * 1e9)
+
+
+@pytest.mark.parametrize("hz", [100, 250, 300, 1000])
+@pytest.mark.parametrize("uptime", [1.0, 30.0, 285.0, 315.0, 86_400.0, 400 * 86_400.0])
+def test_one_sample_tells_the_clock(hz: int, uptime: float) -> None:
+    """Whatever HZ, before and after the wrap of jiffies at five minutes."""
+    (clock,) = Clock.fitting(*sample(hz, uptime))
+    assert clock.hz == hz
+    later, expected = sample(hz, uptime + 60)[1], sample(hz, uptime + 60)[0]
+    assert abs(signed32(clock.jiffies(later) - expected)) <= 1
+
+
+@pytest.mark.parametrize("hz", [100, 250, 300, 1000])
+@pytest.mark.parametrize("uptime", [297.0, 299.9, 300.0, 300.2, 304.0])
+def test_two_samples_tell_it_about_the_wrap(hz: int, uptime: float) -> None:
+    """There one sample may fit several; the wrong one would age flows at another speed."""
+    first, second = sample(hz, uptime), sample(hz, uptime + 0.25)
+    assert Clock.calibrate(first, second).hz == hz
+    assert len(Clock.fitting(*sample(hz, 300.0))) > 1
+
+
+def test_a_clock_that_fits_nothing() -> None:
+    """An unknown HZ is an error and no guess."""
+    assert not Clock.fitting(*sample(77, 1000.0))
+    with pytest.raises(InvalidError, match="no known HZ"):
+        Clock.calibrate(sample(77, 1000.0), sample(77, 1000.25))
+
+
+@pytest.mark.parametrize(
+    ("difference", "signed"),
+    [(0, 0), (1, 1), (-1, -1), (0xFFFFFFFF, -1), (0x7FFFFFFF, 0x7FFFFFFF),
+     (0x80000000, -0x80000000), ((1 << 32) + 5, 5)],
+)  # fmt: skip
+def test_signed32(difference: int, signed: int) -> None:
+    """Differences of clocks that wrap."""
+    assert signed32(difference) == signed
+
+
+class Tables:
+    """Two maps as the programs have them, and the conntrack over both."""
+
+    def __init__(self) -> None:
+        self.flows = FakeMap("hash", KEY, VALUE, max_entries=1000)
+        self.pending = FakeMap("hash", KEY, VALUE, max_entries=1000)
+        self.conntrack = Conntrack(self.flows, self.pending, CLOCK)
+
+    def put(self, table: FakeMap, key: FlowKey, seconds: float, **fields: Any) -> None:
+        """An entry that expires in so many seconds; its opener is the low end."""
+        value = np.zeros(1, VALUE)
+        now = CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        value["expires"] = (now + int(seconds * CLOCK.hz)) & 0xFFFFFFFF
+        value["origin_low"] = 1
+        for name, data in fields.items():
+            value[name] = data
+        table.update_batch(key.packed(KEY), value)
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return Tables()
+
+
+def test_entries_are_seen_from_the_opener(tables: Tables) -> None:
+    """Ends, identities and counters turn round with `origin_low`."""
+    key = FlowKey.of("10.0.0.1", "10.0.0.2", 40000, 80, 6)
+    for origin_low in (1, 0):
+        value = np.zeros(1, VALUE)
+        value["side"]["identity"] = [[1001, 1002]]
+        value["side"]["packets"] = [[7, 5]]
+        value["side"]["bytes"] = [[700, 500]]
+        tables.put(
+            tables.flows, key, 60, origin_low=origin_low, side=value["side"], state=3, rule=9
+        )
+        (entry,) = tables.conntrack
+        low, high = (key.low, key.low_port), (key.high, key.high_port)
+        ends = ((entry.src, entry.sport), (entry.dst, entry.dport))
+        assert ends == ((low, high) if origin_low else (high, low))
+        assert (entry.src_identity, entry.dst_identity) == (1001, 1002)
+        assert (entry.packets, entry.bytes, entry.rule) == ((7, 5), (700, 500), 9)
+        assert entry.closing and entry.replied
+        assert entry.expires_in == pytest.approx(60, abs=1)
+
+
+def test_live_entries_of_both_tables(tables: Tables) -> None:
+    """Expired ones are not shown; a pending one is one without a reply."""
+    keys = [FlowKey.of("10.0.0.1", "10.0.0.2", port, 80, 6) for port in range(1, 5)]
+    tables.put(tables.flows, keys[0], 60)
+    tables.put(tables.flows, keys[1], -1)
+    tables.put(tables.pending, keys[2], 60)
+    tables.put(tables.pending, keys[3], -1)
+    found = {min(e.sport, 80 if e.sport == 80 else e.sport): e.replied for e in tables.conntrack}
+    assert len(tables.conntrack) == 2
+    assert set(found.values()) == {True, False}
+    seen = [tables.conntrack.get(key) for key in keys]
+    assert [entry and entry.replied for entry in seen] == [True, None, False, None]
+
+
+def test_a_dead_entry_hides_no_live_one(tables: Tables) -> None:
+    """The ports of a flow that ended are in use again before the old entry is collected."""
+    key = FlowKey.of("10.0.0.1", "10.0.0.2", 40000, 80, 6)
+    tables.put(tables.flows, key, -1)
+    tables.put(tables.pending, key, 60)
+    entry = tables.conntrack.get(key)
+    assert entry is not None and not entry.replied
+
+
+def test_collect_and_flush(tables: Tables) -> None:
+    """`collect` takes what has expired and nothing else, `flush` the rest."""
+    for number in range(20):
+        key = FlowKey.of("fd00::1", "fd00::2", number + 1, 80, 17)
+        tables.put(tables.flows if number % 2 else tables.pending, key, number - 9.5)
+    live = {str(entry) for entry in tables.conntrack if isinstance(entry, FlowEntry)}
+    assert tables.conntrack.collect() == 10
+    assert (len(tables.flows), len(tables.pending)) == (5, 5)
+    assert len(live) == len(tables.conntrack) == 10
+    assert tables.conntrack.collect() == 0
+    assert tables.conntrack.flush() == 10
+    assert not list(tables.conntrack)
+    assert tables.conntrack.flush() == 0
+
+
+def test_expiry_over_the_wrap_of_the_clock(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries made before jiffies wrap and looked at after it live on for the right time."""
+    wraps_at = 300  # seconds after the start
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: (wraps_at - 1) * 10**9)
+    key = FlowKey.of("10.0.0.1", "10.0.0.2", 1, 80, 6)
+    tables.put(tables.flows, key, 10)
+    for passed, left in ((0, 10), (5, 5), (9, 1)):
+        now = (wraps_at - 1 + passed) * 10**9
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _, now=now: now)
+        entry = tables.conntrack.get(key)
+        assert entry is not None and entry.expires_in == pytest.approx(left)
+        assert tables.conntrack.collect() == 0
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: (wraps_at + 10) * 10**9)
+    assert tables.conntrack.get(key) is None
+    assert tables.conntrack.collect() == 1
