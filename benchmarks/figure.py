@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,7 @@ def ratio_at_least(bound: float) -> Target:
 
 @frozen
 class Figure:
-    """`value` in `unit`, and what the peer, or the floor, took in the same run.
-
-    `paired` is the median of the rounds' ratios, which a busy machine moves less than the ratio of
-    the medians: both of a round met the same machine.
-    """
+    """`value` in `unit`, and what the peer, or the floor, took in the same run."""
 
     name: str
     value: float
@@ -56,13 +51,10 @@ class Figure:
     peer: str = ""
     peer_value: float | None = None
     target: Target | None = None
-    paired: float | None = None
 
     @property
     def ratio(self) -> float | None:
         """The value in units of the peer's."""
-        if self.paired is not None:
-            return self.paired
         return self.value / self.peer_value if self.peer_value else None
 
     def to_json(self) -> dict[str, Any]:
@@ -112,11 +104,6 @@ def write_json(figures: Iterable[Figure], path: Path) -> None:
     """All figures as a list of objects."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([figure.to_json() for figure in figures], indent=1) + "\n")
-
-
-def median_ratio(values: Sequence[float], peers: Sequence[float]) -> float:
-    """The median of the ratios of each round."""
-    return statistics.median(a / b for a, b in zip(values, peers, strict=True))
 
 
 def _number(value: float | None) -> str:

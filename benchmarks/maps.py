@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compiled import c_program
-from benchmarks.figure import Figure, median_ratio, ratio_at_least
+from benchmarks.figure import Figure, ratio_at_least
 from pyciliumlib.kernel import Map, MapType
 
 ENTRIES = 1_000_000
@@ -43,7 +43,6 @@ def figures() -> Iterator[Figure]:
                 "C, the same batches",
                 ENTRIES / statistics.median(theirs[step]) / 1e6,
                 ratio_at_least(0.9) if step != "delete" else None,
-                median_ratio(theirs[step], ours[step]),
             )
         ours, theirs = _rounds(table, program, ONE_BY_ONE, 0, _one_by_one)
         for step, name in zip(_STEPS, ("m[k] = v", "m[k]", "del m[k]"), strict=True):

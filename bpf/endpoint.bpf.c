@@ -67,19 +67,15 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 	return endpoint ? endpoint->identity : ipcache_identity(addr);
 }
 
-/* Sends an admitted packet on its way, after the user's program has seen it. */
-static __always_inline int finish(struct __sk_buff *skb, struct packet *packet,
-				  const struct flow *flow, enum hook hook)
+/* Sends an admitted packet on its way and counts it; a tc action or a drop reason. */
+static __always_inline int send_on(struct __sk_buff *skb, const struct flow_side *to, bool ipv6,
+				   enum hook hook)
 {
-	const struct flow_side *from = &flow->side[packet->sender & 1];
-	const struct flow_side *to = &flow->side[!(packet->sender & 1)];
 	__u32 bytes = skb->len;
-	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, from->identity, to->identity);
+	int result = TC_ACT_OK;
 
-	if (is_drop(result))
-		return result;
 	if (hook == FROM_ENDPOINT && to->ifindex) {
-		result = forward_local(skb, packet, to);
+		result = forward_local(skb, to, ipv6);
 		if (is_drop(result))
 			return result;
 		metrics_count(DIRECTION_INGRESS, FORWARDED, bytes);
@@ -88,11 +84,24 @@ static __always_inline int finish(struct __sk_buff *skb, struct packet *packet,
 	return result;
 }
 
+/* The end of the slow path: the user's program has a look, then the packet goes on. */
+static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum hook hook)
+{
+	struct packet *packet = &work->packet;
+	const struct flow_side *from = &work->flow.side[packet->sender & 1];
+	const struct flow_side *to = &work->flow.side[!(packet->sender & 1)];
+	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, from->identity, to->identity);
+
+	if (is_drop(result))
+		return result;
+	result = send_on(skb, to, packet->ipv6, hook);
+	return is_drop(result) ? DROP(packet, FILE_FORWARD, result) : result;
+}
+
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
 	struct packet *packet = &work->packet;
-	const struct flow *flow;
-	int result = packet_parse(skb, packet);
+	int result = packet_parse(skb);
 
 	packet->direction = hook;
 	if (result)
@@ -107,15 +116,25 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 	result = hook_call(skb, packet, HOOK_BEFORE_POLICY, hook, 0, 0);
 	if (is_drop(result))
 		return result;
-	flow = path_flow(skb, work, hook, &result);
-	return flow ? finish(skb, packet, flow, hook) : result;
+	result = slow_path(skb, hook);
+	return result ? result : finish(skb, work, hook);
 }
 
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
-	struct work *work = work_get();
+	struct work *work;
+	struct flow *flow;
+	__u32 sender;
+	bool ipv6;
 	int result;
 
+	/* The user's programs see every packet, so with them none is short-cut. */
+	flow = hooks_enabled ? NULL : established(skb, hook, &sender, &ipv6);
+	if (flow) {
+		result = send_on(skb, &flow->side[!(sender & 1)], ipv6, hook);
+		return is_drop(result) ? TC_ACT_SHOT : result;
+	}
+	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)

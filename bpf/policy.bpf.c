@@ -65,18 +65,27 @@ static __always_inline bool keeps_link(const struct packet *packet)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
-	struct work *work = work_get();
+	struct work *work;
+	__u32 sender;
+	bool ipv6;
 	int reason;
 
+	if (established(skb, hook, &sender, &ipv6)) {
+		metrics_count((enum direction)hook, FORWARDED, skb->len);
+		return TC_ACT_OK;
+	}
+	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		return TC_ACT_OK;
-	reason = packet_parse(skb, &work->packet);
+	reason = packet_parse(skb);
 	work->packet.direction = hook;
 	if (!reason && keeps_link(&work->packet))
 		return TC_ACT_OK;
-	if (reason || !path_flow(skb, work, hook, &reason))
+	if (!reason)
+		reason = slow_path(skb, hook);
+	if (reason)
 		return report_drop(skb, reason);
 	metrics_count((enum direction)hook, FORWARDED, skb->len);
 	return TC_ACT_OK;

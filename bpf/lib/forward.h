@@ -11,20 +11,20 @@
 #define MARK_DECIDED 0x0f00
 
 /* One hop less to live, and the link-layer addresses of the next one. 0 or a drop reason. */
-static __always_inline int forward_rewrite(struct __sk_buff *skb, struct packet *packet,
-					   const struct flow_side *to)
+static __always_inline int forward_rewrite(struct __sk_buff *skb, const struct flow_side *to,
+					   bool ipv6)
 {
 	struct ethhdr *eth;
 
-	if (packet->ipv6) {
+	if (ipv6) {
 		struct ipv6hdr *ip;
 
 		eth = (void *)(long)skb->data;
 		ip = (void *)(eth + 1);
 		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-			return DROP(packet, FILE_FORWARD, DROP_INVALID_PACKET);
+			return DROP_INVALID_PACKET;
 		if (ip->hop_limit <= 1)
-			return DROP(packet, FILE_FORWARD, DROP_TTL_EXCEEDED);
+			return DROP_TTL_EXCEEDED;
 		ip->hop_limit--;
 	} else {
 		struct iphdr *ip;
@@ -33,9 +33,9 @@ static __always_inline int forward_rewrite(struct __sk_buff *skb, struct packet 
 		eth = (void *)(long)skb->data;
 		ip = (void *)(eth + 1);
 		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-			return DROP(packet, FILE_FORWARD, DROP_INVALID_PACKET);
+			return DROP_INVALID_PACKET;
 		if (ip->ttl <= 1)
-			return DROP(packet, FILE_FORWARD, DROP_TTL_EXCEEDED);
+			return DROP_TTL_EXCEEDED;
 		/* RFC 1624: the checksum grows by what the TTL's 16-bit word loses. */
 		sum = ip->check + bpf_htons(0x0100);
 		ip->check = sum + (sum >> 16);
@@ -45,11 +45,11 @@ static __always_inline int forward_rewrite(struct __sk_buff *skb, struct packet 
 	return 0;
 }
 
-/* Hands the packet to a local endpoint. */
-static __always_inline int forward_local(struct __sk_buff *skb, struct packet *packet,
-					 const struct flow_side *to)
+/* Hands the packet to a local endpoint; a tc action or a drop reason. */
+static __always_inline int forward_local(struct __sk_buff *skb, const struct flow_side *to,
+					 bool ipv6)
 {
-	int reason = forward_rewrite(skb, packet, to);
+	int reason = forward_rewrite(skb, to, ipv6);
 
 	if (reason)
 		return reason;

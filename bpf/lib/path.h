@@ -10,6 +10,7 @@
 #define PCL_PATH_H
 
 #include "admit.h"
+#include "established.h"
 #include "fragment.h"
 #include "icmp.h"
 #include "metrics.h"
@@ -42,10 +43,7 @@ static __always_inline bool trace_due(struct flow *flow, __u32 now)
 {
 	if (trace_every_packet)
 		return true;
-	if (now - flow->reported < TRACE_INTERVAL * jiffies_per_second)
-		return false;
-	flow->reported = now;
-	return true;
+	return now - flow->reported >= TRACE_INTERVAL * jiffies_per_second;
 }
 
 static __always_inline void trace(struct __sk_buff *skb, struct work *work,
@@ -123,8 +121,10 @@ static __always_inline int keep(struct __sk_buff *skb, struct work *work,
 		flow_track_tcp(flow, packet->tcp_flags, packet->sender, now);
 	flow_refresh(flow, packet->proto, now);
 	flow_count(&flow->side[packet->sender & 1], skb->len);
-	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now))
+	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now)) {
+		flow->reported = now;
 		trace(skb, work, flow, hook, 0);
+	}
 	work->flow = *flow;
 	if (!found->in_pending || packet->sender == 0)
 		return 0;
@@ -163,8 +163,8 @@ __noinline int related(struct __sk_buff *skb, __u32 hook)
 }
 
 /*
- * Whatever is not a plain packet of an established flow. 0, and `work->flow` is a copy of its flow,
- * or a drop reason.
+ * The way of every packet that `established` leaves. 0, and `work->flow` is a copy of its flow, or a
+ * drop reason.
  */
 __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 {
@@ -197,46 +197,33 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 	return decide(skb, work, &found, opening, hook, now);
 }
 
-/* One lookup for a plain packet of an established flow, or NULL: the slow path must see it. */
-static __always_inline struct flow *fast_path(struct __sk_buff *skb, struct work *work,
-					      enum hook hook)
+/*
+ * The flow of a plain packet, found by one lookup, with its sender in `*sender` and its family in
+ * `*ipv6`. NULL: parse it and take the slow path, which also reports and counts.
+ */
+static __always_inline struct flow *established(struct __sk_buff *skb, enum hook hook,
+						__u32 *sender, bool *ipv6)
 {
-	struct packet *packet = &work->packet;
+	struct plain plain;
 	struct flow *flow;
 	__u32 now;
-	bool low;
 
-	if (packet->fragment || packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) ||
-	    packet->icmp_class > ICMP_CLASS_ECHO)
+	if (skb->vlan_present || !plain_key(skb, &plain))
 		return NULL;
-	low = flow_key_of(packet, &work->key);
-	flow = bpf_map_lookup_elem(&flows, &work->key);
+	flow = bpf_map_lookup_elem(&flows, &plain.key);
 	if (!flow)
 		return NULL;
 	now = flow_now();
-	packet->sender = flow_sender(flow, low);
-	if (!arrives_right(skb, flow, packet->sender, hook) || flow_expired(flow, now) ||
-	    !flow_current(flow))
+	*sender = flow_sender(flow, plain.source_is_low);
+	*ipv6 = plain.ipv6;
+	if (!arrives_right(skb, flow, *sender, hook) || flow_expired(flow, now) ||
+	    !flow_current(flow) || trace_due(flow, now))
 		return NULL;
 	if (!(flow->state & FLOW_CONFIRMED))
 		flow->state |= FLOW_CONFIRMED;
-	flow_refresh(flow, packet->proto, now);
-	flow_count(&flow->side[packet->sender & 1], skb->len);
-	if (trace_due(flow, now))
-		trace(skb, work, flow, hook, 0);
+	flow_refresh(flow, plain.key.proto, now);
+	flow_count(&flow->side[*sender & 1], skb->len);
 	return flow;
-}
-
-/* The packet's flow, by whichever path, or NULL and a drop reason in `*reason`. */
-static __always_inline const struct flow *path_flow(struct __sk_buff *skb, struct work *work,
-						    enum hook hook, int *reason)
-{
-	const struct flow *flow = fast_path(skb, work, hook);
-
-	if (flow)
-		return flow;
-	*reason = slow_path(skb, hook);
-	return *reason ? NULL : &work->flow;
 }
 
 /* Tells of a packet that ends here. */

@@ -124,7 +124,10 @@ CASES: dict[str, tuple[Callable[[Scene], Broken], tuple[str, ...]]] = {
         lambda s: entry_added(s.dp, "endpoints", "10.9.9.9", s.api.ip4),
         ("10.9.9.9", "should not be there"),
     ),
-    "device gone": (lambda s: entry_gone(s.dp, "devices", s.api.ifindex), ("map devices", "missing")),
+    "device gone": (
+        lambda s: entry_gone(s.dp, "devices", s.api.ifindex),
+        ("map devices", "missing"),
+    ),
     "device altered": (
         lambda s: entry_altered(s.dp, "devices", s.api.ifindex, node_mac=bytes(6)),
         ("map devices", "node_mac"),
@@ -169,7 +172,6 @@ def test_a_change_by_hand_is_told(scene: Scene, case: str) -> None:
 
 def test_programs_taken_off(scene: Scene) -> None:
     """An endpoint whose programs somebody took off its device is one without policy: told."""
-
 
     def take_off() -> None:
         (there,) = attached_tc(scene.db.ifindex, "egress")

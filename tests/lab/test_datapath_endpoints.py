@@ -211,7 +211,9 @@ _BAD: dict[str, tuple[type[Exception], str, Callable[[Datapath, Scene], object]]
     "bad address": (
         errors.UnitError,
         "10.9.9",
-        lambda dp, s: dp.add_endpoint("x", device=s.node.native, mac=s.web.mac, addresses=["10.9.9"]),
+        lambda dp, s: dp.add_endpoint(
+            "x", device=s.node.native, mac=s.web.mac, addresses=["10.9.9"]
+        ),
     ),
     "the node's address": (
         errors.ExistsError,
@@ -464,9 +466,7 @@ def test_families_can_be_off(node: Node) -> None:
     world = node.lab.outside("single", of=node)
     with Datapath(node, config=settings) as dp, world:
         dp.add_endpoint("web", {"app": "web"})
-        dp.policy.apply(
-            scenes.policy("p", {"app": "web"}, egress=[{"toEntities": ["world"]}])
-        )
+        dp.policy.apply(scenes.policy("p", {"app": "web"}, egress=[{"toEntities": ["world"]}]))
         world.serve("80/TCP")
         assert node.pods["web"].connect(world.ip4, "80/TCP").ok
         flow = next(f for f in dp.flows() if f.dst == ipaddress.ip_address(world.ip4))

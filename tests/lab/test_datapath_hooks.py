@@ -115,9 +115,7 @@ def test_configuration_of_the_users_program(scene: Scene, obj: Path, version: in
 @pytest.mark.smoke
 def test_a_program_that_counts(scene: Scene, obj: Path, version: int) -> None:
     """After policy it sees both identities of what is allowed, and nothing of what is not."""
-    scene.dp.policy.apply(
-        scenes.policy("api", {"app": "api"}, ingress=[apps("from", "web")])
-    )
+    scene.dp.policy.apply(scenes.policy("api", {"app": "api"}, ingress=[apps("from", "web")]))
     ids = {name: endpoint.identity for name, endpoint in scene.dp.endpoints.items()}
     with scene.dp.hooks.attach("after-policy", obj, "counts") as hook:
         with scene.web.dial(scenes.at(scene.api, version), "53/UDP") as connection:

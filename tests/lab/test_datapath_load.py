@@ -165,9 +165,10 @@ def test_a_withdrawal_is_complete_when_apply_returns(scene: Scene, version: int)
     """At full speed: not one packet that is sent after `apply` returned is decided by the old
     rules."""
     target = (str(at(scene.api, version)), ALWAYS)
-    open_, closed = web_to_api(egress=True, ingress=True, filler="1/TCP"), [
-        scenes.policy("api", {"app": "api"}, ingress=[apps("from", "nobody")])
-    ]
+    open_, closed = (
+        web_to_api(egress=True, ingress=True, filler="1/TCP"),
+        [scenes.policy("api", {"app": "api"}, ingress=[apps("from", "nobody")])],
+    )
     with udp(scene.api, version, ALWAYS) as receiver, udp(scene.web, version) as sender:
         receiver.setblocking(False)
         for _ in range(40):

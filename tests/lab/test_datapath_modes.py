@@ -71,9 +71,7 @@ def test_changes_under_a_connection(scene: Scene, version: int) -> None:
 @VERSIONS
 def test_a_mark_does_not_open_the_way(scene: Scene, version: int) -> None:
     """A pod's packets carry no mark of ours, whatever the pod sets on its sockets."""
-    scene.dp.policy.apply(
-        scenes.policy("api", {"app": "api"}, ingress=[apps("from", "nobody")])
-    )
+    scene.dp.policy.apply(scenes.policy("api", {"app": "api"}, ingress=[apps("from", "nobody")]))
     family = 2 if version == 4 else 10
     with scene.web.netns.socket(family, 2) as sock, scene.api.netns.socket(family, 2) as receiver:
         receiver.bind((str(scenes.at(scene.api, version)), 4000))

@@ -16,7 +16,7 @@ from scapy.packet import Packet
 
 from pyciliumlib.errors import FeatureError
 from pyciliumlib.flow import DropReason
-from pyciliumlib.lab import Lab, Pod
+from pyciliumlib.lab import Lab
 from tests.lab import scenes
 from tests.lab.scenes import OPEN, POLICY, SILENCE, VERSIONS, Scene, apps, at, ports
 
@@ -49,7 +49,7 @@ def only(scene: Scene, *rules: dict[str, object]) -> None:
 @VERSIONS
 @pytest.mark.smoke
 def test_a_refusal_comes_back_with_its_flow(scene: Scene, version: int) -> None:
-    """"Port unreachable" reaches who sent the datagram though no rule speaks of ICMP; where the
+    """ "Port unreachable" reaches who sent the datagram though no rule speaks of ICMP; where the
     datagram is not allowed, nothing comes."""
     only(scene, {**apps("to", "api"), **ports(CLOSED_PORT)})
     assert scene.web.connect(at(scene.api, version), CLOSED_PORT).error == "refused"
@@ -101,15 +101,13 @@ def test_fragments(scene: Scene, dst: str, version: int) -> None:
         result = scene.web.connect(at(server, version), "4000/UDP", data=payload)
     assert (result.error, result.reply) == ("", payload[::-1])
     with server.serve("4001/UDP", reply=bytes) as other:
-        refused = scene.web.connect(
-            at(server, version), "4001/UDP", data=payload, timeout=SILENCE
-        )
+        refused = scene.web.connect(at(server, version), "4001/UDP", data=payload, timeout=SILENCE)
         assert (refused.error, other.count) == ("timeout", 0)
 
 
 @VERSIONS
 def test_a_narrow_way_is_found_out(scene: Scene, version: int) -> None:
-    """"Packet too big" reaches the pod, so a stream over a way of small packets goes on."""
+    """ "Packet too big" reaches the pod, so a stream over a way of small packets goes on."""
     only(scene, {"toEntities": ["world"]})
     world, device = at(scene.world, version), scene.node.native
     flag = f"-{version}"
@@ -159,9 +157,7 @@ def network(version: int, src: object, dst: object) -> Packet:
 @pytest.mark.smoke
 @pytest.mark.parametrize("victim", ["db", "api", "node", "world", "nobody"])
 @pytest.mark.parametrize("dst", ["api", "world", "node"])
-def test_a_forged_source_is_dropped(
-    scene: Scene, victim: str, dst: str, version: int
-) -> None:
+def test_a_forged_source_is_dropped(scene: Scene, victim: str, dst: str, version: int) -> None:
     """A pod that sends with an address not its own, whosever it is, reaches nobody."""
     forged = {4: "10.244.1.200", 6: "fd00:10:244:1::200"}[version]
     source = forged if victim == "nobody" else at(scene.host(victim), version)

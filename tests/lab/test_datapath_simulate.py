@@ -122,9 +122,7 @@ def test_an_established_connection_is_seen_as_one(scene: Scene, version: int) ->
         )
         assert there.outcome is Outcome.TO_ENDPOINT
         assert [flow.is_new for flow in there.flows] == [False]
-        back = frame(
-            scene, "api", "web", f"{ports_['sport']}/TCP", version, sport=8000, flags="A"
-        )
+        back = frame(scene, "api", "web", f"{ports_['sport']}/TCP", version, sport=8000, flags="A")
         reply = scene.dp.simulate(back, at="api")
         assert [(flow.is_reply, flow.is_new) for flow in reply.flows] == [(True, False)]
         stranger = scene.dp.simulate(

@@ -173,9 +173,7 @@ def test_collect_and_flush(tables: Tables) -> None:
     assert tables.conntrack.flush() == 0
 
 
-def test_expiry_over_the_wrap_of_the_clock(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expiry_over_the_wrap_of_the_clock(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries made before jiffies wrap and looked at after it live on for the right time."""
     wraps_at = 300  # seconds after the start
     monkeypatch.setattr(time, "clock_gettime_ns", lambda _: (wraps_at - 1) * 10**9)

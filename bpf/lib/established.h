@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * One lookup for a plain packet of an established flow.
+ *
+ * Plain is TCP, UDP or SCTP right behind an IP header without options, no fragment, with hops left,
+ * and of TCP no SYN, FIN or RST. Nothing of it is kept but the key, on the stack: filling `struct
+ * work` cost as much as the lookup. Whatever is not plain, not established, or due for a report is
+ * left to parse.h and path.h, which know all of it.
+ */
+#ifndef PCL_ESTABLISHED_H
+#define PCL_ESTABLISHED_H
+
+#include "flow.h"
+
+/* The head of what IP carries, as far as TCP's flags. */
+struct plain_l4 {
+	__be16 sport;
+	__be16 dport;
+	__u8 rest[9];
+	__u8 tcp_flags;
+};
+
+struct plain {
+	struct flow_key key;
+	bool source_is_low;
+	bool ipv6;
+};
+
+/* Fills in the key's ports and protocol; false if the packet is not plain. */
+static __always_inline bool plain_transport(struct __sk_buff *skb, const struct plain_l4 *l4,
+					    __u8 proto, struct plain *plain)
+{
+	bool low = plain->source_is_low;
+
+	if ((void *)(l4 + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (proto == IPPROTO_TCP) {
+		if (l4->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+			return false;
+	} else if (proto != IPPROTO_UDP && proto != PROTO_SCTP) {
+		return false;
+	}
+	plain->key.low_port = low ? l4->sport : l4->dport;
+	plain->key.high_port = low ? l4->dport : l4->sport;
+	plain->key.proto = proto;
+	plain->key.pad[0] = 0;
+	plain->key.pad[1] = 0;
+	plain->key.pad[2] = 0;
+	return true;
+}
+
+static __always_inline bool plain_ipv4(struct __sk_buff *skb, struct plain *plain)
+{
+	struct iphdr *ip = (void *)(long)skb->data + sizeof(struct ethhdr);
+	bool low;
+
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff) || ip->ttl <= 1 ||
+	    ip->saddr == ip->daddr)
+		return false;
+	/* As addr_less orders two v4-mapped addresses: by the word in which they differ. */
+	low = ip->saddr < ip->daddr;
+	addr_from_v4(&plain->key.low, low ? ip->saddr : ip->daddr);
+	addr_from_v4(&plain->key.high, low ? ip->daddr : ip->saddr);
+	plain->source_is_low = low;
+	plain->ipv6 = false;
+	return plain_transport(skb, (void *)(ip + 1), ip->protocol, plain);
+}
+
+static __always_inline bool plain_ipv6(struct __sk_buff *skb, struct plain *plain)
+{
+	struct ipv6hdr *ip = (void *)(long)skb->data + sizeof(struct ethhdr);
+	struct addr src, dst;
+	bool low;
+
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&src, &ip->saddr, sizeof(src));
+	__builtin_memcpy(&dst, &ip->daddr, sizeof(dst));
+	if (ip->version != 6 || ip->hop_limit <= 1 || addr_is_v4(&src) || addr_is_v4(&dst) ||
+	    addr_equal(&src, &dst))
+		return false;
+	low = addr_less(&src, &dst);
+	plain->key.low = low ? src : dst;
+	plain->key.high = low ? dst : src;
+	plain->source_is_low = low;
+	plain->ipv6 = true;
+	return plain_transport(skb, (void *)(ip + 1), ip->nexthdr, plain);
+}
+
+static __always_inline bool plain_key(struct __sk_buff *skb, struct plain *plain)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return plain_ipv4(skb, plain);
+	return skb->protocol == bpf_htons(ETH_P_IPV6) && plain_ipv6(skb, plain);
+}
+
+#endif
