@@ -1,4 +1,4 @@
-"""All benchmarks, side by side with their peers, as one table and `build/bench.json`."""
+"""All benchmarks beside their peers: one table and, of a whole run, `build/bench.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def main() -> int:
     """Run the parts that were asked for, by default all; 0 also where a target is missed."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parts = parser.parse_args().parts or PARTS
+    wanted = parser.parse_args().parts
+    parts = wanted or PARTS
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -31,7 +32,8 @@ def main() -> int:
         figures += importlib.import_module(f"benchmarks.{part}").figures()
         print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     print(table(figures))
-    write_json(figures, _RESULT)
+    if not wanted:
+        write_json(figures, _RESULT)
     return 0
 
 

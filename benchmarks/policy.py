@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -28,7 +27,6 @@ from pyciliumlib.identity.cidr import cidr_labels
 from pyciliumlib.policy import PolicySettings, Repository, parse
 
 _WORKLOAD: Final = "PCL_POLICY_WORKLOAD"
-_BESIDE: Final = Path(__file__).parent.parent.parent / "shared" / "bench" / "policy_workload.py"
 _ENDPOINTS: Final = 50
 _FIRST_CIDR: Final = 1 << 24
 _ADDED: Final = {"app": "app-05", "tier": "backend", "env": "prod"}
@@ -69,8 +67,8 @@ def figures() -> Iterator[Figure]:
 
 
 def _load() -> ModuleType | None:
-    path = Path(os.environ.get(_WORKLOAD, _BESIDE))
-    if not path.is_file():
+    path = os.environ.get(_WORKLOAD)
+    if not path:
         return None
     spec = importlib.util.spec_from_file_location("policy_workload", path)
     assert spec is not None and spec.loader is not None

@@ -60,6 +60,8 @@ def parse_duration(text: str) -> int:
     >>> parse_duration("1m30s"), parse_duration("2.5ms")
     (90000000000, 2500000)
     """
+    if not isinstance(text, str):
+        raise UnitError(f"{text!r} is no duration; write its unit, as in 5s or 250ms")
     total, at = Decimal(0), 0
     for part in _DURATION_PART.finditer(text):
         if part.start() != at:

@@ -2,7 +2,7 @@
 /*
  * The slow path: decides a packet that the flow table could not, and keeps the table.
  *
- * A program resolves who the two ends are (`struct ends`), everything else is here: the flow's
+ * A program resolves who the two ends are (`resolve_ends`), everything else is here: the flow's
  * direction, both ends' policies under one generation, the entry, the verdict events.
  */
 #ifndef PCL_ADMIT_H

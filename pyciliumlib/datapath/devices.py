@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -51,8 +52,9 @@ class Devices:
         """The endpoint is gone and its device is not: nothing passes there from now on."""
         self._left.add(ifindex)
         self._store.put(f"{_LEFT}{ifindex}", "")
-        for other in [n for n in self._left if not self.attached(n)]:
-            self.detach(other)
+        present = self._netns.call(lambda: {number for number, _ in socket.if_nameindex()})
+        for gone in self._left - present:
+            self.detach(gone)
 
     def detach(self, ifindex: int) -> None:
         """Take the programs off a device, if they are there."""

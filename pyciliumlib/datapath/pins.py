@@ -41,6 +41,9 @@ class PinRoot:
             self._check_layout()
             self.maps = self._directory("maps")
             self.links = self._directory("links")
+            if not any(self.maps.iterdir()):
+                # the state of maps that are gone, as after a bpffs was unmounted
+                shutil.rmtree(self.state.parent, ignore_errors=True)
         except BaseException:
             os.close(self._fd)
             raise

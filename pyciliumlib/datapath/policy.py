@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
@@ -29,6 +30,7 @@ from pyciliumlib.policy.table import Plan, plan
 from pyciliumlib.store import Store
 from pyciliumlib.types import Address, Network, PortProto
 
+_log = logging.getLogger(__name__)
 _STORED: Final = "documents/"
 #: What stands for one end of a connection: an endpoint, its name, an address, labels.
 PartyLike: TypeAlias = "Endpoint | Party | Address | int | LabelsLike"
@@ -67,12 +69,16 @@ class NodePolicy:
     def apply(self, source: PolicyInput | Documents) -> Change:
         """Add or replace documents: YAML text, a path, decoded objects, or what `parse` made.
 
-        Endpoints of a Namespace among them get its labels, after its rules are in force.
+        Endpoints of a Namespace among them get its labels, after the rules are in force.
 
-        Raises PolicyError, MapFullError or KernelError, with nothing changed.
+        Raises PolicyError, MapFullError or KernelError, with nothing changed; a StateError of the
+        state file, or a MapFullError of an endpoint that follows its namespace, comes after the
+        rules are in force.
         """
         settings = self.repository.settings
         documents = source if isinstance(source, Documents) else parse(source, settings)
+        for warning in documents.warnings:
+            _log.warning("%s", warning)
         keys = [document.key for document in documents.policies]
         with self._changes:
             before = self.repository.documents
@@ -89,7 +95,7 @@ class NodePolicy:
             old = [before[key] for key in keys if key in before]
             change = self._change((), old, lambda: self.repository.delete(*keys))
             for key in keys:
-                self._store.delete(_stored(key.kind, key.namespace, key.name))
+                self._store.delete(_stored(key))
             return change
 
     @property
@@ -105,10 +111,8 @@ class NodePolicy:
             self.apply(kept)
 
     def _keep(self, documents: Documents) -> None:
-        for item in documents.objects:
-            metadata = item["metadata"]
-            key = _stored(item["kind"], metadata.get("namespace", ""), metadata["name"])
-            self._store.put(key, json.dumps(item, default=str))
+        for key, item in documents.objects:
+            self._store.put(_stored(key), json.dumps(item, default=str))
 
     def explain(self, src: PartyLike, dst: PartyLike, port: str | PortProto) -> Explanation:
         """Why a connection passes or not, without sending a packet.
@@ -229,8 +233,8 @@ class NodePolicy:
             self.repository.remove_endpoint(number)
 
 
-def _stored(kind: str, namespace: str, name: str) -> str:
-    return f"{_STORED}{kind}/{namespace}/{name}"
+def _stored(key: PolicyKey) -> str:
+    return f"{_STORED}{key.kind}/{key.namespace}/{key.name}"
 
 
 def _prefixes(documents: Iterable[PolicyDocument]) -> set[tuple[Network, str]]:

@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from pyciliumlib.errors import ExhaustedError, ExistsError, InvalidError
-from pyciliumlib.types import AddressLike, parse_address
+from pyciliumlib.types import AddressLike, NetworkLike, parse_address, parse_network
 
 #: RFC 5737 and RFC 3849 set these aside for documentation: they are nobody's.
 LAN4: Final = ipaddress.IPv4Network("192.0.2.0/24")
@@ -32,6 +32,31 @@ def node_cidrs(index: int) -> tuple[ipaddress.IPv4Network, ipaddress.IPv6Network
     v4 = int(PODS4.network_address) + (index << 8)
     v6 = int(PODS6.network_address) + (index << 64)
     return ipaddress.IPv4Network((v4, 24)), ipaddress.IPv6Network((v6, 64))
+
+
+def pod_cidrs(
+    index: int, cidr4: NetworkLike | None, cidr6: NetworkLike | None
+) -> tuple[ipaddress.IPv4Network, ipaddress.IPv6Network]:
+    """The prefixes of the pods of node `index`: those asked for, or else `node_cidrs`.
+
+    Raises UnitError for what is no prefix, InvalidError for one of the other family.
+    """
+    default4, default6 = node_cidrs(index)
+    v4 = default4 if cidr4 is None else parse_network(cidr4)
+    v6 = default6 if cidr6 is None else parse_network(cidr6)
+    if not isinstance(v4, ipaddress.IPv4Network) or not isinstance(v6, ipaddress.IPv6Network):
+        raise InvalidError(f"cidr4={v4} and cidr6={v6}: one is of the other's family")
+    return v4, v6
+
+
+def address_pair(
+    v4: AddressLike, v6: AddressLike
+) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    """One address of each family; InvalidError if they are not, UnitError if one is none."""
+    ip4, ip6 = parse_address(v4), parse_address(v6)
+    if not isinstance(ip4, ipaddress.IPv4Address) or not isinstance(ip6, ipaddress.IPv6Address):
+        raise InvalidError(f"ip4={ip4} and ip6={ip6}: one is of the other's family")
+    return ip4, ip6
 
 
 def lan_addresses(index: int) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Address]:
@@ -80,10 +105,9 @@ class PodAddresses:
         `ExistsError` if one is taken, `InvalidError` if it is not of this node,
         `ExhaustedError` if none is free. Nothing is taken then.
         """
-        v4 = self._free4() if ip4 is None else parse_address(ip4)
-        v6 = self._free6() if ip6 is None else parse_address(ip6)
-        if not isinstance(v4, ipaddress.IPv4Address) or not isinstance(v6, ipaddress.IPv6Address):
-            raise InvalidError(f"ip4={v4} and ip6={v6}: one is of the other's family")
+        v4, v6 = address_pair(
+            self._free4() if ip4 is None else ip4, self._free6() if ip6 is None else ip6
+        )
         for address, cidr, router in (
             (v4, self.cidr4, self.router4),
             (v6, self.cidr6, self.router6),

@@ -16,10 +16,11 @@ from pyciliumlib.lab.addressing import (
     LAN4,
     LAN6,
     PodAddresses,
+    address_pair,
     lan_addresses,
     link_local,
     mac_for,
-    node_cidrs,
+    pod_cidrs,
 )
 from pyciliumlib.lab.host import Host
 from pyciliumlib.lab.names import check_host_name, device_name, netns_prefix
@@ -28,7 +29,7 @@ from pyciliumlib.lab.processes import Spawner
 from pyciliumlib.lab.server import ServerLoop
 from pyciliumlib.lab.state import LabState, remove_stale
 from pyciliumlib.net import Netlink, NetNS
-from pyciliumlib.types import AddressLike, parse_address
+from pyciliumlib.types import AddressLike, NetworkLike
 
 _LAN = "lan"
 _BRIDGE = "br0"
@@ -79,8 +80,8 @@ class Lab:
         self,
         name: str | None = None,
         *,
-        cidr4: str | ipaddress.IPv4Network | None = None,
-        cidr6: str | ipaddress.IPv6Network | None = None,
+        cidr4: NetworkLike | None = None,
+        cidr6: NetworkLike | None = None,
     ) -> Node:
         """Make a node; "n1", "n2", ... unless named.
 
@@ -89,11 +90,7 @@ class Lab:
         """
         index = next(self._node_numbers)
         name = check_host_name(f"n{index}" if name is None else name)
-        default4, default6 = node_cidrs(index)
-        pods = PodAddresses(
-            default4 if cidr4 is None else ipaddress.IPv4Network(cidr4),
-            default6 if cidr6 is None else ipaddress.IPv6Network(cidr6),
-        )
+        pods = PodAddresses(*pod_cidrs(index, cidr4, cidr6))
         ip4, ip6 = lan_addresses(index)
         with contextlib.ExitStack() as undo:
             netns = self._host(name, ip4, ip6, undo, forwards=True)
@@ -127,8 +124,7 @@ class Lab:
         """
         check_host_name(name)
         default4, default6 = lan_addresses(next(self._outside_numbers))
-        v4 = ipaddress.IPv4Address(default4 if ip4 is None else parse_address(ip4))
-        v6 = ipaddress.IPv6Address(default6 if ip6 is None else parse_address(ip6))
+        v4, v6 = address_pair(default4 if ip4 is None else ip4, default6 if ip6 is None else ip6)
         with contextlib.ExitStack() as undo:
             netns = self._host(name, v4, v6, undo, forwards=False)
             host = Outside(self, name, netns, v4, v6, of)

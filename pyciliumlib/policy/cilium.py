@@ -150,6 +150,13 @@ class _Reader:
     ) -> frozenset[Direction]:
         path = f"{self.path}.enableDefaultDeny"
         chosen = fields.DEFAULT_DENY.read(item.get("enableDefaultDeny", {}), path, self.problems)
+        for direction in Direction:
+            if chosen.get(str(direction)) and direction not in enforces:
+                self.problems.warn(
+                    f"{path}.{direction}",
+                    f"true says nothing where no rule is about {direction}; "
+                    f"`{direction}: [{{}}]` denies all of it",
+                )
         return frozenset(d for d in enforces if chosen.get(str(d), True))
 
     def _section(

@@ -71,9 +71,12 @@ def read_secret(value: object, path: str, problems: Problems) -> str:
     return f"{item.get('namespace', '')}/{item.get('name', '')}"
 
 
-# What RE2 does not know but Python does: look-around, back references, atomic groups,
-# possessive repetition, conditions. https://github.com/google/re2/wiki/Syntax
-_NOT_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|[*+?}]\+")
+# What RE2 does not know but Python does: look-around, atomic groups, possessive repetition,
+# conditions; and back references. https://github.com/google/re2/wiki/Syntax
+_NOT_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|[*+?}]\+")
+_BACK_REFERENCE = re.compile(r"\\[1-9]")
+# Where the characters of such syntax stand for themselves.
+_LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
 # What RE2 knows but Python does not, with something that compiles in its place.
 _RE2_ONLY = (
     (re.compile(r"\\[pP](\{\^?\w+\}|\w)"), r"\\w"),
@@ -91,8 +94,8 @@ def _check_regex(text: str, path: str, problems: Problems) -> None:
     if len(text) > REGEX_MAX:
         problems.add(path, f"a regular expression of {len(text)} characters; at most {REGEX_MAX}")
         return
-    bare = re.sub(r"\\\\", "", text)
-    if found := _NOT_RE2.search(bare):
+    bare = re.sub(r"\\\\", "x", text)  # an escaped backslash escapes nothing
+    if found := _BACK_REFERENCE.search(bare) or _NOT_RE2.search(_LITERAL.sub("x", bare)):
         problems.add(path, f"{found.group()!r} is no syntax of RE2, which proxies match with")
         return
     if any(int(n) > _REPEAT_MAX for m in _REPEAT.finditer(bare) for n in m.groups() if n):

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from pyciliumlib.errors import NotFoundError, PolicyError, nearest
 from pyciliumlib.policy import cilium, kubernetes
-from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument
+from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument, PolicyKey
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.yaml_loader import DocumentLoader
@@ -33,13 +33,13 @@ _SUFFIXES: Final = (".yaml", ".yml", ".json")
 class Documents:
     """What a set of documents says; `warnings` are things that may surprise their author.
 
-    `objects` are the decoded documents as they came, for who keeps them.
+    `objects` are the decoded documents as they came, by their keys, for who keeps them.
     """
 
     policies: tuple[PolicyDocument, ...] = ()
     namespaces: tuple[NamespaceDocument, ...] = ()
     warnings: tuple[str, ...] = ()
-    objects: tuple[Mapping[str, Any], ...] = ()
+    objects: tuple[tuple[PolicyKey, Mapping[str, Any]], ...] = ()
 
 
 _Reader = Callable[[Mapping[str, Any], str, PolicySettings, Problems], Any]
@@ -87,7 +87,7 @@ def parse(
         tuple(item for item in found if isinstance(item, PolicyDocument)),
         tuple(item for item in found if isinstance(item, NamespaceDocument)),
         tuple(problems.warnings),
-        tuple(objects),
+        tuple((_key_of(item), data) for item, data in zip(found, objects, strict=True)),
     )
 
 
@@ -108,6 +108,12 @@ def _read(data: Mapping[str, Any], settings: PolicySettings, problems: Problems)
         space = f"{metadata['namespace']}/" if metadata.get("namespace") else ""
         problems.document += f" ({kind} {space}{metadata['name']})"
     return read(data, kind, settings, problems)
+
+
+def _key_of(item: PolicyDocument | NamespaceDocument) -> PolicyKey:
+    if isinstance(item, PolicyDocument):
+        return item.key
+    return PolicyKey("Namespace", "", item.name)
 
 
 def _check_unique(found: list[Any], problems: Problems) -> None:

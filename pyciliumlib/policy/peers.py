@@ -260,6 +260,8 @@ def read_excepts(
 
 def _fqdns(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
     del scope
+    if values:
+        problems.warn(path, "no name is learned while no DNS proxy is there: it selects nobody yet")
     for rule in read_fqdns(values, path, problems):
         yield Selector((Requirement(SOURCE_FQDN, str(rule), Operator.EXISTS),))
 

@@ -79,7 +79,10 @@ class _Rules:
     def put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
         """Replace or (None) delete a document; what was there."""
         before = self.documents.pop(key, None)
-        self._prefixes.subtract(_prefixes(before) if before else ())
+        for prefix in _prefixes(before) if before else ():
+            self._prefixes[prefix] -= 1
+            if not self._prefixes[prefix]:
+                del self._prefixes[prefix]
         for rule in before.rules if before else ():
             rules = self._by_subject[rule.subject]
             del rules[rule]
@@ -96,7 +99,7 @@ class _Rules:
 
     def prefixes(self) -> frozenset[Network]:
         """The prefixes that any rule names."""
-        return frozenset(network for network, uses in self._prefixes.items() if uses)
+        return frozenset(self._prefixes)
 
     def governing(self, subject: Party) -> list[Rule]:
         """The rules about `subject`, in an order that does not depend on how they came."""

@@ -44,7 +44,7 @@ class IdentityIndex:
         for label in labels:
             if label.source == SOURCE_CIDR:
                 insort(self._prefixes, (*_prefix_key(prefix_of_key(label.key)), identity))
-                continue
+            # a cidr label too: a selector of any source may name it like any other key
             sources = self._by_value.setdefault((label.key, label.value), {})
             sources.setdefault(label.source, set()).add(identity)
             self._values[label.key].add(label.value)
@@ -56,7 +56,6 @@ class IdentityIndex:
             if label.source == SOURCE_CIDR:
                 entry = (*_prefix_key(prefix_of_key(label.key)), identity)
                 del self._prefixes[bisect_left(self._prefixes, entry)]
-                continue
             sources = self._by_value[label.key, label.value]
             sources[label.source].discard(identity)
             if not sources[label.source]:
@@ -182,7 +181,6 @@ def _anchors_of(labels: Labels) -> Iterator[_Anchor]:
     for label in labels:
         if label.source == SOURCE_CIDR:
             yield from _covering(prefix_of_key(label.key))
-            continue
         for source in (label.source, SOURCE_ANY):
             yield (source, label.key, label.value)
             yield (source, label.key)

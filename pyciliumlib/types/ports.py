@@ -32,7 +32,7 @@ class Protocol(enum.IntEnum):
     def parse(cls, text: str | int) -> Protocol:
         """A protocol from its name (case does not matter) or number."""
         try:
-            return cls(text) if isinstance(text, int) else _BY_NAME[text.upper()]
+            return cls(text) if isinstance(text, int) else _BY_NAME[str(text).upper()]
         except (KeyError, ValueError):
             names = [protocol.name for protocol in cls]
             hint = nearest(str(text), names)

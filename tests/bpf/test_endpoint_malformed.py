@@ -13,10 +13,13 @@ from pyciliumlib.errors import KernelError
 from pyciliumlib.flow import DropReason
 from tests.bpf.harness import CLIENT, FROM, REDIRECT, SERVER, SHOT, TO, Rig
 from tests.bpf.packets import FAMILIES, V4, V6, Family
+from tests.scale import examples
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
 hypothesis_settings = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(200),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 TRANSPORTS = {"tcp": 20, "udp": 8, "sctp": 8, "echo": 8}
 

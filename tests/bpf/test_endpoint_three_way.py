@@ -29,6 +29,7 @@ from pyciliumlib.policy.table import PolicyLookup
 from pyciliumlib.types import Protocol
 from tests.bpf.harness import CLIENT, FROM, TO, Rig
 from tests.bpf.packets import V4, V6, Family
+from tests.scale import examples
 
 IDENTITIES = (300, 301, 302, 0x01000005)
 ANYONE = 0
@@ -167,7 +168,9 @@ class Prober:
 
 @pytest.mark.parametrize("family", [V4, V6], ids=str)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(rows=policies())
 def test_reference_table_and_program_agree(rig: Rig, family: Family, rows: Rows) -> None:

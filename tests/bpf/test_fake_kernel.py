@@ -18,6 +18,7 @@ from pyciliumlib.errors import PyCiliumError
 from pyciliumlib.kernel import Map, MapType, codec_of_dtype
 from pyciliumlib.kernel.kinds import NO_PREALLOC
 from pyciliumlib.testing import FakeMap
+from tests.scale import examples
 
 MAX_ENTRIES = 4
 VALUE = np.dtype([("identity", "u4"), ("port", ">u2"), ("raw", "u1", (2,))])
@@ -174,7 +175,7 @@ class TrieMachine(MapMachine):
     )
 
 
-SETTINGS = settings(max_examples=40, stateful_step_count=20, deadline=None)
+SETTINGS = settings(max_examples=examples(40), stateful_step_count=20, deadline=None)
 TestHash: Any = HashMachine.TestCase
 TestHash.settings = SETTINGS
 TestArray: Any = ArrayMachine.TestCase

@@ -14,6 +14,7 @@ from pyciliumlib.identity import IPCache, IPCacheTable, Metadata, Source, addr_h
 from pyciliumlib.kernel import Object, ObjectSpec
 from pyciliumlib.types import Address, Network, address_to_bytes
 from tests.bpf.compiled import compile_bpf
+from tests.scale import examples
 
 _LIB = Path(__file__).resolve().parents[2] / "bpf" / "lib"
 _SOURCE = f"""
@@ -90,7 +91,7 @@ class Answer:
 
 
 @given(addresses=st.lists(ADDRESSES, min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_hash_and_cell(loaded: tuple[Object, bool], addresses: list[Address]) -> None:
     """User space computes the cell that the program reads."""
     obj, _ = loaded
@@ -107,7 +108,7 @@ def test_hash_and_cell(loaded: tuple[Object, bool], addresses: list[Address]) ->
     later=st.dictionaries(PREFIXES, st.none() | st.integers(1, 2**32 - 1), max_size=4),
     addresses=st.lists(ADDRESSES, min_size=1, max_size=8),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_model_table_and_program_agree(
     loaded: tuple[Object, bool],
     said: dict[Network, int],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from pyciliumlib import PolicyMap, Repository, Verdict
-from pyciliumlib.errors import InvalidError, PolicyError, UnitError
+from pyciliumlib.errors import InvalidError, KernelError, PolicyError, UnitError
+from pyciliumlib.policy.program import PolicyTries
 
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
 WEB = ["k8s:app=web", "k8s:io.kubernetes.pod.namespace=default", CLUSTER]
@@ -74,3 +77,20 @@ def test_what_it_refuses(policy: PolicyMap) -> None:
     with pytest.raises(InvalidError, match="facing"):
         policy.attach("lo", facing="north")  # type: ignore[arg-type]
     assert len(policy) == 0
+
+
+def test_tries_that_find_no_place_are_closed(
+    policy: PolicyMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left open when the kernel refuses the slots of new endpoints."""
+    tries = policy._tries
+    tries._tries.pop(1).close()
+
+    def refuse(self: PolicyTries, slots: Mapping[int, object]) -> None:
+        raise KernelError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(PolicyTries, "_write", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(KernelError, match="no memory") as caught:
+        tries.allocate()
+    assert before == len(list(Path("/proc/self/fd").iterdir())), caught

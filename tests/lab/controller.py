@@ -1,6 +1,6 @@
 """A process that holds a datapath, to be killed: `python -m tests.lab.controller JSON`.
 
-It puts endpoints under policy at a pin root, says "ready", and waits for what is never said.
+It puts endpoints under policy at a pin root, tells the identities of prefixes, and waits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from pyciliumlib.datapath import Datapath
 from pyciliumlib.lab import Node, Pod
 from pyciliumlib.net import NetNS
@@ -22,10 +24,23 @@ from tests.lab.scenes import BareNode
 ROOT = Path(__file__).parents[2]
 
 
+@frozen
+class Controller:
+    """The process, and the identities that it gave to prefixes."""
+
+    process: subprocess.Popen[str]
+    identities: dict[str, int]
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self.process.kill()
+        self.process.wait()
+
+
 @contextlib.contextmanager
 def controlled(
     pin_root: Path, node: Node, pods: list[Pod], documents: list[Any]
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Controller]:
     """Another process has the datapath of `node`; each pod is an endpoint with its name as app."""
     plan = {
         "pin_root": str(pin_root),
@@ -40,8 +55,7 @@ def controlled(
     ) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
+            yield Controller(process, json.loads(process.stdout.readline()))
         finally:
             process.kill()
 
@@ -53,7 +67,8 @@ def main(plan: dict[str, Any]) -> None:
     for name, guest in plan["pods"].items():
         dp.add_endpoint(name, {"app": name}, netns=guest)
     dp.policy.apply(plan["documents"])
-    print("ready", flush=True)
+    numbers = {str(entry.prefix): entry.identity for entry in dp.ipcache}
+    print(json.dumps(numbers), flush=True)
     sys.stdin.readline()
     dp.keep()
 

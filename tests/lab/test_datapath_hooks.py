@@ -89,7 +89,7 @@ def scene(shared: Scene) -> Iterator[Scene]:
 @VERSIONS
 @pytest.mark.smoke
 def test_a_program_that_drops(scene: Scene, obj: Path, version: int) -> None:
-    """Before policy, by a rule of its own, also under a connection; the reason says whose it was."""
+    """Before policy, by a rule of its own, also under a connection; the reason says so."""
     with scenes.tcp_pair(scene.web, scene.api, version, 8181) as (near, far):
         assert arrives(near, far)
         with scene.dp.hooks.attach("before-policy", obj, "drops"):
@@ -169,7 +169,7 @@ def test_a_shared_map_declared_otherwise(scene: Scene, tmp_path: Path) -> None:
     """An object that says something else about one of our maps is refused with the differences."""
     source = """
 struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 64);
-	 __type(key, __u32); __type(value, __u32); } ipcache SEC(".maps");
+	__type(key, __u32); __type(value, __u32); } ipcache SEC(".maps");
 SEC("tc") int reads(struct __sk_buff *skb)
 {
 	__u32 zero = 0;

@@ -1,4 +1,4 @@
-"""Policy changes under load: what both policies allow never stops, what neither allows never passes."""
+"""Policy changes under load: what both policies allow goes on, what neither allows never passes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def udp(host: Host, version: int, port: int = 0) -> socket.socket:
 
 
 class Worker:
-    """Calls `step` in a thread of its own until it is stopped; what that raises comes from `stop`."""
+    """Calls `step` in a thread of its own until `stop`, which raises what that raised."""
 
     def __init__(self, step: Callable[[], None], pool: ThreadPoolExecutor) -> None:
         self.rounds = 0

@@ -1,4 +1,4 @@
-"""The ways a packet goes and the packets that must not go: errors, fragments, large ones, forgeries."""
+"""Packets other than the plain ones: errors, fragments, large ones, forgeries."""
 
 from __future__ import annotations
 

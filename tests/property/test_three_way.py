@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 
 from pyciliumlib.flow import DropReason
 from pyciliumlib.policy import Direction, Repository, Verdict
@@ -131,7 +131,8 @@ ALL_VERDICTS = World(
 
 
 @example(ALL_VERDICTS, [Target("ingress", "TCP", 80), Target("ingress", "UDP", 53)])
-@settings(max_examples=25, deadline=None)
+# Not shrunk: that takes minutes of packets, and the message names identity and target.
+@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(strategies.worlds(), strategies.target_sets())
 def test_model_table_and_program_agree(
     rig: harness.Rig, seen: set[str], world: World, targets: list[Target]

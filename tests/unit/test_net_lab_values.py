@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyciliumlib import errors
-from pyciliumlib.lab.addressing import PodAddresses, lan_addresses, node_cidrs
+from pyciliumlib.lab.addressing import (
+    PodAddresses,
+    address_pair,
+    lan_addresses,
+    node_cidrs,
+    pod_cidrs,
+)
 from pyciliumlib.lab.client import single_port
 from pyciliumlib.lab.names import check_host_name, device_name
 from pyciliumlib.net import check_ifname
@@ -96,3 +102,21 @@ def test_port_refused(port: str) -> None:
     """A server or a client needs one port of one protocol."""
     with pytest.raises(errors.InvalidError):
         single_port(port)
+
+
+@pytest.mark.parametrize(
+    ("cidr4", "cidr6"),
+    [("ten", None), (None, "10.0.0.0/8"), ("fd00::/64", None), (None, "fd00::/200")],
+)
+def test_prefixes_of_a_node_that_are_refused(cidr4: str | None, cidr6: str | None) -> None:
+    """By an error of the library, for each of the two."""
+    assert pod_cidrs(1, None, "fd01::/64")[1] == ipaddress.IPv6Network("fd01::/64")
+    with pytest.raises(errors.InvalidError):
+        pod_cidrs(1, cidr4, cidr6)
+
+
+@pytest.mark.parametrize(("ip4", "ip6"), [("fd00::1", "fd00::1"), ("10.0.0.1", "10.0.0.1")])
+def test_a_pair_of_addresses_has_both_families(ip4: str, ip6: str) -> None:
+    """An outside host with two of one family could not be reached by the other."""
+    with pytest.raises(errors.InvalidError, match="family"):
+        address_pair(ip4, ip6)

@@ -307,6 +307,33 @@ def test_an_overridden_namespace_is_a_warning() -> None:
     assert str(found.policies[0].rules[0].subject) == "k8s:io.kubernetes.pod.namespace=default"
 
 
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (cnp(ingress=[{}], enableDefaultDeny={"egress": True}), "`egress: [{}]` denies all"),
+        (egress(toFQDNs=[{"matchName": "a.b"}]), "no DNS proxy"),
+    ],
+    ids=["default deny without rules", "names"],
+)
+def test_what_does_less_than_it_seems_is_a_warning(document: dict[str, Any], words: str) -> None:
+    """It is as in Cilium, but the author should know."""
+    (warning,) = parse(document).warnings
+    assert words in warning
+
+
+@pytest.mark.parametrize("path", [r"/a\++", "/[*+]x", r"/[\]*+]", r"/\(?=", "/[]*+]", r"\\+"])
+def test_expressions_that_only_look_foreign(path: str) -> None:
+    """What is escaped, or in a class, stands for itself."""
+    assert parse(http(path=path)).policies
+
+
+@pytest.mark.parametrize("path", ["/a++", r"/[a]*+", r"(a)\\(?=b)"])
+def test_expressions_that_are_foreign(path: str) -> None:
+    """Beside a class or an escape it is still no RE2."""
+    with pytest.raises(PolicyError, match="no syntax of RE2"):
+        parse(http(path=path))
+
+
 def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
     """Each form of input gives the same documents."""
     document = ingress(fromEndpoints=[{}])

@@ -97,6 +97,25 @@ def test_a_third_proxy_is_compared_too(repository: Repository) -> None:
         repository.apply(wrong)
 
 
+def test_a_prefix_is_a_key_of_any_source_too() -> None:
+    """A denial that names a cidr label without its source holds in the table as in the model."""
+    repository = Repository()
+    outside, web = 0x0100_0001, pod("web")
+    repository.add_endpoint(1, web)
+    denied = {"matchLabels": {"10.0.0.0/8": "", "reserved:world-ipv4": ""}}
+    document = cnp(
+        "p", "web", ingress=[{"fromEntities": ["all"]}], ingressDeny=[{"fromEndpoints": [denied]}]
+    )
+    for again in range(2):  # the selector first, then the identity first
+        repository.update_identities({outside: ["cidr:10.0.0.0/8", "reserved:world-ipv4"]})
+        repository.apply([document])
+        lookup = PolicyLookup.of(repository.policy(1).entries())
+        hit = lookup.lookup(Direction.INGRESS, outside, Protocol.TCP, 80)
+        decision = repository.decide(web, outside, Direction.INGRESS, "80/TCP")
+        assert hit.verdict is decision.verdict is Verdict.DENY, again
+        repository.update_identities(removed=[outside])
+
+
 def test_undo_brings_back_namespaces(repository: Repository) -> None:
     """Their labels are part of what a change did: a new one goes, a former one returns."""
 

@@ -123,8 +123,9 @@ def test_protocols() -> None:
     assert str(Protocol.ICMPv6) == "ICMPv6"
     with pytest.raises(UnitError, match='did you mean "TCP"'):
         Protocol.parse("TCPP")
-    with pytest.raises(UnitError):
-        Protocol.parse(200)
+    for wrong in (200, None):
+        with pytest.raises(UnitError):
+            Protocol.parse(wrong)  # type: ignore[arg-type]
 
 
 def test_ports_contain() -> None:
@@ -174,9 +175,10 @@ def test_quantities(parse: object, text: str, expected: int) -> None:
         (parse_duration, "5s 3ms"),
         (parse_duration, "0.5ns"),
         (parse_duration, "5 parsecs"),
+        (parse_duration, 5),
     ],
 )
-def test_quantities_that_are_refused(parse: object, text: str) -> None:
+def test_quantities_that_are_refused(parse: object, text: object) -> None:
     """Ambiguous units, no units, parts of the smallest unit."""
     with pytest.raises(UnitError):
         parse(text)  # type: ignore[operator]

@@ -1,6 +1,6 @@
 """Runs inside a VM: loads and attaches every object, probes, runs the kernel rings.
 
-    python -m tests.vm.guest FOLDER rings|objects
+    python -m tests.vm.guest FOLDER rings|objects SECONDS
 
 writes FOLDER/result.json and exits with 1 if anything failed.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from pyciliumlib.kernel.mounts import find_cgroup2
 from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.kernel.xdp import attach_xdp
+from tests.scale import EMULATED
 from tests.vm.result import ObjectOutcome, Result, RingOutcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,14 +37,15 @@ DEVICE = "pcl-vm0"
 RINGS = {"bpf": ["tests/bpf"], "lab smoke": ["tests/lab", "-m", "smoke"]}
 
 
-def main(folder: Path, rings: bool) -> int:
+def main(folder: Path, rings: bool, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
     ensure_bpffs()
     make_device()
     result = Result(
         release=platform.release(),
         objects=[*load_objects()],
         features={name: answer.support.value for name, answer in probe().items()},
-        rings=[run_ring(name, folder) for name in RINGS if rings],
+        rings=[run_ring(name, folder, deadline) for name in RINGS if rings],
     )
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=1))
     print(result.summary())
@@ -101,15 +104,19 @@ def attach(loaded: Object, spec: ProgramSpec) -> None:
         raise SystemExit(f"{spec.name}: the VM ring cannot attach {spec.section!r} yet")
 
 
-def run_ring(name: str, folder: Path) -> RingOutcome:
-    """Run pytest over a ring; what it said goes to the log."""
+def run_ring(name: str, folder: Path, deadline: float) -> RingOutcome:
+    """Run pytest over a ring until `deadline` (monotonic); what it said goes to the log."""
     report = folder / f"{name.replace(' ', '-')}.xml"
-    options = ["-q", "-p", "no:cacheprovider", "--durations=5", f"--junitxml={report}"]
+    options = ["-q", "-p", "no:cacheprovider", "--durations=15", f"--junitxml={report}"]
     env = {**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "CI": "true"}
+    command = [sys.executable, "-m", "pytest", *options, *RINGS[name]]
     start = time.monotonic()
-    status = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *RINGS[name]], cwd=ROOT, env=env, check=False
-    ).returncode
+    with subprocess.Popen(command, cwd=ROOT, env={**env, EMULATED: "1"}) as process:
+        try:
+            status = process.wait(deadline - start)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # pytest still says what failed until now
+            status = process.wait() or 1
     seconds = round(time.monotonic() - start)
     if not report.exists():
         return RingOutcome(name, status, 0, 0, 0, seconds)
@@ -120,4 +127,4 @@ def run_ring(name: str, folder: Path) -> RingOutcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), rings=sys.argv[2] == "rings"))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2] == "rings", float(sys.argv[3])))

@@ -27,6 +27,8 @@ from tests.vm.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "vm"
+#: Seconds of a kernel's time that are not the guest's: until it is up, and to say what it found.
+BOOT_AND_END = 120
 
 
 def main() -> int:
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=int, default=1200, help="seconds for each kernel")
     parser.add_argument("--objects-only", action="store_true", help="load and probe, no pytest")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that _end() runs
     image = build_image(CACHE / "python.img")
     results: dict[str, Result] = {}
     for series in options.series:
@@ -60,6 +63,7 @@ def boot(kernel: Kernel, image: Image, out: Path, timeout: int, *, rings: bool) 
     out.mkdir(parents=True)
     log = out / "log"
     guest = ["-m", "tests.vm.guest", str(out), "rings" if rings else "objects"]
+    guest.append(str(max(60, timeout - BOOT_AND_END)))
     # The guest's own console is slow and loses lines, so what it says goes to a file.
     boot_folder = str(kernel.image.parent)
     prepare = ["sh", str(ROOT / "tests/vm/guest.sh"), str(log), boot_folder]

@@ -43,6 +43,8 @@ class PolicyTries:
         self._max_endpoints = max_endpoints
         self._tries: dict[int, Map] = {}
         self._spare: list[int] = []
+        #: Endpoints whose slot in the half that is not in force holds an older trie.
+        self._behind: set[int] = set()
         self._adopt()
 
     def close(self) -> None:
@@ -82,8 +84,15 @@ class PolicyTries:
             raise ExhaustedError(
                 f"all {self._max_endpoints - 1} endpoint ids are taken; raise max_endpoints"
             )
-        made = {endpoint: self._template.create() for endpoint in free}
-        self._write({**self._slots(0, made), **self._slots(1, made)})
+        made: dict[int, Map] = {}
+        try:
+            for endpoint in free:
+                made[endpoint] = self._template.create()
+            self._write({**self._slots(0, made), **self._slots(1, made)})
+        except BaseException:
+            for trie in made.values():
+                trie.close()
+            raise
         self._tries.update(made)
         self._spare.extend(free)
 
@@ -121,11 +130,15 @@ class PolicyTries:
         """Give several endpoints new policies at one moment.
 
         When this returns, every packet is decided under the new ones. Raises MapFullError, with
-        nothing changed, if a policy has more entries than a trie holds.
+        nothing changed, if a policy has more entries than a trie holds. A KernelError after the
+        switch leaves the new ones in force; flows of these endpoints may then be decided again only
+        at the next call.
         """
         if not policies:
             return
         now = self.generation
+        if self._behind:
+            self._catch_up(now)
         made: dict[int, Map] = {}
         try:
             for endpoint, (keys, values) in policies.items():
@@ -140,12 +153,23 @@ class PolicyTries:
                 trie.close()
             raise
         self._generation[0] = now + 1
-        self.bump(made)
-        self._wait_for_programs()
-        self._write(self._slots(now, made))
+        # In force from here on: what is left must happen, now or, if it fails, at the next call.
         for endpoint, trie in made.items():
             self._tries[endpoint].close()
             self._tries[endpoint] = trie
+        self._behind.update(made)
+        self.bump(made)
+        self._wait_for_programs()
+        self._write(self._slots(now, made))
+        self._behind.difference_update(made)
+
+    def _catch_up(self, now: int) -> None:
+        """Finish a replacement that failed after its policies were in force."""
+        behind = {endpoint: self._tries[endpoint] for endpoint in self._behind}
+        self.bump(behind)
+        self._wait_for_programs()
+        self._write(self._slots(now + 1, behind))
+        self._behind.clear()
 
     def bump(self, endpoints: Iterable[int]) -> None:
         """Make every flow of these endpoints be decided again on its next packet."""
