@@ -59,14 +59,23 @@ static __always_inline void verdict_event(struct __sk_buff *skb, struct work *wo
 	event_send(skb);
 }
 
-/* Asks the policy of one end: `side` 0 is the opener's egress, 1 the responder's ingress. */
-static __noinline int admit_side(struct __sk_buff *skb, struct work *work, __u32 side,
-				 bool reversed, struct policy_query *query)
+/*
+ * Asks `work->query` of the policy of one end of `work->flow`: `side` 0 is the opener's egress, 1
+ * the responder's ingress. A global function for the verifier's sake (work.h).
+ */
+__noinline int admit_side(struct __sk_buff *skb, __u32 side, __u32 reversed)
 {
-	struct flow_side *self = &work->flow.side[side & 1], *other = &work->flow.side[!(side & 1)];
+	struct work *work = work_get();
+	struct flow_side *self, *other;
+	struct policy_query *query;
 	__u32 rule = 0;
 	int reason;
 
+	if (!work)
+		return DROP_POLICY;
+	self = &work->flow.side[side & 1];
+	other = &work->flow.side[!(side & 1)];
+	query = &work->query;
 	if (!self->endpoint)
 		return FORWARDED;
 	query->endpoint = self->endpoint;
@@ -84,15 +93,13 @@ static __noinline int admit_side(struct __sk_buff *skb, struct work *work, __u32
  * Asks both ends. A redirect is not the end of the way: beyond its proxy the responder's policy
  * would be asked too, so a missing proxy is the reason only where nothing else denies.
  */
-static __always_inline int admit_ends(struct __sk_buff *skb, struct work *work, bool reversed,
-				      struct policy_query *query)
+static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *packet, bool reversed)
 {
-	struct packet *packet = &work->packet;
 	int egress, ingress = FORWARDED;
 
-	egress = admit_side(skb, work, 0, reversed, query);
+	egress = admit_side(skb, 0, reversed);
 	if (egress == FORWARDED || egress == DROP_NO_PROXY)
-		ingress = admit_side(skb, work, 1, reversed, query);
+		ingress = admit_side(skb, 1, reversed);
 	if (egress == FORWARDED && ingress == FORWARDED)
 		return FORWARDED;
 	if (ingress != FORWARDED && (egress == FORWARDED || ingress != DROP_NO_PROXY)) {
@@ -115,19 +122,19 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow;
-	struct policy_query query = {
-		.port = policy_port(packet, reversed),
-		.proto = packet->proto,
-		.tell = !known,
-	};
 	long failed;
 	int reason;
 
 	/* Revisions first: a change while we look makes the entry stale, not wrong. */
 	flow->side[0].policy_rev = policy_revision(flow->side[0].endpoint);
 	flow->side[1].policy_rev = policy_revision(flow->side[1].endpoint);
-	query.generation = policy_current_generation();
-	reason = admit_ends(skb, work, reversed, &query);
+	work->query = (struct policy_query){
+		.generation = policy_current_generation(),
+		.port = policy_port(packet, reversed),
+		.proto = packet->proto,
+		.tell = !known,
+	};
+	reason = admit_ends(skb, packet, reversed);
 	if (reason)
 		return reason;
 

@@ -66,6 +66,17 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 	event_send(skb);
 }
 
+/* Fills in both sides of `work->flow`; a function of its own for the verifier's sake (work.h). */
+__noinline int resolve(__u32 reversed)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return DROP_POLICY;
+	resolve_ends(&work->packet, &work->flow, reversed, work->packet.direction);
+	return 0;
+}
+
 /* Decides a packet from scratch: who the ends are, what their policies say. 0 or a drop reason. */
 static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 				  const struct found *found, bool opening, enum hook hook, __u32 now)
@@ -81,7 +92,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	flow->epoch = ipcache_revision(0);
 	flow->origin_low = found->source_is_low != reversed;
 	packet->sender = reversed ? 1 : 0;
-	resolve_ends(packet, flow, reversed, hook);
+	reason = resolve(reversed);
+	if (reason)
+		return reason;
 	if (!arrives_right(skb, flow, packet->sender, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (old) {
