@@ -36,7 +36,7 @@ test: build
 	$(AS_ROOT) $(PY) -m pytest
 
 bench: build
-	$(AS_ROOT) $(PY) -m benchmarks
+	$(AS_ROOT) $(PY) -m tests.bench
 
 cases: build
 	$(PY) -m tests.cases
@@ -66,7 +66,7 @@ distclean: clean
 	rm -rf build $(VENV)
 
 $(STAMPS)/system: Makefile
-	tools/install-packages '$(SYSTEM_PACKAGES)'
+	.ci/install-packages '$(SYSTEM_PACKAGES)'
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/venv: pyproject.toml $(STAMPS)/system
@@ -88,7 +88,7 @@ build/examples/%.bpf.o: %.bpf.c $(STAMPS)/built
 		-I pyciliumlib/include -I /usr/include/$$(uname -m)-linux-gnu -c $< -o $@
 
 $(STAMPS)/vm: $(STAMPS)/venv
-	tools/install-packages '$(VM_PACKAGES)'
+	.ci/install-packages '$(VM_PACKAGES)'
 	$(PY) -m pip install -q --group vm
 	@touch $@
 

@@ -17,13 +17,13 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-from benchmarks.compiled import bpf_object
-from benchmarks.figure import Figure, at_most
 from pyciliumlib.datapath import Datapath, DatapathConfig
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.lab import Lab, Node, Pod
+from tests.bench.compiled import bpf_object
+from tests.bench.figure import Figure, at_most
 
 STARTS = 10
 LOADS = 5

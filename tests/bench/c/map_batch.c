@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What C takes to fill, dump and empty a hash map: the peer of benchmarks/maps.py.
+/* What C takes to fill, dump and empty a hash map: the peer of tests/bench/maps.py.
  *
  *	map_batch MAP_FD DATA_FD COUNT BATCH
  *

@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
-from benchmarks.compiled import bpf_object
-from benchmarks.figure import Figure, ratio_at_least
 from pyciliumlib.datapath import Datapath
 from pyciliumlib.kernel import ObjectSpec, Program
 from pyciliumlib.kernel.tc import attach_tc, attached_tc
 from pyciliumlib.lab import Lab, Pod
+from tests.bench.compiled import bpf_object
+from tests.bench.figure import Figure, ratio_at_least
 
 ROUNDS = 10
 SECONDS = 1

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.figure import Figure, table, write_json
+from tests.bench.figure import Figure, table, write_json
 
 PARTS = ("maps", "ring", "fastpath", "traffic", "footprint", "policy")
 _RESULT = Path(__file__).parent.parent / "build" / "bench.json"
@@ -17,7 +17,7 @@ _RESULT = Path(__file__).parent.parent / "build" / "bench.json"
 
 def main() -> int:
     """Run the parts that were asked for, by default all; 0 also where a target is missed."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     wanted = parser.parse_args().parts
     parts = wanted or PARTS
@@ -29,7 +29,7 @@ def main() -> int:
     figures: list[Figure] = []
     for part in parts:
         started = time.monotonic()
-        figures += importlib.import_module(f"benchmarks.{part}").figures()
+        figures += importlib.import_module(f"tests.bench.{part}").figures()
         print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     print(table(figures))
     if not wanted:

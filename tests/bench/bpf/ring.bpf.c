@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The producer of benchmarks/ring.py: one 64-byte event each run. */
+/* The producer of tests/bench/ring.py: one 64-byte event each run. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What libbpf's consumer takes to copy events out of a ring: the peer of benchmarks/ring.py.
+/* What libbpf's consumer takes to copy events out of a ring: the peer of tests/bench/ring.py.
  *
  *	ring_consume MAP_FD EVENT_SIZE ROOM
  *

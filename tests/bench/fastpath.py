@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.compiled import bpf_object
-from benchmarks.figure import Figure, at_most
 from pyciliumlib.kernel import Object, ObjectSpec, Program
+from tests.bench.compiled import bpf_object
+from tests.bench.figure import Figure, at_most
 from tests.bpf.harness import CLIENT, FROM, SERVER, Devices, Rig, devices, jiffies, rig
 from tests.bpf.packets import ACK, FAMILIES, SYN, SYN_ACK, V4, Family
 

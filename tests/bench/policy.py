@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from benchmarks.figure import Figure
 from pyciliumlib.identity import Labels
 from pyciliumlib.identity.cidr import cidr_labels
 from pyciliumlib.policy import PolicySettings, Repository, parse
+from tests.bench.figure import Figure
 
 _WORKLOAD: Final = "PCL_POLICY_WORKLOAD"
 _ENDPOINTS: Final = 50

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.compiled import bpf_object, c_program
-from benchmarks.figure import Figure, at_least
 from pyciliumlib.flow import decode
 from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.kernel import Object, ObjectSpec, RingBuffer
 from pyciliumlib.resources import object_path
+from tests.bench.compiled import bpf_object, c_program
+from tests.bench.figure import Figure, at_least
 
 ROUNDS = 7
 RESTING = 200_000  # events in a ring of 16 MiB, which holds 233,016 of 72 bytes

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compiled import c_program
-from benchmarks.figure import Figure, ratio_at_least
 from pyciliumlib.kernel import Map, MapType
+from tests.bench.compiled import c_program
+from tests.bench.figure import Figure, ratio_at_least
 
 ENTRIES = 1_000_000
 ONE_BY_ONE = 100_000
