@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.bench.figure import Figure, table, write_json
 
 PARTS = ("maps", "ring", "fastpath", "traffic", "footprint", "policy")
-_RESULT = Path(__file__).parent.parent / "build" / "bench.json"
+_RESULT = Path(__file__).parents[2] / "build" / "bench.json"
 
 
 def main() -> int:

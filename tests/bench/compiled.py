@@ -19,7 +19,7 @@ def bpf_object(name: str) -> bytes:
     """`bpf/<name>.bpf.c` as an object."""
     clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang") or "clang"
     flags = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3"]
-    include = [f"-I{_HERE.parent / 'bpf'}", f"-I{_MULTIARCH}"]
+    include = [f"-I{_HERE.parents[1] / 'bpf'}", f"-I{_MULTIARCH}"]
     with tempfile.TemporaryDirectory() as directory:
         obj = Path(directory) / f"{name}.bpf.o"
         source = _HERE / "bpf" / f"{name}.bpf.c"
