@@ -110,7 +110,7 @@ static __always_inline bool flow_current(const struct flow *flow)
 /* Which side sent this packet: 0 the opener, 1 the other. */
 static __always_inline __u32 flow_sender(const struct flow *flow, bool source_is_low)
 {
-	return source_is_low == (flow->origin_low != 0) ? 0 : 1;
+	return (source_is_low ^ flow->origin_low) & 1;
 }
 
 static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)

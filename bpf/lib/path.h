@@ -227,7 +227,7 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 	if (!flow)
 		return NULL;
 	now = flow_now();
-	*sender = flow_sender(flow, plain.source_is_low);
+	*sender = flow_sender(flow, plain.low & 1);
 	*ipv6 = plain.ipv6;
 	if (!arrives_right(skb, flow, *sender, hook) || flow_expired(flow, now) ||
 	    !flow_current(flow) || trace_due(flow, now))

@@ -40,6 +40,8 @@ class PinRoot:
             self._lock()
             self._check_layout()
             self.maps = self._directory("maps")
+            if not any(self.maps.iterdir()):  # the state of pins that somebody removed by hand
+                shutil.rmtree(self.state.parent)
             self.links = self._directory("links")
             if not any(self.maps.iterdir()):
                 # the state of maps that are gone, as after a bpffs was unmounted

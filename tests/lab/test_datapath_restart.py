@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
 import threading
 import time
@@ -273,6 +274,20 @@ def test_other_sizes(node: BareNode, pin_root: Path) -> None:
     assert "flows" in text and "4096" in text and "ipcache" in text and "1024" in text
     assert sorted(pin_root.rglob("*")) == pinned
     Datapath.open(pin_root, node).close()
+
+
+def test_pins_removed_by_hand(place: tuple[Node, Pod, Pod, Outside], pin_root: Path) -> None:
+    """Without its maps the rest of the state means nothing: the next one starts from nothing."""
+    node, web, api, _ = place
+    with Datapath(node, pin_root=pin_root) as dp:
+        for pod in (web, api):
+            dp.add_endpoint(pod.name, {"app": pod.name}, pod=pod)
+        dp.policy.apply(DOCUMENTS)
+        dp.keep()
+    shutil.rmtree(pin_root)
+    with Datapath(node, pin_root=pin_root) as dp:
+        assert not dp.endpoints and not dp.policy.documents
+        dp.add_endpoint("web", {"app": "web"}, pod=web)
 
 
 def test_close_leaves_no_pin(node: BareNode, pin_root: Path) -> None:
