@@ -48,6 +48,6 @@ def build(lab: pcl.Lab, datapath: pcl.Datapath, node: object) -> Scene:
         hosts[name] = lab.outside(name, of=node)
         ports[name] = served
     for address in hosts["kube-apiserver"].addresses:
-        datapath.ipcache.assign(address, labels=API_SERVER)
+        datapath.assign(address, labels=API_SERVER)
     servers = tuple(hosts[name].serve(port) for name in hosts for port in ports[name])
     return Scene(datapath, hosts, ports, servers)

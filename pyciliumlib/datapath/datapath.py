@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
@@ -38,11 +39,20 @@ from pyciliumlib.identity import (
     Source,
     cidr_labels,
 )
+from pyciliumlib.identity.ipcache import ASSIGNED
+from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.kernel import Object
 from pyciliumlib.policy import Party, PolicySettings, Repository
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
-from pyciliumlib.types import Address, Network, network_from_key, parse_address
+from pyciliumlib.types import (
+    Address,
+    Network,
+    NetworkLike,
+    network_from_key,
+    parse_address,
+    parse_network,
+)
 
 
 class Datapath:
@@ -169,6 +179,9 @@ class Datapath:
         for address in self.node.addresses:
             self.ipcache.upsert(address, "node", Metadata(Source.LOCAL, identity=_HOST))
         with self._numbers_kept():
+            for entry in self._store.entries(_ASSIGNED):
+                said = json.loads(entry.value)
+                self.ipcache.assign(said["prefix"], said["identity"], said["labels"])
             self.policy.restore()
             self.endpoints.restore()
             self._table.follow(self.ipcache)
@@ -216,6 +229,30 @@ class Datapath:
         """Take an endpoint out; see `Endpoints.remove`."""
         self._changes.check()
         self.endpoints.remove(name)
+
+    def assign(
+        self,
+        prefix: NetworkLike,
+        identity: int | None = None,
+        labels: LabelsLike | None = None,
+    ) -> None:
+        """Say who is behind a prefix: an identity's number, or labels; see `IPCache.assign`.
+
+        It lasts: `Datapath.open` knows it again, unlike what goes into `ipcache` directly.
+        """
+        network = parse_network(prefix)
+        said = None if labels is None else [str(label) for label in Labels.parse(labels)]
+        with self._changes:
+            self.ipcache.assign(network, identity, said)
+            text = json.dumps({"prefix": str(network), "identity": identity, "labels": said})
+            self._store.put(f"{_ASSIGNED}{network}", text)
+
+    def unassign(self, prefix: NetworkLike) -> bool:
+        """Take back what was assigned; whether there was anything."""
+        network = parse_network(prefix)
+        with self._changes:
+            self._store.delete(f"{_ASSIGNED}{network}")
+            return self.ipcache.remove(network, ASSIGNED)
 
     def flows(self, timeout: float = 0.0, follow: bool = False) -> Iterator[Flow]:
         """What was observed: all that is there now, or with `follow` all that comes.
@@ -382,6 +419,7 @@ class Datapath:
 
 
 _HOST = int(ReservedIdentity.HOST)
+_ASSIGNED: Final = "assigned/"
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

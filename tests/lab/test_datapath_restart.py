@@ -300,3 +300,48 @@ def test_close_leaves_no_pin(node: BareNode, pin_root: Path) -> None:
             assert not dp.policy.documents
             dp.policy.apply(DOCUMENTS)
         assert not pin_root.exists() and not state.exists()
+
+
+def test_assigned_prefixes_are_known_again(
+    place: tuple[Node, Pod, Pod, Outside], pin_root: Path
+) -> None:
+    """What was assigned stands after a restart, and what was taken back does not."""
+    node, *_ = place
+    dp = Datapath(node, pin_root=pin_root)
+    dp.assign("198.51.100.0/24", labels=["reserved:kube-apiserver"])
+    dp.assign("203.0.113.1", identity=7)
+    dp.assign("203.0.113.2", identity=7)
+    assert dp.unassign("203.0.113.2")
+    dp.keep()
+    with Datapath.open(pin_root, node) as again:
+        entry = again.ipcache.lookup("198.51.100.9")
+        assert entry is not None
+        labels = again.policy.repository.identity(entry.identity).labels
+        assert "reserved:kube-apiserver" in map(str, labels)
+        found = again.ipcache.lookup("203.0.113.1")
+        assert found is not None
+        assert found.identity == 7
+        assert again.ipcache.lookup("203.0.113.2") is None
+        assert not again.drift(), str(again.drift())
+        assert not again.unassign("203.0.113.2")
+
+
+def test_a_deleted_document_stays_deleted(
+    place: tuple[Node, Pod, Pod, Outside], pin_root: Path
+) -> None:
+    """Also one that was written without its namespace, which is then `default`."""
+    node, *_ = place
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "brief"},
+        "spec": {"endpointSelector": {}, "ingress": [{}]},
+    }
+    dp = Datapath(node, pin_root=pin_root)
+    dp.policy.apply(document)
+    dp.policy.apply({**document, "metadata": {"name": "brief", "namespace": "default"}})
+    (only,) = dp.policy.documents
+    dp.policy.delete(only.key)
+    dp.keep()
+    with Datapath.open(pin_root, node) as again:
+        assert not again.policy.documents
