@@ -37,7 +37,8 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
 					  __u32 sender, enum hook hook)
 {
-	const struct flow_side *from = &flow->side[sender & 1], *to = &flow->side[!(sender & 1)];
+	const struct flow_side *from = FLOW_SIDE(flow, sender);
+	const struct flow_side *to = FLOW_SIDE(flow, !sender);
 
 	if (hook == FROM_ENDPOINT)
 		return from->ifindex == skb->ifindex;
@@ -88,8 +89,8 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct flow_side
 static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
 	struct packet *packet = &work->packet;
-	const struct flow_side *from = &work->flow.side[packet->sender & 1];
-	const struct flow_side *to = &work->flow.side[!(packet->sender & 1)];
+	const struct flow_side *from = FLOW_SIDE(&work->flow, packet->sender);
+	const struct flow_side *to = FLOW_SIDE(&work->flow, !packet->sender);
 	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, from->identity, to->identity);
 
 	if (is_drop(result))
@@ -131,7 +132,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 	/* The user's programs see every packet, so with them none is short-cut. */
 	flow = hooks_enabled ? NULL : established(skb, hook, &sender, &ipv6);
 	if (flow) {
-		result = send_on(skb, &flow->side[!(sender & 1)], ipv6, hook);
+		result = send_on(skb, FLOW_SIDE(flow, !sender), ipv6, hook);
 		return is_drop(result) ? TC_ACT_SHOT : result;
 	}
 	work = work_get();

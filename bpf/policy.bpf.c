@@ -16,8 +16,8 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 					 bool reversed, enum hook hook)
 {
 	bool subject_sends = hook == FROM_ENDPOINT;
-	struct flow_side *subject = &flow->side[subject_sends == reversed];
-	struct flow_side *remote = &flow->side[subject_sends != reversed];
+	struct flow_side *subject = FLOW_SIDE(flow, subject_sends == reversed);
+	struct flow_side *remote = FLOW_SIDE(flow, subject_sends != reversed);
 	const struct addr *addr = subject_sends ? &packet->dst : &packet->src;
 
 	subject->endpoint = SUBJECT;
@@ -32,7 +32,7 @@ static __always_inline void resolve_ends(const struct packet *packet, struct flo
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
 					  __u32 sender, enum hook hook)
 {
-	return (flow->side[sender & 1].endpoint == SUBJECT) == (hook == FROM_ENDPOINT);
+	return (FLOW_SIDE(flow, sender)->endpoint == SUBJECT) == (hook == FROM_ENDPOINT);
 }
 
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,

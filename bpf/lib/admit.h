@@ -73,8 +73,8 @@ __noinline int admit_side(struct __sk_buff *skb, __u32 side, __u32 reversed)
 
 	if (!work)
 		return DROP_POLICY;
-	self = &work->flow.side[side & 1];
-	other = &work->flow.side[!(side & 1)];
+	self = FLOW_SIDE(&work->flow, side);
+	other = FLOW_SIDE(&work->flow, !side);
 	query = &work->query;
 	if (!self->endpoint)
 		return FORWARDED;

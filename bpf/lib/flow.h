@@ -35,6 +35,13 @@ struct flow_side {
 	__u64 bytes;
 };
 
+/*
+ * One end of a flow by a number that is not a constant. The mask stands right before its use, since
+ * the verifier of Linux 5.10 forgets the bounds of a number that was spilled to the stack.
+ */
+#define FLOW_SIDE(flow, number) \
+	({ __u32 side_number = (number); barrier_var(side_number); &(flow)->side[side_number & 1]; })
+
 enum flow_state {
 	FLOW_CLOSING_ORIGIN = 1,	/* FIN or RST seen from the side that opened */
 	FLOW_CLOSING_REPLY = 2,

@@ -49,8 +49,8 @@ static __always_inline bool trace_due(struct flow *flow, __u32 now)
 static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 				  const struct flow *flow, enum hook hook, __u8 flags)
 {
-	const struct flow_side *from = &flow->side[work->packet.sender & 1];
-	const struct flow_side *to = &flow->side[!(work->packet.sender & 1)];
+	const struct flow_side *from = FLOW_SIDE(flow, work->packet.sender);
+	const struct flow_side *to = FLOW_SIDE(flow, !work->packet.sender);
 	bool delivered = hook == TO_ENDPOINT || to->endpoint;
 
 	work->event = (struct event_context){
@@ -107,8 +107,8 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 		flow->state = FLOW_CONFIRMED;
 	}
 	/* Counted before it is stored: from then on `work->flow` is a copy. */
-	flow->side[packet->sender & 1].packets++;
-	flow->side[packet->sender & 1].bytes += skb->len;
+	FLOW_SIDE(flow, packet->sender)->packets++;
+	FLOW_SIDE(flow, packet->sender)->bytes += skb->len;
 
 	reason = admit_flow(skb, work, old != NULL, found->in_pending, reversed, now);
 	if (reason)
@@ -133,7 +133,7 @@ static __always_inline int keep(struct __sk_buff *skb, struct work *work,
 	if (packet->proto == IPPROTO_TCP)
 		flow_track_tcp(flow, packet->tcp_flags, packet->sender, now);
 	flow_refresh(flow, packet->proto, now);
-	flow_count(&flow->side[packet->sender & 1], skb->len);
+	flow_count(FLOW_SIDE(flow, packet->sender), skb->len);
 	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now)) {
 		flow->reported = now;
 		trace(skb, work, flow, hook, 0);
@@ -235,7 +235,7 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 	if (!(flow->state & FLOW_CONFIRMED))
 		flow->state |= FLOW_CONFIRMED;
 	flow_refresh(flow, plain.key.proto, now);
-	flow_count(&flow->side[*sender & 1], skb->len);
+	flow_count(FLOW_SIDE(flow, *sender), skb->len);
 	return flow;
 }
 

@@ -14,7 +14,7 @@ from pyciliumlib.types import Protocol
 from tests.lab import scenes
 from tests.lab.scenes import VERSIONS, Scene, at
 
-CONFIG = DatapathConfig(timeout_tcp_fin=1, timeout_any=2, timeout_tcp_syn=3, flows=1024)
+CONFIG = DatapathConfig(timeout_tcp_fin=3, timeout_any=2, timeout_tcp_syn=3, flows=1024)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_the_end_of_a_connection(scene: Scene, version: int) -> None:
     assert scene.web.connect(at(scene.api, version), "80/TCP", source_port=45678).ok
     assert scenes.eventually(lambda: [e.closing for e in entries(scene, Protocol.TCP)] == [True])
     (entry,) = entries(scene, Protocol.TCP)
-    assert entry.expires_in <= 1.0
-    assert scenes.eventually(lambda: not entries(scene, Protocol.TCP), timeout=3)
+    assert entry.expires_in <= 3.0
+    assert scenes.eventually(lambda: not entries(scene, Protocol.TCP), timeout=6)
     assert scene.dp.conntrack.collect() == 1
     assert scene.dp.conntrack.collect() == 0
     assert scene.web.connect(at(scene.api, version), "80/TCP", source_port=45678).ok

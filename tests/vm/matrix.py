@@ -32,9 +32,9 @@ def render(results: dict[str, Result]) -> str:
     for name in next(iter(results.values())).objects:
         cells = [_loads(result, name.name, name.variant) for result in results.values()]
         lines.append(_row([f"`{name.name}.bpf.o`, {name.variant}", *cells]))
-    for ring in next(iter(results.values())).rings:
-        cells = [_tests(result, ring.name) for result in results.values()]
-        lines.append(_row([f"{ring.name} ring", *cells]))
+    for ring in dict.fromkeys(ring.name for result in results.values() for ring in result.rings):
+        cells = [_tests(result, ring) for result in results.values()]
+        lines.append(_row([f"{ring} ring", *cells]))
     for group, features in groupby(KNOWN.values(), key=lambda feature: feature.group):
         lines += ["", f"## {group.capitalize()}\n"]
         lines += [_row(["feature", *results, "since"]), _row(["---"] * (len(head) + 1))]
@@ -54,6 +54,8 @@ def _loads(result: Result, name: str, variant: str) -> str:
 
 
 def _tests(result: Result, name: str) -> str:
-    (ring,) = [each for each in result.rings if each.name == name]
+    ring = next((each for each in result.rings if each.name == name), None)
+    if ring is None:
+        return "not run"
     skipped = f", {ring.skipped} skipped" if ring.skipped else ""
     return f"{ring.passed} passed{skipped}" if ring.status == 0 else f"{ring.failed} failed"
