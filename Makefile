@@ -12,6 +12,8 @@ SYSTEM_PACKAGES := \
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12
+# all: load, probe, the bpf ring, the lab's smoke. smoke: without the bpf ring. none: load and probe.
+VM_RINGS ?= all
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,7 +49,7 @@ lint: build
 	$(VENV)/bin/mypy
 
 test-vm: build $(STAMPS)/vm
-	$(PY) -m tests.vm.run $(KERNELS)
+	$(PY) -m tests.vm.run $(KERNELS) --rings $(VM_RINGS)
 
 wheel: $(STAMPS)/wheel
 

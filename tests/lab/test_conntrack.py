@@ -81,12 +81,17 @@ def test_a_flow_without_an_answer_is_pending(scene: Scene, version: int) -> None
 @VERSIONS
 def test_the_end_of_a_connection(scene: Scene, version: int) -> None:
     """Closed by both it is kept a moment, then gone; then it can be collected."""
+
+    def kept() -> list[FlowEntry]:
+        # the stacks may still say something of the other family's connections
+        return [entry for entry in entries(scene, Protocol.TCP) if entry.src.version == version]
+
     assert scene.web.connect(at(scene.api, version), "80/TCP", source_port=45678).ok
-    assert scenes.eventually(lambda: [e.closing for e in entries(scene, Protocol.TCP)] == [True])
-    (entry,) = entries(scene, Protocol.TCP)
+    assert scenes.eventually(lambda: [entry.closing for entry in kept()] == [True])
+    (entry,) = kept()
     assert entry.expires_in <= 3.0
-    assert scenes.eventually(lambda: not entries(scene, Protocol.TCP), timeout=6)
-    assert scene.dp.conntrack.collect() == 1
+    assert scenes.eventually(lambda: not kept(), timeout=6)
+    assert scene.dp.conntrack.collect() >= 1
     assert scene.dp.conntrack.collect() == 0
     assert scene.web.connect(at(scene.api, version), "80/TCP", source_port=45678).ok
 

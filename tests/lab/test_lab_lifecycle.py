@@ -21,6 +21,8 @@ from pyciliumlib.net import netns_names
 
 SETUP = """
     import os, signal, subprocess, sys, time
+    # a shell starts its background jobs with Ctrl-C ignored, and CI may run as one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from pyciliumlib.lab import Lab
     lab = Lab()
     pod = lab.node().pod("web")
