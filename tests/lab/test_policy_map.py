@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,9 +13,10 @@ from attrs import frozen
 from pyciliumlib import errors
 from pyciliumlib.flow import Direction as FlowDirection
 from pyciliumlib.flow import DropReason
+from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.lab import Lab, Node, Outside, Pod
 from pyciliumlib.policy import Repository, Verdict
-from pyciliumlib.policy.program import PolicyMap
+from pyciliumlib.policy.program import PolicyMap, policy_map
 from tests.lab import scenes
 from tests.lab.scenes import SILENCE, VERSIONS, arrives, at, comes
 
@@ -211,3 +213,18 @@ def test_closed_and_leak_free(lab: tuple[Node, Pod, Pod, Outside]) -> None:
     ):
         with pytest.raises(errors.ClosedError):
             call()
+
+
+@pytest.mark.smoke
+def test_closed_from_another_namespace(
+    lab: tuple[Node, Pod, Pod, Outside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By clsact too, whose filters are known by device numbers: closing leaves nothing there."""
+    node, server, client, _ = lab
+    monkeypatch.setattr(policy_map, "attach_tc", functools.partial(attach_tc, backend="clsact"))
+    for _ in range(2):  # a filter that stayed would be in the way
+        with PolicyMap() as policy:
+            attach = functools.partial(policy.attach, server.host_ifname, facing="subject")
+            node.call(attach)
+            assert not client.connect(server.ip4, "80/TCP", timeout=SILENCE).ok
+        assert client.connect(server.ip4, "80/TCP").ok

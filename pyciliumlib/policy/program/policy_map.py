@@ -14,6 +14,7 @@ from pyciliumlib.flow.program import FlowStream
 from pyciliumlib.identity import IPCache, IPCacheTable
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.kernel.tc import attach_tc
+from pyciliumlib.net import NetNS
 from pyciliumlib.policy import table
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
@@ -165,10 +166,12 @@ class PolicyMap:
         receives = "policy_from_subject" if facing == "subject" else "policy_to_subject"
         sends = "policy_to_subject" if facing == "subject" else "policy_from_subject"
         with contextlib.ExitStack() as undo:
+            # a clsact filter is known by its device's number, which means nothing elsewhere
+            netns = undo.enter_context(NetNS.current())
             inward = attach_tc(self._programs.programs[receives], device, "ingress")
-            undo.callback(inward.close)
+            undo.callback(netns.call, inward.close)
             outward = attach_tc(self._programs.programs[sends], device, "egress")
-            undo.callback(outward.close)
+            undo.callback(netns.call, outward.close)
             self._resources.push(undo.pop_all())
 
     def metrics(self) -> Metrics:
