@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
-from pyciliumlib.identity.labels import SOURCE_CIDR, LabelsLike, prefix_of_key
+from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.policy import (
     Change,
     Documents,
@@ -240,11 +240,7 @@ def _stored(key: PolicyKey) -> str:
 def _prefixes(documents: Iterable[PolicyDocument]) -> set[tuple[Network, str]]:
     """The prefixes that documents name, exceptions too, with the resource that names them."""
     return {
-        (prefix_of_key(requirement.key), f"policy/{document.key}")
+        (prefix, f"policy/{document.key}")
         for document in documents
-        for rule in document.rules
-        for clause in rule.clauses
-        for selector in clause.peers or ()
-        for requirement in selector.requirements
-        if requirement.source == SOURCE_CIDR
+        for prefix in document.prefixes()
     }

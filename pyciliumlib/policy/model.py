@@ -7,16 +7,23 @@ are complete: namespace and cluster are already implied, entities and prefixes a
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from attrs import field, frozen
 
 from pyciliumlib.errors import UnitError
-from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels, LabelsLike
+from pyciliumlib.identity.labels import (
+    SOURCE_CIDR,
+    SOURCE_RESERVED,
+    Label,
+    Labels,
+    LabelsLike,
+    prefix_of_key,
+)
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.l7 import L7
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Network, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
 
@@ -167,6 +174,15 @@ class PolicyDocument:
     key: PolicyKey
     rules: tuple[Rule, ...]
     labels: Mapping[str, str] = field(factory=dict, hash=False)
+
+    def prefixes(self) -> Iterator[Network]:
+        """The prefixes that its rules name, exceptions too; one may come several times."""
+        for rule in self.rules:
+            for clause in rule.clauses:
+                for selector in clause.peers or ():
+                    for requirement in selector.requirements:
+                        if requirement.source == SOURCE_CIDR:
+                            yield prefix_of_key(requirement.key)
 
 
 @frozen

@@ -7,17 +7,15 @@ and one that cannot be refuses the change.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field, frozen
 
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError
 from pyciliumlib.identity.labels import (
-    SOURCE_CIDR,
     Labels,
     LabelsLike,
     Network,
-    prefix_of_key,
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.identity.selector import Selector
@@ -79,7 +77,7 @@ class _Rules:
     def put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
         """Replace or (None) delete a document; what was there."""
         before = self.documents.pop(key, None)
-        for prefix in _prefixes(before) if before else ():
+        for prefix in before.prefixes() if before else ():
             self._prefixes[prefix] -= 1
             if not self._prefixes[prefix]:
                 del self._prefixes[prefix]
@@ -91,7 +89,7 @@ class _Rules:
                 self._subjects.remove(rule.subject)
         if document is not None:
             self.documents[key] = document
-            self._prefixes.update(_prefixes(document))
+            self._prefixes.update(document.prefixes())
             for rule in document.rules:
                 self._by_subject.setdefault(rule.subject, {})[rule] = None
                 self._subjects.add(rule.subject)
@@ -110,15 +108,6 @@ class _Rules:
             if governs(rule, subject)
         ]
         return sorted(found, key=lambda rule: rule.source)
-
-
-def _prefixes(document: PolicyDocument) -> Iterator[Network]:
-    for rule in document.rules:
-        for clause in rule.clauses:
-            for selector in clause.peers or ():
-                for requirement in selector.requirements:
-                    if requirement.source == SOURCE_CIDR:
-                        yield prefix_of_key(requirement.key)
 
 
 #: An end of a connection: a party, the number of a known identity, or labels.
