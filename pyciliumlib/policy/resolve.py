@@ -3,10 +3,6 @@
 What applies to an identity depends only on which selectors select it (and, for ports by name, on
 its ports' names). Identities fall into few such classes; the entries of a class are worked out
 once and copied for each member, so the cost is that of the classes and not of the identities.
-
-A longest-prefix lookup returns one entry, the most specific of the identity. So that it is also
-the one that decides, an entry is left out where a wider one of the same identity has the higher
-precedence: then the entries of an identity rise in precedence as they narrow.
 """
 
 from __future__ import annotations
@@ -19,19 +15,13 @@ from attrs import define, field
 
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_enforced
-from pyciliumlib.policy.entries import (
-    ANY_IDENTITY,
-    NO_PROXY,
-    EntryValue,
-    PolicyEntries,
-    Slot,
-    precedence,
-)
-from pyciliumlib.policy.model import Direction, NamedPorts, Party, Rule, Verdict
+from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
+from pyciliumlib.policy.merge import Merger
+from pyciliumlib.policy.model import Direction, NamedPorts, Party, Rule
 from pyciliumlib.policy.selector_index import IdentityDelta, Membership, Selection, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.shares import Share, collect_shares
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,12 +42,11 @@ class EndpointPolicy:
     revision: int
     enforced: frozenset[Direction]
     _cache: SelectorCache
-    _derivations: Derivations
+    _merger: Merger
     _of_anyone: list[Share]
     _of_selection: list[tuple[Selection, list[Share]]]
     _bits: dict[Selection, int] = field(init=False)
     _names: frozenset[str] = field(init=False)
-    _used: dict[int, Derivation] = field(init=False, factory=dict)
     _templates: dict[tuple[int, _Named], PolicyEntries] = field(init=False, factory=dict)
 
     @_bits.default
@@ -101,7 +90,7 @@ class EndpointPolicy:
 
     def derivation(self, cookie: int) -> Derivation | None:
         """The rules behind an entry of this map, by the cookie that it carries."""
-        return self._used.get(cookie)
+        return self._merger.used.get(cookie)
 
     def release(self) -> None:
         """Give back the selectors in use; the policy is not to be asked any more."""
@@ -176,21 +165,9 @@ class EndpointPolicy:
         """
         key = (mask, named)
         if key not in self._templates:
-            rows = sorted(self._rows(mask, dict(named)).items())
-            self._templates[key] = PolicyEntries.of(rows, ANY_IDENTITY)
+            rows = self._merger.rows(self._shares_of(mask, bool(named)), dict(named))
+            self._templates[key] = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
         return self._templates[key]
-
-    def _rows(self, mask: int, named: NamedPorts) -> dict[Slot, EntryValue]:
-        by_slot: dict[Slot, list[Share]] = {}
-        for share in self._shares_of(mask, bool(named)):
-            for slot in self._slots(share, named):
-                by_slot.setdefault(slot, []).append(share)
-        best = {slot: max(share.action for share in shares) for slot, shares in by_slot.items()}
-        return {
-            slot: self._value([share for share in shares if share.action == best[slot]])
-            for slot, shares in by_slot.items()
-            if not any(best.get(wider, 0) > best[slot] for wider in slot.wider())
-        }
 
     def _shares_of(self, mask: int, has_names: bool) -> Iterator[Share]:
         if not mask and not has_names:
@@ -200,27 +177,6 @@ class EndpointPolicy:
         for bit, (_, shares) in enumerate(self._of_selection):
             if mask >> bit & 1:
                 yield from shares
-
-    def _slots(self, share: Share, named: NamedPorts) -> Iterator[Slot]:
-        match = share.match
-        if match.name:
-            ports = self.subject.named_ports if share.direction is Direction.INGRESS else named
-            number, protocol = ports.get(match.name, (0, None))
-            if number and protocol == match.protocol:
-                yield Slot(share.direction, match.protocol, number, 16)
-        elif match.protocol is Protocol.ANY:
-            yield Slot(share.direction)
-        else:
-            for port, bits in PortProto(match.first, match.last).blocks():
-                yield Slot(share.direction, match.protocol, port, bits)
-
-    def _value(self, shares: list[Share]) -> EntryValue:
-        l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
-        sources = tuple(sorted({share.source for share in shares}))
-        derivation = self._derivations.intern(shares[0].verdict, sources, l7)
-        self._used[derivation.cookie] = derivation
-        proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        return EntryValue(precedence(shares[0].action), derivation.cookie, proxy_port)
 
     def __repr__(self) -> str:
         return f"EndpointPolicy({str(self.subject)!r}, revision {self.revision})"
@@ -246,4 +202,5 @@ def resolve(
         for selector, listed in shares.items()
         if selector is not None
     ]
-    return EndpointPolicy(subject, revision, enforced, cache, derivations, of_anyone, of_selection)
+    merger = Merger(subject.named_ports, derivations)
+    return EndpointPolicy(subject, revision, enforced, cache, merger, of_anyone, of_selection)
