@@ -90,6 +90,10 @@ if TYPE_CHECKING:
     from pyciliumlib.lab import Pod as Pod
     from pyciliumlib.lab import Server as Server
     from pyciliumlib.lab import http_reply as http_reply
+    from pyciliumlib.loadbalancer import Backend as Backend
+    from pyciliumlib.loadbalancer import FlowTuple as FlowTuple
+    from pyciliumlib.loadbalancer import Maglev as Maglev
+    from pyciliumlib.loadbalancer import MaglevTable as MaglevTable
     from pyciliumlib.policy import Direction as Direction
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
@@ -201,6 +205,12 @@ _EXPORTS = {
         "Pod",
         "Server",
         "http_reply",
+    ),
+    "loadbalancer": (
+        "Backend",
+        "FlowTuple",
+        "Maglev",
+        "MaglevTable",
     ),
     "policy": (
         "Direction",

@@ -41,6 +41,10 @@ def ratio_at_least(bound: float) -> Target:
     return Target(">=", bound, of_ratio=True)
 
 
+def ratio_at_most(bound: float) -> Target:
+    return Target("<=", bound, of_ratio=True)
+
+
 @frozen
 class Figure:
     """`value` in `unit`, and what the peer, or the floor, took in the same run."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tests.cases import files, policy
+from tests.cases import files, maglev, policy
 
 
 def main() -> int:
-    """Compare every policy file; 1 if anything differs."""
+    """Compare every file; 1 if anything differs."""
     found = files.find("policy")
     if not found:
         print(f"no policy cases in {files.root()}")
@@ -21,6 +21,11 @@ def main() -> int:
             failed = True
             for difference in result.differences[:5]:
                 print(f"    differs: {result.name}: {difference}")
+    for compared in maglev.run_files():
+        print(compared)
+        for difference in compared.differences[:5]:
+            failed = True
+            print(f"    differs: {difference}")
     return int(failed)
 
 

@@ -28,5 +28,10 @@ def find(folder: str, base: Path | None = None) -> list[Path]:
 
 def load(path: Path) -> list[dict[str, Any]]:
     """The cases of a file."""
+    return list(load_whole(path)["cases"])
+
+
+def load_whole(path: Path) -> dict[str, Any]:
+    """A file with what stands beside its cases."""
     data = path.read_bytes()
-    return list(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["cases"])
+    return dict(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data))

@@ -14,7 +14,7 @@ import pyciliumlib as pcl
 from tests.lab import documents
 from tests.lab.examples import EXAMPLES, ROOT, compile_examples
 
-PAGES = ("README.md", "docs/guide.md", "docs/policy.md", "docs/kernel.md")
+PAGES = ("README.md", "docs/guide.md", "docs/policy.md", "docs/kernel.md", "docs/load-balancing.md")
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,15 @@ def test_identity_ipcache_needs_no_privilege() -> None:
     assert {line.split()[0] for line in lines[5:]} >= {"10.0.1.7/32", "198.51.100.0/24"}
 
 
+def test_maglev_needs_no_privilege() -> None:
+    """Tables are built and compared by a process that may load no BPF."""
+    lines = well(run(EXAMPLES / "maglev.py", under=UNPRIVILEGED)).splitlines()
+    assert lines[1] == "slots of each: [1638, 1639]"
+    assert lines[2].startswith("one gone: 1713 (10.5 %) of 16381 slots move; 1639 (10.0 %) have to")
+    assert lines[4] == "  10.0.0.1:8080/TCP has weight 200: 2978 slots"
+    assert lines[6] == "192.0.2.7 -> 10.0.0.10:8080/TCP and 10.0.0.10:8080/TCP"
+
+
 def test_hooks(objects: Path) -> None:
     """One program closes port 80 to everybody; the other counts what each identity sends."""
     out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))
