@@ -13,6 +13,7 @@ struct pcl_layout {
 	bool batch_update;   /* and to write */
 	bool slots;          /* keys are never deleted, but a slot may be empty */
 	bool unique;         /* a batch read cannot meet a key twice (hash buckets, slots) */
+	bool trie;           /* a longest-prefix trie */
 };
 
 /* All zero at first; `keys` and `values` are the caller's to free with pcl_column_free(), also

@@ -5,10 +5,16 @@
  * by BPF_MAP_GET_NEXT_KEY, and the batches of a longest-prefix trie, which are such a walk inside
  * the kernel, start again from the first key when the key they stand on has gone; so keys that
  * were met are remembered, and the number of steps is bounded.
+ *
+ * Before Linux 6.13 (commit 27abc7b3fa2e, also in later stable releases) a trie asked for what
+ * follows a key that has gone may answer with a later key and leave one out. There its batches are
+ * not used, and the walk asks again unless the key it stood on is still there, as far as a lookup
+ * can tell: a shorter prefix that covers a key which has gone answers for it.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 
@@ -137,9 +143,36 @@ static int64_t newest_alive(const struct pcl_layout *map, const struct pcl_entri
 	return -1;
 }
 
+/* Whether a trie of this kernel begins anew after a key that has gone. Tried once: of two keys, the
+ * one asked for would lie between them, on the first one's branch. */
+static bool trie_begins_anew(void)
+{
+	struct trie_key {
+		__u32 prefixlen;
+		__u8 bits[4];
+	} low = { 32, { 0 } }, high = { 32, { 0x80 } }, gone = { 32, { 0x40 } }, next;
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = BPF_F_NO_PREALLOC);
+	static int known = -1;
+	char value = 0;
+	int fd;
+
+	if (known >= 0)
+		return known;
+	fd = bpf_map_create(BPF_MAP_TYPE_LPM_TRIE, "trie_walk", sizeof(low), sizeof(value), 2,
+			    &opts);
+	if (fd < 0)
+		return false;
+	known = !bpf_map_update_elem(fd, &low, &value, BPF_ANY) &&
+		!bpf_map_update_elem(fd, &high, &value, BPF_ANY) &&
+		!bpf_map_get_next_key(fd, &gone, &next) && !memcmp(&next, &low, sizeof(low));
+	close(fd);
+	return known;
+}
+
 static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
 {
 	char *at = malloc(map->key_size), *scratch = malloc(map->value_size);
+	bool check = map->trie && !trie_begins_anew();
 	bool started = false, stepped_back = false;
 	uint64_t steps = 0;
 	int err = at && scratch ? 0 : -ENOMEM;
@@ -153,6 +186,15 @@ static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_en
 			break;
 		key = entries_key(ret, ret->count);
 		err = bpf_map_get_next_key(map->fd, started ? at : NULL, key);
+		if (check && started && bpf_map_lookup_elem(map->fd, at, scratch)) {
+			int64_t alive = newest_alive(map, ret, scratch);
+
+			started = alive >= 0;
+			if (started)
+				memcpy(at, entries_key(ret, (uint32_t)alive), map->key_size);
+			err = too_many(++steps, ret->count) ? -EAGAIN : 0;
+			continue;
+		}
 		if (err)
 			break;
 		if (!map->slots && too_many(++steps, ret->count)) {
@@ -205,7 +247,9 @@ int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 	if (err)
 		return err;
 	entries_init(ret, map);
-	err = map->batch ? read_batches(map, false, &seen, ret) : -ENOTSUPP;
+	err = -ENOTSUPP;
+	if (map->batch && !(map->trie && !trie_begins_anew()))
+		err = read_batches(map, false, &seen, ret);
 	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
 		err = walk(map, &seen, ret);
 	keyset_deinit(&seen);

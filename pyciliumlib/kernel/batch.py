@@ -30,6 +30,7 @@ def layout_of(fd: int, type_: MapType, key_size: int, value_size: int, max_entri
     layout.batch_update = type_ in _BATCH_WRITTEN
     layout.slots = type_ in SLOTS | ARRAYS
     layout.unique = type_ in HASHES | ARRAYS
+    layout.trie = type_ is MapType.LPM_TRIE
     return layout
 
 

@@ -44,7 +44,7 @@ _MAPS = [
     Feature("batch_hash", "map", "batches on hash maps", (5, 6), "057996380a42"),
     Feature("batch_lru_hash", "map", "batches on LRU hash maps", (5, 6), "057996380a42"),
     Feature("batch_array", "map", "batches on array maps", (5, 6)),
-    Feature("batch_lpm_trie", "map", "batches on LPM tries"),
+    Feature("batch_lpm_trie", "map", "batches on LPM tries", (5, 13)),
 ]
 
 _HELPERS = [

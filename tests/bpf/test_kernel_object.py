@@ -273,7 +273,9 @@ def test_the_verifier_is_quoted(bad: ObjectSpec) -> None:
     error = caught.value
     assert error.program == "careless"
     assert error.summary == "R0 invalid mem access 'map_value_or_null'"
-    assert "return *cell;" in error.source and "test.bpf.c:" in error.source
+    assert "return *cell;" in error.source
+    if " @ " in error.log:  # since Linux 6.10 a log names the file of each line
+        assert "test.bpf.c:" in error.source
     assert "processed" in error.log and "bpf_map_lookup_elem" in error.log
     assert error.summary in str(error) and isinstance(error, OSError)
 
@@ -291,7 +293,7 @@ def test_a_long_log_comes_whole(tmp_path: Path) -> None:
     with pytest.raises(errors.VerifierError) as caught:
         ObjectSpec.open(compile_bpf(source, tmp_path)).load()
     assert caught.value.log.count("*(u32 *)(r1 +8) = ") >= 3000
-    assert caught.value.log.startswith(("0:", "reg type", "func#0", "Live"))
+    assert caught.value.log.startswith(("0:", "; SEC", "reg type", "func#0", "Live"))
     assert "invalid mem access" in caught.value.summary
 
 
