@@ -6,10 +6,12 @@
  * the kernel, start again from the first key when the key they stand on has gone; so keys that
  * were met are remembered, and the number of steps is bounded.
  *
- * Before Linux 6.13 (commit 27abc7b3fa2e, also in later stable releases) a trie asked for what
- * follows a key that has gone may answer with a later key and leave one out. There its batches are
+ * A reading of a trie may leave out a key that stays. Since Linux 6.13 a node that is deleted is
+ * used again at once, also under a reader that stands on it. Before (commit 27abc7b3fa2e), asked for
+ * what follows a key that has gone, the kernel may answer with a later key; there the batches are
  * not used, and the walk asks again unless the key it stood on is still there, as far as a lookup
- * can tell: a shorter prefix that covers a key which has gone answers for it.
+ * can tell (a shorter prefix that covers it answers for it). So a trie is read until a reading
+ * meets nothing new.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,6 +28,7 @@
 #define LONGEST_BUCKET (1U << 30)
 #define MOST_RETRIES 64
 #define STEPS_BACK 64
+#define MOST_READINGS 16
 
 static bool too_many(uint64_t steps, uint32_t found)
 {
@@ -239,6 +242,63 @@ static int walk(const struct pcl_layout *map, struct keyset *seen, struct pcl_en
 	return err == -ENOENT ? 0 : err;
 }
 
+/* Add what `more` has and `ret` has not; how many those were, or -errno. */
+static int64_t merge(const struct pcl_entries *more, struct keyset *seen, struct pcl_entries *ret)
+{
+	int64_t added = 0;
+	uint32_t i;
+
+	for (i = 0; i < more->count; i++) {
+		int is_new = entries_reserve(ret, 1);
+
+		if (is_new)
+			return is_new;
+		memcpy(entries_key(ret, ret->count), entries_key(more, i), ret->key_size);
+		memcpy(entries_value(ret, ret->count), entries_value(more, i), ret->value_size);
+		is_new = keyset_add(seen, ret->keys, ret->count);
+		if (is_new < 0)
+			return is_new;
+		ret->count += is_new;
+		added += is_new;
+	}
+	return added;
+}
+
+static int read_once(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
+{
+	int err = -ENOTSUPP;
+
+	if (map->batch && !(map->trie && !trie_begins_anew()))
+		err = read_batches(map, false, seen, ret);
+	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
+		err = walk(map, seen, ret);
+	return err;
+}
+
+/* As many readings as it takes until one meets nothing new. */
+static int read_trie(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
+{
+	int64_t added = 1;
+	uint32_t readings;
+
+	for (readings = 0; added > 0 && readings < MOST_READINGS; readings++) {
+		struct pcl_entries found = { 0 };
+		struct keyset met;
+
+		added = keyset_init(&met, map->key_size);
+		if (added)
+			break;
+		entries_init(&found, map);
+		added = read_once(map, &met, &found);
+		if (!added)
+			added = merge(&found, seen, ret);
+		keyset_deinit(&met);
+		pcl_column_free(found.keys);
+		pcl_column_free(found.values);
+	}
+	return added < 0 ? (int)added : 0;
+}
+
 int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 {
 	struct keyset seen;
@@ -247,11 +307,7 @@ int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 	if (err)
 		return err;
 	entries_init(ret, map);
-	err = -ENOTSUPP;
-	if (map->batch && !(map->trie && !trie_begins_anew()))
-		err = read_batches(map, false, &seen, ret);
-	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
-		err = walk(map, &seen, ret);
+	err = map->trie ? read_trie(map, &seen, ret) : read_once(map, &seen, ret);
 	keyset_deinit(&seen);
 	return err;
 }

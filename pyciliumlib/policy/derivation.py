@@ -24,6 +24,9 @@ class Derivation:
         return "; ".join(map(str, self.sources))
 
 
+_Content = tuple[Verdict, tuple[Source, ...], tuple[L7, ...]]
+
+
 @define
 class Derivations:
     """Derivations in use, by cookie.
@@ -32,11 +35,21 @@ class Derivations:
     """
 
     _by_cookie: WeakValueDictionary[int, Derivation] = field(factory=WeakValueDictionary)
+    _by_content: WeakValueDictionary[_Content, Derivation] = field(factory=WeakValueDictionary)
 
     def intern(
         self, verdict: Verdict, sources: tuple[Source, ...], l7: tuple[L7, ...]
     ) -> Derivation:
         """The one derivation of this content."""
+        content = verdict, sources, l7
+        known = self._by_content.get(content)
+        if known is None:
+            known = self._by_content[content] = self._number(verdict, sources, l7)
+        return known
+
+    def _number(
+        self, verdict: Verdict, sources: tuple[Source, ...], l7: tuple[L7, ...]
+    ) -> Derivation:
         text = "\n".join([verdict.value, *map(repr, sources), *map(repr, l7)])
         cookie = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
         while True:

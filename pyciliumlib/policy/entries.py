@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from attrs import frozen
@@ -46,6 +46,8 @@ ANY_IDENTITY: Final = 0
 DENY_BYTE: Final = 255
 ALLOW_BYTE: Final = 1
 _PRIORITY_MAX: Final = 0xFFFFFF
+#: Below this many templates, copying them one by one costs less than working out all rows.
+_FEW_TEMPLATES: Final = 4
 
 
 def precedence(action: int, priority: int = 0) -> int:
@@ -57,11 +59,11 @@ def precedence(action: int, priority: int = 0) -> int:
     return (_PRIORITY_MAX - priority) << 8 | action
 
 
-@frozen(order=True)
-class Slot:
+class Slot(NamedTuple):
     """The part of a key that is not the identity: direction, protocol, and a prefix of the port.
 
-    `bits` is how many leading bits of the port are fixed.
+    `bits` is how many leading bits of the port are fixed. A tuple, since policies are resolved
+    slot by slot.
     """
 
     direction: Direction
@@ -74,10 +76,12 @@ class Slot:
         """How many protocol and port bits are fixed: 0 to 24."""
         return PROTOCOL_BITS + self.bits if self.proto else 0
 
-    def wider(self) -> Iterator[Slot]:
-        """Every slot that covers this one, the nearest first."""
-        for bits in range(self.bits - 1, -1, -1):
-            yield Slot(self.direction, self.proto, self.port >> (16 - bits) << (16 - bits), bits)
+    def wider(self, lengths: Iterable[int] = range(15, -1, -1)) -> Iterator[Slot]:
+        """Every slot that covers this one, with ports those of which `lengths` bits are fixed."""
+        for bits in lengths:
+            if bits < self.bits:
+                port = self.port >> (16 - bits) << (16 - bits)
+                yield Slot(self.direction, self.proto, port, bits)
         if self.proto:
             yield Slot(self.direction)
 
@@ -119,27 +123,15 @@ class PolicyEntries:
     @classmethod
     def of(cls, rows: Iterable[tuple[Slot, EntryValue]], identity: int = 0) -> PolicyEntries:
         """The entries of one identity."""
-        listed = list(rows)
-        keys, values = np.zeros(len(listed), KEY_DTYPE), np.zeros(len(listed), VALUE_DTYPE)
-        for index, (slot, value) in enumerate(listed):
-            keys[index] = (
-                STATIC_BITS + slot.lpm_bits,
-                identity,
-                slot.direction,
-                slot.proto,
-                slot.port,
-            )
+        keys, values = [], []
+        for slot, value in rows:
+            bits = slot.lpm_bits
+            keys.append((STATIC_BITS + bits, identity, slot.direction, slot.proto, slot.port))
             deny = FLAG_DENY if value.verdict is Verdict.DENY else 0
-            values[index] = (
-                value.proxy_port,
-                deny,
-                slot.lpm_bits,
-                value.precedence,
-                value.rule,
-                0,
-                (0, 0, 0),
+            values.append(
+                (value.proxy_port, deny, bits, value.precedence, value.rule, 0, (0, 0, 0))
             )
-        return cls(keys, values)
+        return cls(np.array(keys, KEY_DTYPE), np.array(values, VALUE_DTYPE))
 
     def rows(self) -> Iterator[tuple[int, Slot, EntryValue]]:
         """Each entry as identity, slot and value."""
@@ -163,9 +155,33 @@ class PolicyEntries:
             np.concatenate([part.values for part in parts], dtype=VALUE_DTYPE),
         )
 
+    @classmethod
+    def spread(
+        cls, templates: Sequence[tuple[PolicyEntries, npt.NDArray[np.uint32]]]
+    ) -> PolicyEntries:
+        """A copy of each template for each of the identities beside it."""
+        wanted = [(template, ids) for template, ids in templates if len(template)]
+        if len(wanted) < _FEW_TEMPLATES:
+            return cls.concatenate([template.for_identities(ids) for template, ids in wanted])
+        lengths = np.array([len(template) for template, _ in wanted])
+        counts = [len(ids) for _, ids in wanted]
+        # for each identity, in the order of its entries: where its template starts, and its length
+        starts = np.repeat(np.cumsum(lengths) - lengths, counts)
+        repeats = np.repeat(lengths, counts)
+        ends = np.cumsum(repeats)
+        rows = np.arange(ends[-1]) + np.repeat(starts - ends + repeats, repeats)
+        patterns = cls.concatenate([template for template, _ in wanted])
+        keys = patterns.keys[rows]
+        keys["identity"] = np.repeat(np.concatenate([ids for _, ids in wanted]), repeats)
+        return cls(keys, patterns.values[rows])
+
     def for_identities(self, identities: npt.NDArray[np.uint32]) -> PolicyEntries:
         """A copy of these entries for each of `identities`."""
         count = len(identities)
+        if count == 1:
+            keys = self.keys.copy()
+            keys["identity"] = identities
+            return PolicyEntries(keys, self.values)
         keys = np.repeat(self.keys, count)
         keys["identity"] = np.tile(identities, len(self.keys))
         return PolicyEntries(keys, np.repeat(self.values, count))

@@ -7,7 +7,7 @@ precedence: then the entries of an identity rise in precedence as they narrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 
 from attrs import define, field
 
@@ -15,7 +15,6 @@ from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.entries import NO_PROXY, EntryValue, Slot, precedence
 from pyciliumlib.policy.model import Direction, NamedPorts, Verdict
 from pyciliumlib.policy.shares import Share
-from pyciliumlib.types import PortProto, Protocol
 
 
 @define(eq=False)
@@ -34,28 +33,44 @@ class Merger:
                 by_slot.setdefault(slot, []).append(share)
         best = {slot: max(share.action for share in found) for slot, found in by_slot.items()}
         return {
-            slot: self._value([share for share in found if share.action == best[slot]])
-            for slot, found in by_slot.items()
-            if not any(best.get(wider, 0) > best[slot] for wider in slot.wider())
+            slot: self._value([share for share in by_slot[slot] if share.action == best[slot]])
+            for slot in self._deciding(best)
         }
 
-    def _slots(self, share: Share, named: NamedPorts) -> Iterator[Slot]:
+    def _deciding(self, best: Mapping[Slot, int]) -> Iterable[Slot]:
+        """The slots that no wider one outranks, where `best` is the action of each."""
+        if len(set(best.values())) < 2:
+            return best
+        lengths = {slot.bits for slot in best}
+        return [
+            slot
+            for slot, action in best.items()
+            if not any(best.get(wider, 0) > action for wider in slot.wider(lengths))
+        ]
+
+    def _slots(self, share: Share, named: NamedPorts) -> tuple[Slot, ...]:
         match = share.match
-        if match.name:
-            ports = self._named_ports if share.direction is Direction.INGRESS else named
-            number, protocol = ports.get(match.name, (0, None))
-            if number and protocol == match.protocol:
-                yield Slot(share.direction, match.protocol, number, 16)
-        elif match.protocol is Protocol.ANY:
-            yield Slot(share.direction)
-        else:
-            for port, bits in PortProto(match.first, match.last).blocks():
-                yield Slot(share.direction, match.protocol, port, bits)
+        if not match.name:
+            return share.slots
+        ports = self._named_ports if share.direction is Direction.INGRESS else named
+        number, protocol = ports.get(match.name, (0, None))
+        if number and protocol == match.protocol:
+            return (Slot(share.direction, match.protocol, number, 16),)
+        return ()
 
     def _value(self, shares: list[Share]) -> EntryValue:
-        l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
-        sources = tuple(sorted({share.source for share in shares}))
-        derivation = self._derivations.intern(shares[0].verdict, sources, l7)
+        derivation = self._derivation_of(shares)
         self.used[derivation.cookie] = derivation
         proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
         return EntryValue(precedence(shares[0].action), derivation.cookie, proxy_port)
+
+    def _derivation_of(self, shares: list[Share]) -> Derivation:
+        first = shares[0]
+        if len(shares) > 1:
+            l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
+            sources = tuple(sorted({share.source for share in shares}))
+            return self._derivations.intern(first.verdict, sources, l7)
+        if first.derivation is None:  # most slots are decided by one share
+            l7 = (first.l7,) if first.l7 else ()
+            first.derivation = self._derivations.intern(first.verdict, (first.source,), l7)
+        return first.derivation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import field, frozen
 
@@ -52,11 +52,11 @@ def _document_name(kind: str, namespace: str, name: str) -> str:
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
-@frozen(order=True)
-class Source:
+class Source(NamedTuple):
     """Where a clause was written: a document and the path inside it.
 
-    Rules that no document holds have the kind `reserved`.
+    Rules that no document holds have the kind `reserved`. A tuple, since it is hashed and compared
+    for each entry of each policy.
     """
 
     kind: str

@@ -34,8 +34,10 @@ from pyciliumlib.policy.model import (
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
-from pyciliumlib.policy.selector_index import IdentityDelta, SelectorCache, SelectorIndex
+from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
+from pyciliumlib.policy.selector_index import SelectorIndex
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.policy.shares import Handout
 from pyciliumlib.policy.verdict import Decision, decide
 
 
@@ -71,7 +73,7 @@ class _Rules:
 
     documents: dict[PolicyKey, PolicyDocument] = field(factory=dict)
     _prefixes: Counter[Network] = field(factory=Counter)
-    _by_subject: dict[Selector, dict[Rule, None]] = field(factory=dict)
+    _by_subject: dict[Selector, dict[tuple[PolicyKey, int], Handout]] = field(factory=dict)
     _subjects: SelectorIndex = field(factory=SelectorIndex)
 
     def put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
@@ -81,17 +83,17 @@ class _Rules:
             self._prefixes[prefix] -= 1
             if not self._prefixes[prefix]:
                 del self._prefixes[prefix]
-        for rule in before.rules if before else ():
-            rules = self._by_subject[rule.subject]
-            del rules[rule]
-            if not rules:
+        for number, rule in enumerate(before.rules if before else ()):
+            handouts = self._by_subject[rule.subject]
+            del handouts[key, number]
+            if not handouts:
                 del self._by_subject[rule.subject]
                 self._subjects.remove(rule.subject)
         if document is not None:
             self.documents[key] = document
             self._prefixes.update(document.prefixes())
-            for rule in document.rules:
-                self._by_subject.setdefault(rule.subject, {})[rule] = None
+            for number, rule in enumerate(document.rules):
+                self._by_subject.setdefault(rule.subject, {})[key, number] = Handout(rule)
                 self._subjects.add(rule.subject)
         return before
 
@@ -99,15 +101,19 @@ class _Rules:
         """The prefixes that any rule names."""
         return frozenset(self._prefixes)
 
-    def governing(self, subject: Party) -> list[Rule]:
+    def handouts(self, subject: Party) -> list[Handout]:
         """The rules about `subject`, in an order that does not depend on how they came."""
         found = [
-            rule
+            handout
             for selector in self._subjects.matching(subject.labels)
-            for rule in self._by_subject[selector]
-            if governs(rule, subject)
+            for handout in self._by_subject[selector].values()
+            if governs(handout.rule, subject)
         ]
-        return sorted(found, key=lambda rule: rule.source)
+        return sorted(found, key=lambda handout: handout.rule.source)
+
+    def governing(self, subject: Party) -> list[Rule]:
+        """The rules about `subject`, in that order."""
+        return [handout.rule for handout in self.handouts(subject)]
 
 
 #: An end of a connection: a party, the number of a known identity, or labels.
@@ -190,8 +196,9 @@ class Repository:
             resolved: dict[int, EndpointPolicy] = {}
             try:
                 for number in self._touched(before, wanted):
+                    endpoint = self._endpoints[number]
                     resolved[number] = self._resolve(
-                        self._endpoints[number].party, self._revision + 1
+                        endpoint.party, self._revision + 1, endpoint.policy
                     )
             except BaseException:
                 for policy in resolved.values():
@@ -289,9 +296,13 @@ class Repository:
         except KeyError:
             raise NotFoundError(f"there is no endpoint {number}") from None
 
-    def _resolve(self, party: Party, revision: int) -> EndpointPolicy:
-        rules = self._rules.governing(party)
-        return resolve(rules, self.settings, party, self._cache, self._derivations, revision)
+    def _resolve(
+        self, party: Party, revision: int, before: EndpointPolicy | None = None
+    ) -> EndpointPolicy:
+        handouts = self._rules.handouts(party)
+        return resolve(
+            handouts, self.settings, party, self._cache, self._derivations, revision, before
+        )
 
     # ------------------------------------------------------------------ questions
 

@@ -3,32 +3,42 @@
 What applies to an identity depends only on which selectors select it (and, for ports by name, on
 its ports' names). Identities fall into few such classes; the entries of a class are worked out
 once and copied for each member, so the cost is that of the classes and not of the identities.
+
+A policy that replaces another one takes over the classes that its rules leave alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from attrs import define, field
 
+from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
 from pyciliumlib.policy.merge import Merger
-from pyciliumlib.policy.model import Direction, NamedPorts, Party, Rule
-from pyciliumlib.policy.selector_index import IdentityDelta, Membership, Selection, SelectorCache
+from pyciliumlib.policy.model import Direction, NamedPorts, Party
+from pyciliumlib.policy.selections import IdentityDelta, IdentityGroup, Selection, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.policy.shares import Share, collect_shares
+from pyciliumlib.policy.shares import Handout, Share, collect_shares
 from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _NO_PORTS: Final[NamedPorts] = {}
+_NOTHING: Final = PolicyEntries.empty()
+#: Multipliers that make one number of a row of words; odd, and otherwise of no meaning.
+_MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 #: Those named ports of an identity that matter to a policy.
 _Named = frozenset[tuple[str, tuple[int, Protocol]]]
+_NONE_NAMED: Final[_Named] = frozenset()
+#: What a class of identities is: the bits of its selections, and those ports.
+_Class = tuple[int, _Named]
 
 
 @define(eq=False)
@@ -44,22 +54,18 @@ class EndpointPolicy:
     _cache: SelectorCache
     _merger: Merger
     _of_anyone: list[Share]
-    _of_selection: list[tuple[Selection, list[Share]]]
-    _bits: dict[Selection, int] = field(init=False)
+    #: By the number of the selection; a number stays that of its selector in later policies.
+    _of_selection: dict[int, list[Share]]
+    _selections: dict[int, Selection] = field(init=False, factory=dict)
     _names: frozenset[str] = field(init=False)
-    _templates: dict[tuple[int, _Named], PolicyEntries] = field(init=False, factory=dict)
-
-    @_bits.default
-    def _number_selections(self) -> dict[Selection, int]:
-        return {selection: bit for bit, (selection, _) in enumerate(self._of_selection)}
+    _templates: dict[_Class, PolicyEntries] = field(init=False, factory=dict)
 
     @_names.default
     def _names_of_peers(self) -> frozenset[str]:
         """The port names that each peer gives a number of its own."""
-        listed = [self._of_anyone, *(shares for _, shares in self._of_selection)]
         return frozenset(
             share.match.name
-            for shares in listed
+            for shares in (self._of_anyone, *self._of_selection.values())
             for share in shares
             if share.match.name and share.direction is Direction.EGRESS
         )
@@ -67,13 +73,10 @@ class EndpointPolicy:
     def entries(self) -> PolicyEntries:
         """All entries of the map, for the identities that are known now."""
         with self._cache.lock:
-            parts = [self._template(0, frozenset())]
-            parts += [
-                template.for_identities(identities)
-                for template, identities in self._classes()
-                if len(template)
-            ]
-        return PolicyEntries.concatenate(parts)
+            classes = list(self._classes())
+            self._forget_templates_but({key for key, _ in classes})
+            anyone = self._template((0, _NONE_NAMED))
+            return PolicyEntries.concatenate([anyone, self._spread(classes)])
 
     def changes(self, delta: IdentityDelta) -> tuple[PolicyEntries, PolicyEntries]:
         """The entries to add (or replace), and those to delete, after a change of identities.
@@ -82,8 +85,8 @@ class EndpointPolicy:
         entries that hold for both.
         """
         with self._cache.lock:
-            adds = self._of_identities(delta.added)
-            deletes = self._of_identities(delta.removed)
+            adds = self._of_groups(delta.added)
+            deletes = self._of_groups(delta.removed)
         if len(adds) and len(deletes):
             deletes = deletes.without_keys_of(adds)
         return adds, deletes
@@ -95,112 +98,177 @@ class EndpointPolicy:
     def release(self) -> None:
         """Give back the selectors in use; the policy is not to be asked any more."""
         with self._cache.lock:
-            for selection in self._bits:
-                self._cache.release(selection)
-            self._bits.clear()
+            for selection in self._selections.values():
+                self._cache.release(selection, self)
+            self._selections.clear()
 
     # ------------------------------------------------------------------ classes of identities
 
-    def _classes(self) -> Iterator[tuple[PolicyEntries, npt.NDArray[np.uint32]]]:
+    def _classes(self) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
         members, masks = self._masks()
         if not len(members):
             return
         if self._names:
             yield from self._classes_by_name(members, masks)
             return
-        order = np.lexsort(masks.T)
+        # rows of a class have one digest and come together; a digest of two classes only splits
+        order = np.argsort(masks @ (_MIX ** np.arange(1, masks.shape[1] + 1, dtype=np.uint64)))
         changed = np.any(masks[order][1:] != masks[order][:-1], axis=1)
         for group in np.split(order, np.flatnonzero(changed) + 1):
-            mask = int.from_bytes(masks[group[0]].tobytes(), "little")
-            yield self._template(mask, frozenset()), members[group]
+            yield (_number_of(masks[group[0]]), _NONE_NAMED), members[group]
 
     def _masks(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Those identities that a selector selects, and which selectors: 64 to a word."""
-        ids = [np.fromiter(s.identities, np.uint32, len(s.identities)) for s in self._bits]
+        columns = [selection.column() for selection in self._selections.values()]
+        bits = np.repeat(list(self._selections), [len(column) for column in columns])
         if self._names:
             named = self._cache.named_ports
-            ids.append(np.fromiter(named, np.uint32, len(named)))
-        members = np.unique(np.concatenate(ids)) if ids else np.zeros(0, np.uint32)
-        masks = np.zeros((len(members), len(ids) // 64 + 1), np.dtype("<u8"))
-        for bit, selected in enumerate(ids[: len(self._bits)]):
-            masks[np.searchsorted(members, selected), bit // 64] |= np.uint64(1 << bit % 64)
+            columns.append(np.fromiter(named, np.uint32, len(named)))
+        if not columns:
+            return np.zeros(0, np.uint32), np.zeros((0, 1), "<u8")
+        members, places = np.unique(np.concatenate(columns), return_inverse=True)
+        words = max(self._selections, default=0) // 64 + 1
+        masks = np.zeros((len(members), words), "<u8")
+        bits = bits.astype(np.uint64)
+        np.bitwise_or.at(
+            masks,
+            (places[: len(bits)], (bits // np.uint64(64)).astype(np.intp)),
+            np.uint64(1) << bits % np.uint64(64),
+        )
         return members, masks
 
     def _classes_by_name(
         self, members: npt.NDArray[np.uint32], masks: npt.NDArray[np.uint64]
-    ) -> Iterator[tuple[PolicyEntries, npt.NDArray[np.uint32]]]:
-        groups: dict[tuple[int, _Named], list[int]] = {}
+    ) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
+        classes: dict[_Class, list[int]] = {}
         for identity, row in zip(members.tolist(), masks, strict=True):
-            mask = int.from_bytes(row.tobytes(), "little")
             named = self._relevant(self._cache.named_ports.get(identity, _NO_PORTS))
-            groups.setdefault((mask, named), []).append(identity)
-        for (mask, named), identities in groups.items():
-            yield self._template(mask, named), np.array(identities, np.uint32)
+            classes.setdefault((_number_of(row), named), []).append(identity)
+        for key, identities in classes.items():
+            yield key, np.array(identities, np.uint32)
 
     def _relevant(self, ports: NamedPorts) -> _Named:
         return frozenset(item for item in ports.items() if item[0] in self._names)
 
-    def _of_identities(self, members: Mapping[int, Membership]) -> PolicyEntries:
-        groups: dict[tuple[int, _Named], list[int]] = {}
-        for identity, member in members.items():
-            bits = (self._bits.get(selection) for selection in member.selections)
-            mask = sum(1 << bit for bit in bits if bit is not None)
-            named = self._relevant(member.named_ports)
+    def _of_groups(self, groups: Iterable[IdentityGroup]) -> PolicyEntries:
+        classes: dict[_Class, list[int]] = {}
+        for group in groups:
+            mask = group.masks.get(self, 0)
+            named = self._relevant(group.named_ports) if self._names else _NONE_NAMED
             if mask or named:
-                groups.setdefault((mask, named), []).append(identity)
-        return PolicyEntries.concatenate(
-            [
-                template.for_identities(np.array(identities, np.uint32))
-                for (mask, named), identities in groups.items()
-                if len(template := self._template(mask, named))
-            ]
+                classes.setdefault((mask, named), []).extend(group.identities)
+        if not classes:
+            return _NOTHING
+        return self._spread(
+            [(key, np.array(identities, np.uint32)) for key, identities in classes.items()]
         )
+
+    def _spread(self, classes: Sequence[tuple[_Class, npt.NDArray[np.uint32]]]) -> PolicyEntries:
+        return PolicyEntries.spread([(self._template(key), members) for key, members in classes])
 
     # ------------------------------------------------------------------ the entries of a class
 
-    def _template(self, mask: int, named: _Named) -> PolicyEntries:
-        """The entries of the identities in exactly the selections of `mask`.
-
-        Mask 0 without ports by name is any identity.
-        """
-        key = (mask, named)
-        if key not in self._templates:
+    def _template(self, key: _Class) -> PolicyEntries:
+        """The entries of a class; that of no selection and no ports by name is any identity."""
+        found = self._templates.get(key)
+        if found is None:
+            mask, named = key
             rows = self._merger.rows(self._shares_of(mask, bool(named)), dict(named))
-            self._templates[key] = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
-        return self._templates[key]
+            found = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
+            self._templates[key] = found
+        return found
 
     def _shares_of(self, mask: int, has_names: bool) -> Iterator[Share]:
         if not mask and not has_names:
             yield from self._of_anyone
         if has_names:  # a name means the ports of each peer, also where any peer is meant
             yield from (share for share in self._of_anyone if share.match.name)
-        for bit, (_, shares) in enumerate(self._of_selection):
-            if mask >> bit & 1:
-                yield from shares
+        while mask:
+            lowest = mask & -mask
+            yield from self._of_selection[lowest.bit_length() - 1]
+            mask ^= lowest
+
+    def _forget_templates_but(self, wanted: set[_Class]) -> None:
+        """Keep the number of templates near that of the classes that there are."""
+        if len(self._templates) > 2 * len(wanted) + 64:
+            wanted.add((0, _NONE_NAMED))
+            self._templates = {k: t for k, t in self._templates.items() if k in wanted}
+
+    # ------------------------------------------------------------------ one policy after another
+
+    def take_over(self, before: EndpointPolicy) -> None:
+        """Use the templates of the policy before, as far as the same shares are behind them."""
+        if self._of_anyone == before._of_anyone and self._names == before._names:
+            unchanged = {(0, _NONE_NAMED)}
+        elif self._names or before._names:
+            return  # what anyone may do has a part in the classes of named ports
+        else:
+            unchanged = set()
+        same = sum(
+            1 << number
+            for number, shares in self._of_selection.items()
+            if before._of_selection.get(number) == shares
+            and before._selections.get(number) is self._selections[number]
+        )
+        unchanged |= {key for key in before._templates if key[0] and not key[0] & ~same}
+        self._templates = {k: before._templates[k] for k in unchanged if k in before._templates}
+        for template in self._templates.values():
+            for cookie in template.values["rule"].tolist():
+                self._merger.used[cookie] = before._merger.used[cookie]
+
+    def hold(self, selectors: Mapping[int, Selector]) -> None:
+        """Take the selections of `selectors`, by number, until `release`."""
+        for number, selector in selectors.items():
+            self._selections[number] = self._cache.acquire(selector, self, number)
+
+    def numbers(self) -> dict[Selector, int]:
+        """The numbers of the selectors in use."""
+        return {selection.selector: number for number, selection in self._selections.items()}
 
     def __repr__(self) -> str:
         return f"EndpointPolicy({str(self.subject)!r}, revision {self.revision})"
 
 
+def _number_of(words: npt.NDArray[np.uint64]) -> int:
+    return int.from_bytes(words.tobytes(), "little")
+
+
 def resolve(
-    rules: Sequence[Rule],
+    handouts: Sequence[Handout],
     settings: PolicySettings,
     subject: Party,
     cache: SelectorCache,
     derivations: Derivations,
     revision: int = 0,
+    before: EndpointPolicy | None = None,
 ) -> EndpointPolicy:
-    """The policy of `subject`, which all of `rules` govern.
+    """The policy of `subject`, whom the rules of `handouts` govern.
 
-    Raises PolicyError where rules contradict each other about the proxy of the same connections.
+    `before` is the one that it replaces, not yet released. Raises PolicyError where rules
+    contradict each other about the proxy of the same connections.
     """
+    rules = [handout.rule for handout in handouts]
     enforced = frozenset(d for d in Direction if is_enforced(rules, settings, subject, d))
-    shares = collect_shares(rules, settings, subject, enforced)
+    shares = collect_shares(handouts, settings, subject, enforced)
     of_anyone = shares.pop(None)
-    of_selection = [
-        (cache.acquire(selector), listed)
-        for selector, listed in shares.items()
+    known = before.numbers() if before else {}
+    taken = set(known.values())
+    free = (number for number in itertools.count() if number not in taken)
+    selectors = {
+        known[selector] if selector in known else next(free): selector
+        for selector in shares
         if selector is not None
-    ]
-    merger = Merger(subject.named_ports, derivations)
-    return EndpointPolicy(subject, revision, enforced, cache, merger, of_anyone, of_selection)
+    }
+    policy = EndpointPolicy(
+        subject,
+        revision,
+        enforced,
+        cache,
+        Merger(subject.named_ports, derivations),
+        of_anyone,
+        {number: shares[selector] for number, selector in selectors.items()},
+    )
+    policy.hold(selectors)
+    if before is not None:
+        policy.take_over(before)
+    return policy

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import define, evolve
 
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
 from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.derivation import Derivation
 from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default
-from pyciliumlib.policy.entries import ALLOW_BYTE, DENY_BYTE
+from pyciliumlib.policy.entries import ALLOW_BYTE, DENY_BYTE, Slot
 from pyciliumlib.policy.l7 import L7, Parser
 from pyciliumlib.policy.model import (
     ALL_PORTS,
@@ -24,6 +26,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import PortProto, Protocol
 
 # Cilium's priorities of proxies: the lower number wins where two would take a connection.
 _PARSER_PRIORITY: Final = {
@@ -40,7 +43,7 @@ _HOST: Final = Selector.of(Label(SOURCE_RESERVED, "host"))
 Shares = dict[Selector | None, list["Share"]]
 
 
-@frozen
+@define(eq=False)
 class Share:
     """What one clause gives to those that one selector selects."""
 
@@ -49,12 +52,46 @@ class Share:
     match: PortMatch
     action: int
     l7: L7 | None = None
+    #: That of an entry which this share alone decides, once it was asked for.
+    derivation: Derivation | None = None
 
-    @property
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots of its ports; none if it names a port, whose number each pod gives."""
+        match = self.match
+        if match.name:
+            return ()
+        if match.protocol is Protocol.ANY:
+            return (Slot(self.direction),)
+        return tuple(
+            Slot(self.direction, match.protocol, port, bits)
+            for port, bits in PortProto(match.first, match.last).blocks()
+        )
+
+    @cached_property
     def verdict(self) -> Verdict:
+        """What it does to a packet."""
         if self.action == DENY_BYTE:
             return Verdict.DENY
         return Verdict.REDIRECT if self.l7 else Verdict.ALLOW
+
+
+@define(eq=False)
+class Handout:
+    """A rule, and the shares that its clauses hand out; made once, for every endpoint."""
+
+    rule: Rule
+    _shares: dict[Direction, list[tuple[Selector | None, tuple[Share, ...]]]] | None = None
+
+    def of(self, direction: Direction) -> list[tuple[Selector | None, tuple[Share, ...]]]:
+        """The shares in one direction, by selector."""
+        if self._shares is None:
+            self._shares = {direction: [] for direction in Direction}
+            for clause in self.rule.clauses:
+                shares = tuple(_shares(clause))
+                made = self._shares[clause.direction]
+                made.extend((selector, shares) for selector in _audience(clause))
+        return self._shares[direction]
 
 
 def _action(clause: Clause) -> int:
@@ -71,22 +108,24 @@ def built_in(name: str, direction: Direction) -> Source:
 
 
 def collect_shares(
-    rules: Sequence[Rule],
+    handouts: Sequence[Handout],
     settings: PolicySettings,
     subject: Party,
     enforced: frozenset[Direction],
 ) -> Shares:
-    """The shares that `rules` hand out, and those that hold without a clause.
+    """The shares that rules hand out, and those that hold without a clause.
 
     Raises PolicyError where rules contradict each other about the proxy of the same connections.
     """
     found: Shares = {None: []}
+    rules = [handout.rule for handout in handouts]
     for direction in Direction:
         for selector, share in _implied(rules, settings, subject, direction, enforced):
             found.setdefault(selector, []).append(share)
-    for clause in (c for rule in rules for c in rule.clauses if c.direction in enforced):
-        for selector in _audience(clause):
-            found.setdefault(selector, []).extend(_shares(clause))
+    for direction in sorted(enforced):
+        for handout in handouts:
+            for selector, shares in handout.of(direction):
+                found.setdefault(selector, []).extend(shares)
     _refuse_conflicts(found)
     return found
 

@@ -11,8 +11,9 @@ from pyciliumlib.identity.labels import Labels
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy import PolicySettings, Repository
 from pyciliumlib.policy.entries import PolicyEntries
+from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.parse import parse
-from pyciliumlib.policy.selector_index import IdentityIndex, SelectorIndex
+from pyciliumlib.policy.selector_index import SelectorIndex
 from tests.property import strategies
 from tests.property.strategies import World
 

@@ -240,7 +240,7 @@ def test_an_identity_whose_labels_change_goes_and_comes(repository: Repository) 
     assert {0, 1, 1003} == set(policy.entries().keys["identity"].tolist())
     assert repository.decide(pod("web"), 1002, Direction.INGRESS, "80/TCP").verdict is Verdict.DENY
     again = repository.update_identities({1003: pod("client")}, removed=[4242])
-    assert (again.added, again.removed) == ({}, {})
+    assert (again.added, again.removed) == ([], [])
 
 
 def test_entries_are_read_while_identities_come_and_go(repository: Repository) -> None:
