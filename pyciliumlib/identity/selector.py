@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from attrs import field, frozen
@@ -47,6 +48,8 @@ class Operator(str, enum.Enum):
 
 
 def _sorted_values(values: Iterable[str]) -> tuple[str, ...]:
+    if type(values) is tuple and len(values) < 2:
+        return values
     return tuple(sorted(set(values)))
 
 
@@ -101,8 +104,12 @@ class Requirement:
         return f"{key} in ({','.join(self.values)})"
 
 
+_parts = attrgetter("source", "key", "operator", "values")
+
+
 def _normal(requirements: Iterable[Requirement]) -> tuple[Requirement, ...]:
-    return tuple(sorted(set(requirements)))
+    found = set(requirements)
+    return tuple(sorted(found, key=_parts)) if len(found) > 1 else tuple(found)
 
 
 @frozen(cache_hash=True, repr=False)

@@ -148,8 +148,10 @@ class _Reader:
     def _default_deny(
         self, item: Mapping[str, Any], enforces: frozenset[Direction]
     ) -> frozenset[Direction]:
+        if "enableDefaultDeny" not in item:
+            return enforces
         path = f"{self.path}.enableDefaultDeny"
-        chosen = fields.DEFAULT_DENY.read(item.get("enableDefaultDeny", {}), path, self.problems)
+        chosen = fields.DEFAULT_DENY.read(item["enableDefaultDeny"], path, self.problems)
         for direction in Direction:
             if chosen.get(str(direction)) and direction not in enforces:
                 self.problems.warn(
@@ -162,6 +164,8 @@ class _Reader:
     def _section(
         self, entries: list[Any], section: _Section, scope: Scope, on_nodes: bool
     ) -> Iterator[Clause]:
+        if not entries:
+            return
         context = PortContext(section.direction, section.deny, not self.key.namespace, on_nodes)
         path = f"{self.path}.{section.name}"
         for entry, where in section.schema.read_list(entries, path, self.problems):
@@ -180,10 +184,11 @@ class _Reader:
     ) -> list[PortGroup]:
         if "toPorts" in entry and "icmps" in entry:
             self.problems.add(path, "toPorts and icmps in one entry; write an entry for each")
-        groups = [
-            *read_ports(entry.get("toPorts", []), f"{path}.toPorts", context, self.problems),
-            *read_icmps(entry.get("icmps", []), f"{path}.icmps", self.problems),
-        ]
+        groups: list[PortGroup] = []
+        if "toPorts" in entry:
+            groups += read_ports(entry["toPorts"], f"{path}.toPorts", context, self.problems)
+        if "icmps" in entry:
+            groups += read_icmps(entry["icmps"], f"{path}.icmps", self.problems)
         # peers alone are meant on all ports; an entry that names neither says nothing
         return groups or [PortGroup((ALL_PORTS,) if peers else (), None, path)]
 

@@ -7,6 +7,7 @@ prefixes become selectors over the labels that identities carry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from attrs import frozen
@@ -26,7 +27,7 @@ from pyciliumlib.identity.labels import (
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7_reader import read_fqdns
-from pyciliumlib.policy.schema import Problems, texts
+from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.types import parse_network
 
@@ -97,7 +98,7 @@ def select_prefix(
     return Selector.of(world.label).with_requirement(*outside)
 
 
-@frozen
+@frozen(cache_hash=True)
 class Scope:
     """What a policy implies for its selectors: its namespace (empty: clusterwide)."""
 
@@ -109,14 +110,14 @@ class Scope:
         """The endpoints that the rules govern: those of the policy's own namespace."""
         if not self.namespace:
             return selector
-        own = Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,))
+        own = _in_namespace(self.namespace)
         if selector.names_key(NAMESPACE_KEY) and own not in selector.requirements:
             problems.warn(
                 path,
                 f"a policy governs its own namespace {self.namespace!r} only; "
                 "the selector's namespace is overridden",
             )
-        return selector.without_key(NAMESPACE_KEY).with_requirement(own)
+        return _with_own_namespace(selector, own)
 
     def peer(self, selector: Selector) -> Selector:
         """The pods that a selector of peers means."""
@@ -126,7 +127,7 @@ class Scope:
         extra: list[Requirement] = []
         if not any(_names_namespace(r) for r in requirements):
             if self.namespace:
-                extra.append(Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.namespace,)))
+                extra.append(_in_namespace(self.namespace))
             elif not self.selects_init:
                 extra.append(IN_NAMESPACE)
         return self.settle(selector.with_requirement(*extra))
@@ -137,8 +138,22 @@ class Scope:
             CLUSTER_KEY, SOURCE_K8S, SOURCE_ANY
         ):
             return selector
-        cluster = (self.settings.cluster_name,)
-        return selector.with_requirement(Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, cluster))
+        return selector.with_requirement(_in_cluster(self.settings.cluster_name))
+
+
+@lru_cache(1 << 14)
+def _with_own_namespace(selector: Selector, own: Requirement) -> Selector:
+    return selector.without_key(NAMESPACE_KEY).with_requirement(own)
+
+
+@lru_cache(1 << 12)
+def _in_namespace(name: str) -> Requirement:
+    return Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (name,))
+
+
+@lru_cache(16)
+def _in_cluster(name: str) -> Requirement:
+    return Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.IN, (name,))
 
 
 def _names_namespace(requirement: Requirement) -> bool:
@@ -173,11 +188,15 @@ def read_peers(
 
 def parse_selector(data: object, path: str, problems: Problems) -> Selector | None:
     """A label selector, or None after a problem."""
-    with problems.catching():
-        if isinstance(data, Mapping):
-            return Selector.parse(data, path)
-        problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
-    return None
+
+    def read() -> Selector | None:
+        with problems.catching():
+            if isinstance(data, Mapping):
+                return Selector.parse(data, path)
+            problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
+        return None
+
+    return read_once(("selector",), data, problems, read)
 
 
 def _endpoints(
@@ -186,7 +205,12 @@ def _endpoints(
     for index, value in enumerate(values):
         selector = parse_selector(value, f"{path}[{index}]", problems)
         if selector is not None:
-            yield scope.peer(selector)
+            yield _peer(scope, selector)
+
+
+@lru_cache(1 << 14)
+def _peer(scope: Scope, selector: Selector) -> Selector:
+    return scope.peer(selector)
 
 
 def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:

@@ -19,7 +19,7 @@ from pyciliumlib.policy.l7_reader import (
     read_secret,
 )
 from pyciliumlib.policy.model import Direction, PortMatch
-from pyciliumlib.policy.schema import Problems, texts
+from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.types import Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
@@ -65,7 +65,7 @@ class PortGroup:
     path: str
 
 
-@frozen
+@frozen(cache_hash=True)
 class PortContext:
     """Where the ports stand: L7 is for allow rules, and differs by direction and subject."""
 
@@ -79,6 +79,19 @@ def read_ports(
     values: list[Any], path: str, context: PortContext, problems: Problems
 ) -> Iterator[PortGroup]:
     """The groups of `toPorts`; an entry without ports yields a group that matches nothing."""
+    groups = read_once(
+        ("toPorts", context),
+        values,
+        problems,
+        lambda: list(_read_ports(values, path, context, problems)),
+    )
+    for index, group in enumerate(groups):
+        yield PortGroup(group.ports, group.l7, f"{path}[{index}]")
+
+
+def _read_ports(
+    values: list[Any], path: str, context: PortContext, problems: Problems
+) -> Iterator[PortGroup]:
     schema = fields.PORT_DENY_RULE if context.deny else fields.PORT_RULE
     for item, where in schema.read_list(values, path, problems):
         listed = item.get("ports", [])

@@ -7,9 +7,10 @@ one `Problems`, so that a reader of the message can mend all of it in one go.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+import marshal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from attrs import define, field, frozen
 
@@ -26,16 +27,16 @@ class Form(enum.Enum):
     OBJECT = "an object"
     ANY = "a value"
 
-    def fits(self, value: object) -> bool:
-        """Whether `value` is of this form."""
-        if self is Form.NUMBER:
-            return isinstance(value, int) and not isinstance(value, bool)
-        return isinstance(value, _PYTHON_TYPE[self])
+    @property
+    def type(self) -> type:
+        """The Python type of its values; true and false are no numbers, though `bool` is an int."""
+        return _PYTHON_TYPE[self]
 
 
 _PYTHON_TYPE: Final[dict[Form, type]] = {
     Form.TEXT: str,
     Form.BOOL: bool,
+    Form.NUMBER: int,
     Form.LIST: list,
     Form.OBJECT: Mapping,
     Form.ANY: object,
@@ -53,6 +54,18 @@ class FieldSpec:
     form: Form
     refused: str = ""
     legacy: bool = False
+    _type: type = field(init=False, eq=False)
+
+    @_type.default
+    def _type_of_form(self) -> type:
+        return self.form.type
+
+    def fits(self, value: object) -> bool:
+        """Whether `value` is of the form."""
+        kind = type(value)
+        if kind is self._type or (kind is dict and self._type is Mapping):
+            return True
+        return isinstance(value, self._type) and not (kind is bool and self._type is int)
 
 
 TEXT: Final = FieldSpec(Form.TEXT)
@@ -120,6 +133,41 @@ class Problems:
         )
 
 
+_Read = TypeVar("_Read")
+#: Parts of documents that were read without a remark, by what they are and hold.
+_READ_BEFORE: Final[dict[tuple[object, ...], Any]] = {}
+_READ_BEFORE_MAX: Final = 1 << 15
+
+
+def read_once(
+    what: tuple[object, ...], content: Any, problems: Problems, read: Callable[[], _Read]
+) -> _Read:
+    """The result of `read`, or that of an earlier call for equal `content`.
+
+    Policies repeat themselves: a cluster has few different selectors and lists of ports. `what` is
+    all besides `content` that the result depends on. Results are shared, so they are values; one
+    that came with a problem or a warning is not kept.
+    """
+    try:
+        key = (*what, problems.prune, marshal.dumps(content, _MARSHAL_PLAIN))
+    except ValueError:  # not made of plain YAML types
+        return read()
+    if key in _READ_BEFORE:
+        found: _Read = _READ_BEFORE[key]
+        return found
+    remarks = len(problems), len(problems.warnings)
+    found = read()
+    if remarks == (len(problems), len(problems.warnings)):
+        if len(_READ_BEFORE) >= _READ_BEFORE_MAX:
+            _READ_BEFORE.clear()
+        _READ_BEFORE[key] = found
+    return found
+
+
+#: A form of marshal that depends on the content alone, and tells 1 from true and 1.0.
+_MARSHAL_PLAIN: Final = 2
+
+
 @frozen
 class Schema:
     """The table of one kind of object."""
@@ -134,12 +182,16 @@ class Schema:
 
         What is wrong goes to `problems`; a field that is wrong is left out.
         """
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             problems.add(path, f"expected {Form.OBJECT.value} ({self.name}), found {_show(value)}")
             return {}
         found: dict[str, Any] = {}
         for name, item in value.items():
             spec = self.fields.get(name) if isinstance(name, str) else None
+            if spec is not None and not spec.refused and not spec.legacy and spec.fits(item):
+                if item is not None:
+                    found[name] = item
+                continue
             where = f"{path}.{name}" if path else str(name)
             if spec is None:
                 if not problems.prune:
@@ -148,7 +200,7 @@ class Schema:
                     )
             elif item is None or (spec.legacy and problems.prune):
                 continue
-            elif not spec.form.fits(item):
+            elif not spec.fits(item):
                 problems.add(
                     where,
                     f"expected {spec.form.value}, found {_show(item)}" + _mend(spec.form, item),

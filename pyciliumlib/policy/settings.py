@@ -20,7 +20,7 @@ def _check_cluster(_: object, __: object, name: str) -> None:
         raise ValueError("cluster_name is empty; the default is 'default'")
 
 
-@frozen
+@frozen(cache_hash=True)
 class PolicySettings:
     """Options of one cluster; the defaults are those of current Cilium under Kubernetes.
 
