@@ -175,6 +175,7 @@ class Datapath:
 
     def _start(self) -> None:
         """Bring model, tables and kernel together, in the order that lets no packet slip."""
+        self.endpoints.announce_ports()
         self.identities.observe(self.policy.identities_changed)
         for address in self.node.addresses:
             self.ipcache.upsert(address, "node", Metadata(Source.LOCAL, identity=_HOST))

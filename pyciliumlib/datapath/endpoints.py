@@ -188,7 +188,7 @@ class Endpoints(Mapping[str, Endpoint]):
             named_ports=ports,
         )
         parts.policy.add_endpoint(endpoint)
-        undo.callback(parts.policy.remove_endpoint, number)
+        undo.callback(parts.policy.remove_endpoint, endpoint)
         return endpoint
 
     def _identity_labels(self, labels: Labels, namespace: str) -> Labels:
@@ -270,7 +270,7 @@ class Endpoints(Mapping[str, Endpoint]):
             if close is not None:
                 close()
             self._devices.leave(endpoint.ifindex)
-            self._parts.policy.remove_endpoint(endpoint.id)
+            self._parts.policy.remove_endpoint(endpoint)
             self._parts.tries.release(endpoint.id)
             self._parts.allocator.release(_identity(self._parts.allocator, endpoint))
             self._parts.store.delete(f"{_STORED}{name}")
@@ -284,6 +284,11 @@ class Endpoints(Mapping[str, Endpoint]):
 
     # ------------------------------------------------------------------ restart and reload
 
+    def announce_ports(self) -> None:
+        """Tell policy of the ports by name that the state file knows, before identities are."""
+        for entry in self._parts.store.entries(_STORED):
+            self._parts.policy.expect_ports(Endpoint.from_json(entry.value))
+
     def restore(self) -> None:
         """Adopt the endpoints that the state file names, while their traffic goes on."""
         for entry in self._parts.store.entries(_STORED):
@@ -292,6 +297,7 @@ class Endpoints(Mapping[str, Endpoint]):
                 self._adopt(stored)
             else:
                 _log.warning("device %s of endpoint %s is gone", stored.device, stored.name)
+                self._parts.policy.forget_ports(stored)
                 self._parts.store.delete(entry.key)
         self._drop_strays()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
+from pyciliumlib.errors import NotFoundError
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
-from pyciliumlib.identity.labels import LabelsLike
+from pyciliumlib.identity.labels import Labels, LabelsLike
 from pyciliumlib.policy import (
     Change,
     Documents,
@@ -23,6 +24,7 @@ from pyciliumlib.policy import (
     parse,
 )
 from pyciliumlib.policy.entries import PolicyEntries
+from pyciliumlib.policy.model import NamedPorts, PortNames
 from pyciliumlib.policy.parse import PolicyInput
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.resolve import EndpointPolicy
@@ -34,6 +36,9 @@ _log = logging.getLogger(__name__)
 _STORED: Final = "documents/"
 #: What stands for one end of a connection: an endpoint, its name, an address, labels.
 PartyLike: TypeAlias = "Endpoint | Party | Address | int | LabelsLike"
+
+#: Entries to add and to delete, by the number of the endpoint.
+_Differences: TypeAlias = dict[int, tuple[PolicyEntries, PolicyEntries]]
 
 
 class NodePolicy:
@@ -61,6 +66,8 @@ class NodePolicy:
         self._ipcache = ipcache
         self._resolve_party = resolve_party
         self._changes = changes
+        #: The named ports of endpoints: by identity, and by the endpoint's number.
+        self._ports: dict[int, dict[int, NamedPorts]] = {}
         # Held while the repository and the tries change together; nothing else is locked inside.
         self._lock = threading.RLock()
 
@@ -168,14 +175,46 @@ class NodePolicy:
     def identities_changed(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
         """Follow the allocator: entries for what is new, none for what is gone."""
         with self._lock:
-            delta = self.repository.update_identities(
-                {identity.id: identity.labels for identity in added},
-                [identity.id for identity in removed],
-            )
-            for number, policy in self.repository.policies().items():
-                adds, deletes = policy.changes(delta)
+            differences = self._update({i.id: i.labels for i in added}, [i.id for i in removed])
+            for number, (adds, deletes) in differences.items():
                 self._tries.add(number, (adds.keys, adds.values))
                 self._tries.discard(number, deletes.keys)
+
+    def _update(self, added: Mapping[int, Labels], removed: Iterable[int] = ()) -> _Differences:
+        """Tell the repository of identities, with their ports by name; what differs by endpoint."""
+        delta = self.repository.update_identities(
+            added, removed, {number: self._names_of(number) for number in added}
+        )
+        found = {n: policy.changes(delta) for n, policy in self.repository.policies().items()}
+        return {n: (adds, gone) for n, (adds, gone) in found.items() if len(adds) or len(gone)}
+
+    def _names_of(self, identity: int) -> PortNames:
+        endpoints = self._ports.get(identity, {}).values()
+        return frozenset(item for ports in endpoints for item in ports.items())
+
+    def expect_ports(self, endpoint: Endpoint) -> None:
+        """Know the ports of an endpoint by name before its identity is announced."""
+        if endpoint.named_ports:
+            self._ports.setdefault(endpoint.identity, {})[endpoint.id] = endpoint.named_ports
+
+    def forget_ports(self, endpoint: Endpoint) -> None:
+        """The opposite, of an endpoint that went."""
+        of_identity = self._ports.get(endpoint.identity, {})
+        of_identity.pop(endpoint.id, None)
+        if not of_identity:
+            self._ports.pop(endpoint.identity, None)
+
+    def _ports_changed(self, endpoint: Endpoint) -> None:
+        """Let the policies of others follow an endpoint's ports by name that came or went."""
+        if not endpoint.named_ports:
+            return
+        try:
+            labels = self.repository.identity(endpoint.identity).labels
+        except NotFoundError:
+            return  # the identity went before; its entries with it
+        touched = self._update({endpoint.identity: labels})
+        entries = {number: self.repository.policy(number).entries() for number in touched}
+        self._tries.replace({number: (e.keys, e.values) for number, e in entries.items()})
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Resolve and write the policy of an endpoint that no packet reaches yet."""
@@ -184,8 +223,12 @@ class NodePolicy:
             try:
                 entries = policy.entries()
                 self._tries.add(endpoint.id, (entries.keys, entries.values))
+                self.expect_ports(endpoint)
+                self._ports_changed(endpoint)
             except BaseException:
                 self.repository.remove_endpoint(endpoint.id)
+                self.forget_ports(endpoint)
+                self._ports_changed(endpoint)
                 raise
 
     def relabel_endpoint(self, old: Endpoint, new: Endpoint) -> None:
@@ -198,15 +241,23 @@ class NodePolicy:
             try:
                 entries = self._resolve(new).entries()
                 self._tries.replace({new.id: (entries.keys, entries.values)})
+                self.expect_ports(new)
+                self._ports_changed(new)
             except BaseException:
                 if new.id in self.repository.policies():
                     self.repository.remove_endpoint(new.id)
                 self._resolve(old)
+                self.forget_ports(new)
+                self._ports_changed(new)
                 raise
+            self.forget_ports(old)
+            self._ports_changed(old)
 
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
         """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
         with self._lock:
+            self.expect_ports(endpoint)
+            self._ports_changed(endpoint)
             entries = self._resolve(endpoint).entries()
             if self.drift(endpoint.id):
                 self._tries.replace({endpoint.id: (entries.keys, entries.values)})
@@ -227,10 +278,12 @@ class NodePolicy:
             endpoint.id, endpoint.identity_labels, endpoint.named_ports
         )
 
-    def remove_endpoint(self, number: int) -> None:
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
         """Forget an endpoint that no packet reaches any more."""
         with self._lock:
-            self.repository.remove_endpoint(number)
+            self.repository.remove_endpoint(endpoint.id)
+            self.forget_ports(endpoint)
+            self._ports_changed(endpoint)
 
 
 def _stored(key: PolicyKey) -> str:

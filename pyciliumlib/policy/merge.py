@@ -13,7 +13,7 @@ from attrs import define, field
 
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.entries import NO_PROXY, EntryValue, Slot, precedence
-from pyciliumlib.policy.model import Direction, NamedPorts, Verdict
+from pyciliumlib.policy.model import Direction, PortNames, Verdict
 from pyciliumlib.policy.shares import Share
 
 
@@ -21,11 +21,11 @@ from pyciliumlib.policy.shares import Share
 class Merger:
     """Merges the shares of one endpoint; `used` are the derivations of what it made, by cookie."""
 
-    _named_ports: NamedPorts
+    _named_ports: PortNames
     _derivations: Derivations
     used: dict[int, Derivation] = field(init=False, factory=dict)
 
-    def rows(self, shares: Iterable[Share], named: NamedPorts) -> dict[Slot, EntryValue]:
+    def rows(self, shares: Iterable[Share], named: PortNames) -> dict[Slot, EntryValue]:
         """The entries of those who have all of `shares`, and the ports `named`."""
         by_slot: dict[Slot, list[Share]] = {}
         for share in shares:
@@ -48,15 +48,16 @@ class Merger:
             if not any(best.get(wider, 0) > action for wider in slot.wider(lengths))
         ]
 
-    def _slots(self, share: Share, named: NamedPorts) -> tuple[Slot, ...]:
+    def _slots(self, share: Share, named: PortNames) -> tuple[Slot, ...]:
         match = share.match
         if not match.name:
             return share.slots
         ports = self._named_ports if share.direction is Direction.INGRESS else named
-        number, protocol = ports.get(match.name, (0, None))
-        if number and protocol == match.protocol:
-            return (Slot(share.direction, match.protocol, number, 16),)
-        return ()
+        return tuple(
+            Slot(share.direction, match.protocol, number, 16)
+            for name, (number, protocol) in ports
+            if number and (name, protocol) == (match.name, match.protocol)
+        )
 
     def _value(self, shares: list[Share]) -> EntryValue:
         derivation = self._derivation_of(shares)

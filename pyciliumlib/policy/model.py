@@ -113,6 +113,8 @@ ALL_PORTS: Final = PortMatch()
 
 #: A pod's names for its ports: name to (number, protocol).
 NamedPorts = Mapping[str, tuple[int, Protocol]]
+#: Names for ports of several pods: one name may stand for several numbers.
+PortNames = frozenset[tuple[str, tuple[int, Protocol]]]
 
 
 @frozen

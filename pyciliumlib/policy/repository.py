@@ -30,6 +30,7 @@ from pyciliumlib.policy.model import (
     Party,
     PolicyDocument,
     PolicyKey,
+    PortNames,
     Rule,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
@@ -233,20 +234,24 @@ class Repository:
         self,
         added: Mapping[int, LabelsLike] | None = None,
         removed: Iterable[int] = (),
-        named_ports: Mapping[int, NamedPorts] | None = None,
+        named_ports: Mapping[int, NamedPorts | PortNames] | None = None,
     ) -> IdentityDelta:
         """Tell which identities there are now, and their ports' names where they have any.
+
+        Pods of one identity may give a name to different ports; all of them are meant.
 
         `EndpointPolicy.changes` says what the result means for a policy map. A number whose
         labels or named ports differ goes and comes again. Raises InvalidError for a number that
         no packet can carry.
         """
         names = named_ports or {}
-        parsed: dict[int, tuple[Labels, NamedPorts]] = {}
+        parsed: dict[int, tuple[Labels, PortNames]] = {}
         for number, labels in (added or {}).items():
             if not ANY_IDENTITY < number <= IDENTITY_MAX:
                 raise InvalidError(f"identity {number}: identities are 1 to {IDENTITY_MAX}")
-            parsed[number] = Labels.parse(labels), dict(names.get(number, {}))
+            ports = names.get(number, {})
+            items = frozenset(ports.items() if isinstance(ports, Mapping) else ports)
+            parsed[number] = Labels.parse(labels), items
         if strangers := names.keys() - parsed.keys():
             raise InvalidError(f"identity {min(strangers)} has named ports but is not in `added`")
         with self._lock:
@@ -258,7 +263,7 @@ class Repository:
             labels = self._cache.index.labels.get(number)
             if labels is None:
                 raise NotFoundError(f"identity {number} is not known; tell update_identities of it")
-            return Party(labels, self._cache.named_ports.get(number, {}), number)
+            return Party(labels, dict(self._cache.named_ports.get(number, ())), number)
 
     # ------------------------------------------------------------------ endpoints
 

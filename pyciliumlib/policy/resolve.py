@@ -21,24 +21,20 @@ from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
 from pyciliumlib.policy.merge import Merger
-from pyciliumlib.policy.model import Direction, NamedPorts, Party
+from pyciliumlib.policy.model import Direction, Party, PortNames
 from pyciliumlib.policy.selections import IdentityDelta, IdentityGroup, Selection, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.shares import Handout, Share, collect_shares
-from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_NO_PORTS: Final[NamedPorts] = {}
 _NOTHING: Final = PolicyEntries.empty()
 #: Multipliers that make one number of a row of words; odd, and otherwise of no meaning.
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
-#: Those named ports of an identity that matter to a policy.
-_Named = frozenset[tuple[str, tuple[int, Protocol]]]
-_NONE_NAMED: Final[_Named] = frozenset()
-#: What a class of identities is: the bits of its selections, and those ports.
-_Class = tuple[int, _Named]
+_NONE_NAMED: Final[PortNames] = frozenset()
+#: What a class of identities is: the bits of its selections, and those named ports that matter.
+_Class = tuple[int, PortNames]
 
 
 @define(eq=False)
@@ -142,13 +138,13 @@ class EndpointPolicy:
     ) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
         classes: dict[_Class, list[int]] = {}
         for identity, row in zip(members.tolist(), masks, strict=True):
-            named = self._relevant(self._cache.named_ports.get(identity, _NO_PORTS))
+            named = self._relevant(self._cache.named_ports.get(identity, _NONE_NAMED))
             classes.setdefault((_number_of(row), named), []).append(identity)
         for key, identities in classes.items():
             yield key, np.array(identities, np.uint32)
 
-    def _relevant(self, ports: NamedPorts) -> _Named:
-        return frozenset(item for item in ports.items() if item[0] in self._names)
+    def _relevant(self, ports: PortNames) -> PortNames:
+        return frozenset(item for item in ports if item[0] in self._names)
 
     def _of_groups(self, groups: Iterable[IdentityGroup]) -> PolicyEntries:
         classes: dict[_Class, list[int]] = {}
@@ -173,7 +169,7 @@ class EndpointPolicy:
         found = self._templates.get(key)
         if found is None:
             mask, named = key
-            rows = self._merger.rows(self._shares_of(mask, bool(named)), dict(named))
+            rows = self._merger.rows(self._shares_of(mask, bool(named)), named)
             found = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
             self._templates[key] = found
         return found
@@ -264,7 +260,7 @@ def resolve(
         revision,
         enforced,
         cache,
-        Merger(subject.named_ports, derivations),
+        Merger(frozenset(subject.named_ports.items()), derivations),
         of_anyone,
         {number: shares[selector] for number, selector in selectors.items()},
     )

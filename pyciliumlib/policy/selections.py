@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from attrs import define, field, frozen
@@ -12,12 +12,14 @@ from attrs import define, field, frozen
 from pyciliumlib.identity.labels import Labels
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.identity_index import IdentityIndex
-from pyciliumlib.policy.model import NamedPorts
+from pyciliumlib.policy.model import PortNames
 from pyciliumlib.policy.selector_index import SelectorIndex
-from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+_NO_PORTS: Final[PortNames] = frozenset()
 
 
 @define(eq=False)
@@ -52,10 +54,6 @@ class Selection:
         return f"Selection({str(self.selector)!r}, {len(self.identities)} identities)"
 
 
-#: Named ports in a form that can be a key.
-_Named = frozenset[tuple[str, tuple[int, Protocol]]]
-
-
 @frozen(eq=False)
 class IdentityGroup:
     """Identities in the same selections, with the same names for their ports.
@@ -64,7 +62,7 @@ class IdentityGroup:
     """
 
     identities: list[int]
-    named_ports: NamedPorts
+    named_ports: PortNames
     masks: Mapping[Any, int]
 
 
@@ -85,7 +83,7 @@ class SelectorCache:
 
     lock: threading.RLock = field(factory=threading.RLock)
     index: IdentityIndex = field(factory=IdentityIndex)
-    named_ports: dict[int, NamedPorts] = field(factory=dict)
+    named_ports: dict[int, PortNames] = field(factory=dict)
     _selections: dict[Selector, Selection] = field(factory=dict)
     _by_labels: SelectorIndex = field(factory=SelectorIndex)
 
@@ -107,7 +105,7 @@ class SelectorCache:
             self._by_labels.remove(selection.selector)
 
     def update(
-        self, added: Mapping[int, tuple[Labels, NamedPorts]], removed: Iterable[int]
+        self, added: Mapping[int, tuple[Labels, PortNames]], removed: Iterable[int]
     ) -> IdentityDelta:
         """Let identities go, then come; a number that gets other labels or ports does both.
 
@@ -124,20 +122,20 @@ class SelectorCache:
             removed=self._regroup(gone, Selection.leave), added=self._regroup(come, Selection.join)
         )
 
-    def _differs(self, identity: int, labels: Labels, named_ports: NamedPorts) -> bool:
+    def _differs(self, identity: int, labels: Labels, named_ports: PortNames) -> bool:
         known = self.index.labels.get(identity, labels)
-        return known != labels or self.named_ports.get(identity, {}) != named_ports
+        return known != labels or self.named_ports.get(identity, _NO_PORTS) != named_ports
 
-    def _remove(self, identity: int) -> tuple[Labels, NamedPorts]:
-        return self.index.remove(identity), self.named_ports.pop(identity, {})
+    def _remove(self, identity: int) -> tuple[Labels, PortNames]:
+        return self.index.remove(identity), self.named_ports.pop(identity, _NO_PORTS)
 
     def _regroup(
-        self, identities: Mapping[int, tuple[Labels, NamedPorts]], move: Any
+        self, identities: Mapping[int, tuple[Labels, PortNames]], move: Any
     ) -> list[IdentityGroup]:
         """Move identities into or out of their selections, a group at a time."""
-        members: dict[tuple[tuple[Selector, ...], _Named], list[int]] = {}
+        members: dict[tuple[tuple[Selector, ...], PortNames], list[int]] = {}
         for identity, (labels, named_ports) in identities.items():
-            key = self._by_labels.matching(labels), frozenset(named_ports.items())
+            key = self._by_labels.matching(labels), named_ports
             members.setdefault(key, []).append(identity)
         groups = []
         for (selectors, named), listed in members.items():
@@ -147,7 +145,7 @@ class SelectorCache:
                 move(selection, listed)
                 for user, number in selection.users.items():
                     masks[user] = masks.get(user, 0) | 1 << number
-            groups.append(IdentityGroup(listed, dict(named), masks))
+            groups.append(IdentityGroup(listed, named, masks))
         return groups
 
     def __len__(self) -> int:
