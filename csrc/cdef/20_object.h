@@ -44,6 +44,7 @@ int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
 const char *bpf_map__pin_path(const struct bpf_map *map);
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 struct bpf_map *bpf_map__inner_map(struct bpf_map *map);
+int bpf_map__set_inner_map_fd(struct bpf_map *map, int fd);
 const void *bpf_map__initial_value(struct bpf_map *map, size_t *psize);
 int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t size);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);

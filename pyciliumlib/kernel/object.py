@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyciliumlib.kernel import pin
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
 from pyciliumlib.kernel.failures import raise_for
 from pyciliumlib.kernel.map import Map
+from pyciliumlib.kernel.mapcreate import create_fd
 from pyciliumlib.kernel.mapinfo import differences
 from pyciliumlib.kernel.objectfile import each_map, each_program, map_name, opened
 from pyciliumlib.kernel.program import Program
@@ -130,8 +132,9 @@ def _refuse_mismatches(spec: ObjectSpec, given: Mapping[str, Map]) -> None:
 def _load(
     spec: ObjectSpec, given: Mapping[str, Map], undo: ExitStack
 ) -> tuple[dict[str, Map], dict[str, Program]]:
-    with opened(spec.data, spec.name) as handle:
+    with opened(spec.data, spec.name) as handle, ExitStack() as patterns:
         _prepare(handle, spec, given)
+        _give_inner(handle, spec, given, patterns)
         err = lib.bpf_object__load(handle)
         messages = take_messages(quiet=err != 0)
         if err:
@@ -148,6 +151,23 @@ def _load(
                 fd = _duplicate(lib.bpf_program__fd(found))
                 programs[name] = undo.enter_context(Program(fd, name, spec.programs[name].type))
         return maps, programs
+
+
+def _give_inner(
+    handle: Any, spec: ObjectSpec, given: Mapping[str, Map], patterns: ExitStack
+) -> None:
+    """Make the patterns of the maps inside maps here, and not leave it to libbpf.
+
+    libbpf makes them with types from BTF; Linux 5.15 to 6.1 then refuse maps without such
+    types, and maps that a process makes later have none.
+    """
+    for found in each_map(handle):
+        wanted = spec.maps[map_name(found)]
+        if wanted.inner is None or wanted.name in given or not wanted.autocreate:
+            continue
+        fd = create_fd(wanted.inner)
+        patterns.callback(os.close, fd)
+        _expect(lib.bpf_map__set_inner_map_fd(found, fd), f"prepare map {wanted.name!r}")
 
 
 def _prepare(handle: Any, spec: ObjectSpec, given: Mapping[str, Map]) -> None:

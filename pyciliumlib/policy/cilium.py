@@ -20,7 +20,13 @@ from pyciliumlib.policy.model import (
     Rule,
     Source,
 )
-from pyciliumlib.policy.peers import Scope, parse_selector, read_peers, reserved
+from pyciliumlib.policy.peers import (
+    Scope,
+    parse_selector,
+    read_group_references,
+    read_peers,
+    reserved,
+)
 from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
@@ -170,16 +176,24 @@ class _Reader:
         path = f"{self.path}.{section.name}"
         for entry, where in section.schema.read_list(entries, path, self.problems):
             peers = read_peers(entry, section.word, where, scope, self.problems)
+            groups = read_group_references(entry, section.word, where, self.problems)
             self._check_authentication(entry, where)
-            for ports in self._groups(entry, where, peers, context):
-                source = self._source(ports.path.removeprefix(self.path))
-                yield Clause(source, section.direction, section.deny, peers, ports.ports, ports.l7)
+            for ports in self._groups(entry, where, bool(peers or groups), context):
+                yield Clause(
+                    self._source(ports.path.removeprefix(self.path)),
+                    section.direction,
+                    section.deny,
+                    peers,
+                    ports.ports,
+                    ports.l7,
+                    groups,
+                )
 
     def _groups(
         self,
         entry: Mapping[str, Any],
         path: str,
-        peers: tuple[Selector, ...] | None,
+        names_peers: bool,
         context: PortContext,
     ) -> list[PortGroup]:
         if "toPorts" in entry and "icmps" in entry:
@@ -190,7 +204,7 @@ class _Reader:
         if "icmps" in entry:
             groups += read_icmps(entry["icmps"], f"{path}.icmps", self.problems)
         # peers alone are meant on all ports; an entry that names neither says nothing
-        return groups or [PortGroup((ALL_PORTS,) if peers else (), None, path)]
+        return groups or [PortGroup((ALL_PORTS,) if names_peers else (), None, path)]
 
     def _check_authentication(self, entry: Mapping[str, Any], path: str) -> None:
         if "authentication" not in entry:

@@ -127,11 +127,13 @@ CIDR_RULE: Final = Schema(
     {
         "cidr": TEXT,
         "except": LIST,
-        "cidrGroupRef": refused(Form.TEXT, "CIDR groups are not known; list the prefixes"),
-        "cidrGroupSelector": refused(Form.OBJECT, "CIDR groups are not known; list the prefixes"),
+        "cidrGroupRef": TEXT,
+        "cidrGroupSelector": OBJECT,
     },
     one_of=("cidr", "cidrGroupRef", "cidrGroupSelector"),
 )
+
+CIDR_GROUP: Final = Schema("CIDR group", {"externalCIDRs": LIST}, required=("externalCIDRs",))
 
 FQDN: Final = Schema("FQDN selector", {"matchName": TEXT, "matchPattern": TEXT})
 

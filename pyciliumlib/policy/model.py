@@ -118,11 +118,25 @@ PortNames = frozenset[tuple[str, tuple[int, Protocol]]]
 
 
 @frozen
+class GroupReference:
+    """CIDR groups, by name or by a selector of their labels, less some prefixes."""
+
+    name: str = ""
+    selector: Selector | None = None
+    excepts: tuple[Network, ...] = ()
+
+    def __str__(self) -> str:
+        groups = self.name if self.selector is None else str(self.selector)
+        return f"CIDR group {groups}"
+
+
+@frozen
 class Clause:
     """One statement: these peers, on these ports, are allowed or denied.
 
     `peers` None is any peer and an empty tuple none at all; several are alternatives, as are
-    `ports`. A clause that selects nothing still turns default deny on.
+    `ports`. A clause that selects nothing still turns default deny on. The prefixes of `groups`
+    are filled in beside the peers by who knows the groups.
     """
 
     source: Source
@@ -131,6 +145,7 @@ class Clause:
     peers: tuple[Selector, ...] | None
     ports: tuple[PortMatch, ...]
     l7: L7 | None = None
+    groups: tuple[GroupReference, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -171,16 +186,20 @@ class PolicyKey:
 
 @frozen
 class PolicyDocument:
-    """One policy object: its key and its rules."""
+    """One policy object: its key and its rules. A CIDR group has `members` and no rules."""
 
     key: PolicyKey
     rules: tuple[Rule, ...]
     labels: Mapping[str, str] = field(factory=dict, hash=False)
+    members: tuple[Network, ...] = ()
 
     def prefixes(self) -> Iterator[Network]:
-        """The prefixes that its rules name, exceptions too; one may come several times."""
+        """The prefixes that it names, exceptions too; one may come several times."""
+        yield from self.members
         for rule in self.rules:
             for clause in rule.clauses:
+                for reference in clause.groups:
+                    yield from reference.excepts
                 for selector in clause.peers or ():
                     for requirement in selector.requirements:
                         if requirement.source == SOURCE_CIDR:

@@ -27,6 +27,7 @@ from pyciliumlib.identity.labels import (
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7_reader import read_fqdns
+from pyciliumlib.policy.model import GroupReference
 from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.types import parse_network
@@ -264,6 +265,32 @@ def _cidr_sets(
         excepts = read_excepts(item.get("except", []), f"{where}.except", network, problems)
         if network is not None:
             yield select_prefix(network, excepts, scope.settings)
+
+
+def read_group_references(
+    entry: Mapping[str, Any], word: str, path: str, problems: Problems
+) -> tuple[GroupReference, ...]:
+    """The CIDR groups that an entry's CIDR sets refer to; `read_peers` has checked their fields."""
+    field = f"{word}CIDRSet"
+    found = []
+    for index, item in enumerate(entry.get(field, ())):
+        if not isinstance(item, Mapping) or item.get("cidr") is not None:
+            continue
+        where = f"{path}.{field}[{index}]"
+        excepts = tuple(
+            prefix
+            for text, at in texts(item.get("except") or [], f"{where}.except", problems)
+            if (prefix := parse_prefix(text, at, problems)) is not None
+        )
+        if isinstance(item.get("cidrGroupRef"), str):
+            found.append(GroupReference(item["cidrGroupRef"], excepts=excepts))
+        elif item.get("cidrGroupSelector") is not None:
+            selector = parse_selector(
+                item["cidrGroupSelector"], f"{where}.cidrGroupSelector", problems
+            )
+            if selector is not None:
+                found.append(GroupReference(selector=selector, excepts=excepts))
+    return tuple(found)
 
 
 def read_excepts(

@@ -19,6 +19,7 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.cidr_groups import CIDR_GROUP, fill, refers
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
@@ -72,12 +73,33 @@ class _Endpoint:
 class _Rules:
     """Documents, and their rules filed by subject."""
 
+    _settings: PolicySettings
     documents: dict[PolicyKey, PolicyDocument] = field(factory=dict)
     _prefixes: Counter[Network] = field(factory=Counter)
     _by_subject: dict[Selector, dict[tuple[PolicyKey, int], Handout]] = field(factory=dict)
     _subjects: SelectorIndex = field(factory=SelectorIndex)
+    _groups: dict[PolicyKey, PolicyDocument] = field(factory=dict)
+    #: Documents that refer to groups, so that they follow them.
+    _referring: dict[PolicyKey, PolicyDocument] = field(factory=dict)
 
-    def put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
+    def change(
+        self, wanted: Mapping[PolicyKey, PolicyDocument | None]
+    ) -> dict[PolicyKey, PolicyDocument | None]:
+        """Replace or (None) delete documents; what was there, in the form that turns it back."""
+        before = {key: self._put(key, document) for key, document in wanted.items()}
+        if any(key.kind == CIDR_GROUP for key in wanted):
+            for key, document in tuple(self._referring.items()):
+                self._put(key, document)
+        return before
+
+    def touched(self, wanted: Mapping[PolicyKey, PolicyDocument | None]) -> list[Rule]:
+        """The rules that a change of these documents is about, as they are now."""
+        documents = [document for document in wanted.values() if document]
+        if any(key.kind == CIDR_GROUP for key in wanted):
+            documents += self._referring.values()
+        return [rule for document in documents for rule in document.rules]
+
+    def _put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
         """Replace or (None) delete a document; what was there."""
         before = self.documents.pop(key, None)
         for prefix in before.prefixes() if before else ():
@@ -90,13 +112,23 @@ class _Rules:
             if not handouts:
                 del self._by_subject[rule.subject]
                 self._subjects.remove(rule.subject)
+        for keeper in (self._groups, self._referring):
+            keeper.pop(key, None)
         if document is not None:
-            self.documents[key] = document
-            self._prefixes.update(document.prefixes())
-            for number, rule in enumerate(document.rules):
-                self._by_subject.setdefault(rule.subject, {})[key, number] = Handout(rule)
-                self._subjects.add(rule.subject)
+            self._file(key, document)
         return before
+
+    def _file(self, key: PolicyKey, document: PolicyDocument) -> None:
+        self.documents[key] = document
+        self._prefixes.update(document.prefixes())
+        if key.kind == CIDR_GROUP:
+            self._groups[key] = document
+        if refers(document):
+            self._referring[key] = document
+        for number, rule in enumerate(document.rules):
+            handout = Handout(fill(rule, self._groups, self._settings))
+            self._by_subject.setdefault(rule.subject, {})[key, number] = handout
+            self._subjects.add(rule.subject)
 
     def prefixes(self) -> frozenset[Network]:
         """The prefixes that any rule names."""
@@ -133,7 +165,7 @@ class Repository:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self.settings = settings or PolicySettings()
-        self._rules = _Rules()
+        self._rules = _Rules(self.settings)
         self._cache = SelectorCache()
         self._lock = self._cache.lock
         self._derivations = Derivations()
@@ -193,7 +225,7 @@ class Repository:
         documents: Documents | None = None,
     ) -> Change:
         with self._lock:
-            before = {key: self._rules.put(key, document) for key, document in wanted.items()}
+            before = self._rules.change(wanted)
             resolved: dict[int, EndpointPolicy] = {}
             try:
                 for number in self._touched(before, wanted):
@@ -204,8 +236,7 @@ class Repository:
             except BaseException:
                 for policy in resolved.values():
                     policy.release()
-                for key, document in before.items():
-                    self._rules.put(key, document)
+                self._rules.change(before)
                 raise
             self._revision += 1
             for number, policy in resolved.items():
@@ -220,8 +251,7 @@ class Repository:
 
     def _touched(self, *sets: Mapping[PolicyKey, PolicyDocument | None]) -> list[int]:
         """The endpoints that a rule of these documents governs."""
-        documents = [document for found in sets for document in found.values() if document]
-        rules = [rule for document in documents for rule in document.rules]
+        rules = [rule for documents in sets for rule in self._rules.touched(documents)]
         return [
             number
             for number, endpoint in self._endpoints.items()

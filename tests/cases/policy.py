@@ -98,6 +98,7 @@ def run_case(case: Mapping[str, Any]) -> Result:
             _add_identity(repository, peer)
         repository.add_endpoint(SUBJECT, subject.labels, subject.named_ports)
         documents = [d for d in yaml.safe_load_all(case["policies"]) if _is_policy(d, case)]
+        documents += [_group(*item) for item in case.get("cidr_groups", {}).items()]
         repository.apply(parse(documents, settings, prune="subject_labels" not in case))
     except UnsupportedError as error:
         return Result(name, unsupported=tuple(map(_kind_of, error.problems)))
@@ -158,6 +159,16 @@ def _add_identity(repository: Repository, peer: Party) -> None:
     number = _number(peer)
     names = {number: peer.named_ports} if peer.named_ports else {}
     repository.update_identities({number: peer.labels}, named_ports=names)
+
+
+def _group(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A group that was there, as its object."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name, "labels": data["labels"]},
+        "spec": {"externalCIDRs": data["cidrs"]},
+    }
 
 
 def _is_policy(document: Any, case: Mapping[str, Any]) -> bool:

@@ -236,7 +236,6 @@ LATER = {
     "fromGroups": ingress(fromGroups=[{}]),
     "toServices": egress(toServices=[{}]),
     "toBandwidth": egress(toBandwidth={"rate": "10mbit"}),
-    "cidrGroupRef": ingress(fromCIDRSet=[{"cidrGroupRef": "g"}]),
     "authentication": ingress(fromEndpoints=[{}], authentication={"mode": "required"}),
     "log": cnp(ingress=[{}], log={"value": "x"}),
     "fromNodes": ingress(fromNodes=[{}]),
