@@ -51,6 +51,16 @@ def policy(
     }
 
 
+def cidr_group(name: str, *cidrs: str) -> dict[str, Any]:
+    """A CiliumCIDRGroup of these prefixes."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name},
+        "spec": {"externalCIDRs": list(cidrs)},
+    }
+
+
 def apps(word: str, *names: str) -> dict[str, Any]:
     """`word` is "from" or "to": the pods of these apps."""
     return {f"{word}Endpoints": [{"matchLabels": {"app": name}} for name in names]}

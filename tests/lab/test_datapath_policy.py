@@ -14,6 +14,9 @@ WEB_TO_API = scenes.policy(
     "api", {"app": "api"}, ingress=[{**apps("from", "web"), **ports("80/TCP", "8000/TCP")}]
 )
 NOBODY_TO_API = scenes.policy("api", {"app": "api"}, ingress=[apps("from", "nobody")])
+OFFICE_TO_API = scenes.policy(
+    "api", {"app": "api"}, ingress=[{"fromCIDRSet": [{"cidrGroupRef": "office"}]}]
+)
 WEB_GOES_TO_API = scenes.policy("web", {"app": "web"}, egress=[apps("to", "api")])
 WEB_GOES_NOWHERE = scenes.policy("web", {"app": "web"}, egress=[apps("to", "nobody")])
 
@@ -91,6 +94,18 @@ def test_a_withdrawn_rule_bites_on_the_next_packet(
         assert len({(flow.src, flow.dst) for flow in (*dropped, *scene.drops())}) == 2
         scene.dp.policy.apply(allowing)
         assert comes(receiver, 3.0) and comes(sender, 3.0)
+
+
+@VERSIONS
+def test_rules_follow_a_cidr_group(scene: Scene, version: int) -> None:
+    """The world comes in as long as the group has its address."""
+    everybody = ["198.51.100.0/24", "2001:db8:ffff::/64"]
+    there = [*everybody, f"{scene.world.ip4}/32", f"{scene.world.ip6}/128"]
+    scene.dp.policy.apply([scenes.cidr_group("office", *there), OFFICE_TO_API])
+    assert scene.verdict("world", "api", "80/TCP", version) == OPEN
+    scene.dp.policy.apply(scenes.cidr_group("office", *everybody))
+    assert scene.verdict("world", "api", "80/TCP", version) == POLICY
+    assert not scene.dp.drift()
 
 
 @VERSIONS
