@@ -9,7 +9,7 @@ from attrs import frozen
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED
-from pyciliumlib.identity.selector import Selector
+from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.model import (
     ALL_PORTS,
@@ -28,6 +28,7 @@ from pyciliumlib.policy.peers import (
     reserved,
 )
 from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
+from pyciliumlib.policy.requires import read_requires
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
 
@@ -128,6 +129,7 @@ class _Reader:
             enforces,
             self._default_deny(item, enforces),
             item.get("description", ""),
+            tuple(self._requires(item, scope)),
         )
 
     def _source(self, path: str) -> Source:
@@ -187,7 +189,19 @@ class _Reader:
                     ports.ports,
                     ports.l7,
                     groups,
+                    f"{section.word}Endpoints" in entry and not section.deny,
                 )
+
+    def _requires(
+        self, item: Mapping[str, Any], scope: Scope
+    ) -> Iterator[tuple[Direction, Requirement]]:
+        for section in _SECTIONS:
+            field = f"{section.word}Requires"
+            for index, entry in enumerate(item.get(section.name, ())):
+                if isinstance(entry, Mapping) and isinstance(entry.get(field), list):
+                    path = f"{self.path}.{section.name}[{index}]"
+                    for requirement in read_requires(entry, field, path, scope, self.problems):
+                        yield section.direction, requirement
 
     def _groups(
         self,

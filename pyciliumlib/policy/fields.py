@@ -76,10 +76,6 @@ RULE: Final = Schema(
 
 DEFAULT_DENY: Final = Schema("enableDefaultDeny", {"ingress": BOOL, "egress": BOOL})
 
-_REQUIRES: Final = FieldSpec(
-    Form.LIST,
-    refused="it was removed in Cilium 1.19; put the labels into the fromEndpoints of each rule",
-)
 _GROUPS: Final = refused(Form.LIST, "cloud security groups are not looked up; write fromCIDR")
 _SHARED: Final[dict[str, FieldSpec]] = {
     "toPorts": LIST,
@@ -94,7 +90,7 @@ _FROM: Final[dict[str, FieldSpec]] = {
     "fromCIDRSet": LIST,
     "fromNodes": LIST,
     "fromGroups": _GROUPS,
-    "fromRequires": _REQUIRES,
+    "fromRequires": LIST,
 }
 _TO: Final[dict[str, FieldSpec]] = {
     "toEndpoints": LIST,
@@ -103,7 +99,7 @@ _TO: Final[dict[str, FieldSpec]] = {
     "toCIDRSet": LIST,
     "toNodes": LIST,
     "toGroups": _GROUPS,
-    "toRequires": _REQUIRES,
+    "toRequires": LIST,
     "toServices": refused(Form.LIST, "services are not known to policy; select their backends"),
 }
 

@@ -21,7 +21,7 @@ from pyciliumlib.identity.labels import (
     LabelsLike,
     prefix_of_key,
 )
-from pyciliumlib.identity.selector import Selector
+from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Network, Protocol
 from pyciliumlib.types.ports import PORT_MAX
@@ -136,7 +136,8 @@ class Clause:
 
     `peers` None is any peer and an empty tuple none at all; several are alternatives, as are
     `ports`. A clause that selects nothing still turns default deny on. The prefixes of `groups`
-    are filled in beside the peers by who knows the groups.
+    are filled in beside the peers by who knows the groups. The peers of a `confined` clause are
+    pods that must also have what the rules of the subject require.
     """
 
     source: Source
@@ -146,6 +147,7 @@ class Clause:
     ports: tuple[PortMatch, ...]
     l7: L7 | None = None
     groups: tuple[GroupReference, ...] = ()
+    confined: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -160,7 +162,8 @@ class Rule:
     """One `spec`: whom it governs, and its clauses.
 
     `enforces` holds the directions it speaks about, `default_deny` those of them in which what it
-    does not allow is denied.
+    does not allow is denied. `requires` are conditions on the pods that any rule of the same
+    subject names as peers (`fromRequires`, `toRequires`; Cilium before 1.19).
     """
 
     source: Source
@@ -170,6 +173,7 @@ class Rule:
     enforces: frozenset[Direction]
     default_deny: frozenset[Direction]
     description: str = ""
+    requires: tuple[tuple[Direction, Requirement], ...] = ()
 
 
 @frozen(order=True)

@@ -35,6 +35,7 @@ from pyciliumlib.policy.model import (
     Rule,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
+from pyciliumlib.policy.requires import confine
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
 from pyciliumlib.policy.selector_index import SelectorIndex
@@ -142,7 +143,10 @@ class _Rules:
             for handout in self._by_subject[selector].values()
             if governs(handout.rule, subject)
         ]
-        return sorted(found, key=lambda handout: handout.rule.source)
+        found.sort(key=lambda handout: handout.rule.source)
+        rules = [handout.rule for handout in found]
+        confined = confine(rules)
+        return found if confined is rules else [Handout(rule) for rule in confined]
 
     def governing(self, subject: Party) -> list[Rule]:
         """The rules about `subject`, in that order."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pyciliumlib.identity import ReservedIdentity
 from pyciliumlib.policy import Direction, Party, PolicySettings, Reason, Repository, Verdict, parse
 from pyciliumlib.policy.model import PortMatch
 from pyciliumlib.policy.table import PolicyLookup
@@ -237,3 +238,50 @@ def test_names_of_ports_are_those_of_whoever_listens() -> None:
         decided = repository.decide(subject, number, direction, f"{target}/TCP").verdict
         found = table.lookup(direction, number, TCP, target).verdict
         assert (expected, expected) == (decided, found), (direction, number, target)
+
+
+REQUIRED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: required, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress: [{fromRequires: [{matchLabels: {env: prod}}]}]
+"""
+ALLOWED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: allowed, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: client}}]
+    toPorts: [{ports: [{port: "80"}]}]
+  - fromEntities: [host]
+"""
+
+
+def test_what_one_document_requires_holds_for_the_pods_of_another() -> None:
+    """`fromRequires` narrows `fromEndpoints` of the same subject, not other peers, and allows
+    nobody by itself; when it goes the rules are what they were."""
+
+    repository = Repository()
+    repository.update_identities({1001: [*pod("client"), "k8s:env=prod"], 1002: pod("client")})
+    repository.add_endpoint(1, SUBJECT)
+
+    def seen() -> list[tuple[str, str]]:
+        lookup = PolicyLookup.of(repository.policy(1).entries())
+        peers = (1001, 1002, int(ReservedIdentity.HOST))
+        model = [repository.decide(SUBJECT, n, Direction.INGRESS, "80/TCP") for n in peers]
+        table = [lookup.lookup(Direction.INGRESS, n, Protocol.TCP, 80) for n in peers]
+        return [
+            (str(said.verdict), str(hit.verdict)) for said, hit in zip(model, table, strict=True)
+        ]
+
+    allow, deny = ("allow", "allow"), ("deny", "deny")
+    repository.apply(ALLOWED)
+    assert seen() == [allow, allow, allow]
+    change = repository.apply(REQUIRED)
+    assert seen() == [allow, deny, allow]
+    repository.undo(change)
+    assert seen() == [allow, allow, allow]

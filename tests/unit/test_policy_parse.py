@@ -232,7 +232,6 @@ def test_a_wrong_document_is_refused(document: dict[str, Any], words: str) -> No
 
 
 LATER = {
-    "fromRequires": ingress(fromRequires=[{}]),
     "fromGroups": ingress(fromGroups=[{}]),
     "toServices": egress(toServices=[{}]),
     "toBandwidth": egress(toBandwidth={"rate": "10mbit"}),
