@@ -30,9 +30,13 @@ struct policy_entry {
 	__u8 lpm_bits;		/* protocol and port bits that the key fixes, 0..24 */
 	__u32 precedence;	/* inverted priority << 8 | 255 deny, 2..254 redirect, 1 allow */
 	__u32 rule;		/* cookie of the rules behind the entry, 0 = none */
-	__u8 auth_type;
+	__u8 auth_type;		/* how the ends prove who they are, and AUTH_EXPLICIT */
 	__u8 pad[3];
 };
+
+/* A rule of this very entry says how; without it the mode is that of a wider entry. */
+#define AUTH_EXPLICIT 0x80
+#define AUTH_MODE 0x7f
 
 #define POLICY_FULL_PREFIX 64
 
@@ -98,6 +102,16 @@ policy_choose(const struct policy_entry *own, const struct policy_entry *any)
 	return any->lpm_bits > own->lpm_bits ? any : own;
 }
 
+/* Whether the ends must be authenticated: what the entry that decides says, or, where it says
+ * nothing itself, the other one of the same precedence. */
+static __always_inline bool policy_authenticates(const struct policy_entry *entry,
+						 const struct policy_entry *other)
+{
+	if (entry->auth_type & AUTH_EXPLICIT || !other || other->precedence != entry->precedence)
+		return entry->auth_type & AUTH_MODE;
+	return (entry->auth_type | other->auth_type) & AUTH_MODE;
+}
+
 struct policy_query {
 	__u32 generation;
 	__u32 endpoint;		/* whose policy */
@@ -137,6 +151,8 @@ static __always_inline int policy_decide(const struct policy_query *query, __u32
 		return DROP_POLICY_DENY;
 	if ((entry->precedence & 0xff) == 0)
 		return DROP_POLICY;
+	if (policy_authenticates(entry, entry == own ? any : own))
+		return DROP_POLICY_AUTH_REQUIRED;
 	return entry->proxy_port ? DROP_NO_PROXY : FORWARDED;
 }
 

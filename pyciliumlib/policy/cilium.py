@@ -13,6 +13,7 @@ from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.model import (
     ALL_PORTS,
+    Authentication,
     Clause,
     Direction,
     PolicyDocument,
@@ -35,7 +36,7 @@ from pyciliumlib.policy.settings import PolicySettings
 CNP: Final = "CiliumNetworkPolicy"
 CCNP: Final = "CiliumClusterwideNetworkPolicy"
 API_VERSIONS: Final = ("cilium.io/v2",)
-_AUTH_MODES: Final = ("disabled", "required", "test-always-fail")
+_AUTH_MODES: Final = {str(mode): mode for mode in Authentication}
 
 
 @frozen
@@ -179,7 +180,7 @@ class _Reader:
         for entry, where in section.schema.read_list(entries, path, self.problems):
             peers = read_peers(entry, section.word, where, scope, self.problems)
             groups = read_group_references(entry, section.word, where, self.problems)
-            self._check_authentication(entry, where)
+            authentication = self._authentication(entry, where)
             for ports in self._groups(entry, where, bool(peers or groups), context):
                 yield Clause(
                     self._source(ports.path.removeprefix(self.path)),
@@ -190,6 +191,7 @@ class _Reader:
                     ports.l7,
                     groups,
                     f"{section.word}Endpoints" in entry and not section.deny,
+                    authentication,
                 )
 
     def _requires(
@@ -220,13 +222,15 @@ class _Reader:
         # peers alone are meant on all ports; an entry that names neither says nothing
         return groups or [PortGroup((ALL_PORTS,) if names_peers else (), None, path)]
 
-    def _check_authentication(self, entry: Mapping[str, Any], path: str) -> None:
+    def _authentication(self, entry: Mapping[str, Any], path: str) -> Authentication | None:
         if "authentication" not in entry:
-            return
+            return None
         where = f"{path}.authentication"
         item = fields.AUTHENTICATION.read(entry["authentication"], where, self.problems)
         mode = item.get("mode", "disabled")
         if mode not in _AUTH_MODES:
             self.problems.add(f"{where}.mode", f"unknown mode {mode!r}{nearest(mode, _AUTH_MODES)}")
-        elif mode != "disabled":
-            self.problems.unsupported(where, "peers are not authenticated; leave the field out")
+            return None
+        if mode != "disabled":
+            self.problems.warn(where, "there is no authenticator yet: such traffic is dropped")
+        return _AUTH_MODES[mode]

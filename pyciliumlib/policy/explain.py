@@ -101,7 +101,8 @@ def _cell(text: str) -> str:
 def _because(decision: Decision) -> str:
     by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.clauses))
     if by:
-        return f"{decision.verdict}: {decision.reason.value}, {by}"
+        must = f" (authentication: {decision.authentication})" if decision.authentication else ""
+        return f"{decision.verdict}: {decision.reason.value}, {by}{must}"
     if decision.reason is Reason.DEFAULT_DENY and decision.governing:
         rules = "; ".join(
             str(rule.source)

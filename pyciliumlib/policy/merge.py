@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from pyciliumlib.policy.derivation import Derivation, Derivations
-from pyciliumlib.policy.entries import NO_PROXY, EntryValue, Slot, precedence
+from pyciliumlib.policy.entries import (
+    AUTH_EXPLICIT,
+    AUTH_MODE,
+    NO_PROXY,
+    EntryValue,
+    Slot,
+    precedence,
+)
 from pyciliumlib.policy.model import Direction, PortNames, Verdict
 from pyciliumlib.policy.shares import Share
 
@@ -32,10 +39,11 @@ class Merger:
             for slot in self._slots(share, named):
                 by_slot.setdefault(slot, []).append(share)
         best = {slot: max(share.action for share in found) for slot, found in by_slot.items()}
-        return {
+        rows = {
             slot: self._value([share for share in by_slot[slot] if share.action == best[slot]])
             for slot in self._deciding(best)
         }
+        return _inherit_authentication(rows) if any(v.auth for v in rows.values()) else rows
 
     def _deciding(self, best: Mapping[Slot, int]) -> Iterable[Slot]:
         """The slots that no wider one outranks, where `best` is the action of each."""
@@ -63,7 +71,9 @@ class Merger:
         derivation = self._derivation_of(shares)
         self.used[derivation.cookie] = derivation
         proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        return EntryValue(precedence(shares[0].action), derivation.cookie, proxy_port)
+        said = [s.authentication for s in shares if s.authentication is not None]
+        auth = AUTH_EXPLICIT | max(said) if said else 0
+        return EntryValue(precedence(shares[0].action), derivation.cookie, proxy_port, auth)
 
     def _derivation_of(self, shares: list[Share]) -> Derivation:
         first = shares[0]
@@ -75,3 +85,17 @@ class Merger:
             l7 = (first.l7,) if first.l7 else ()
             first.derivation = self._derivations.intern(first.verdict, (first.source,), l7)
         return first.derivation
+
+
+def _inherit_authentication(rows: Mapping[Slot, EntryValue]) -> dict[Slot, EntryValue]:
+    """Where an entry says nothing of it, that of the nearest wider one that decides alike holds."""
+    found = dict(rows)
+    for slot, value in rows.items():
+        if value.auth & AUTH_EXPLICIT:
+            continue
+        for wider in slot.wider():
+            other = rows.get(wider)
+            if other and other.auth & AUTH_EXPLICIT and other.precedence == value.precedence:
+                found[slot] = evolve(value, auth=other.auth & AUTH_MODE)
+                break
+    return found

@@ -48,6 +48,17 @@ class Verdict(enum.Enum):
         return self.value
 
 
+class Authentication(enum.IntEnum):
+    """Whether the ends must prove who they are; the numbers are those of the policy map."""
+
+    DISABLED = 0
+    REQUIRED = 1
+    TEST_ALWAYS_FAIL = 2
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
 def _document_name(kind: str, namespace: str, name: str) -> str:
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
@@ -148,6 +159,8 @@ class Clause:
     l7: L7 | None = None
     groups: tuple[GroupReference, ...] = ()
     confined: bool = False
+    #: None where the clause says nothing of it.
+    authentication: Authentication | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -17,6 +17,7 @@ from pyciliumlib.policy.entries import ALLOW_BYTE, DENY_BYTE, Slot
 from pyciliumlib.policy.l7 import L7, Parser
 from pyciliumlib.policy.model import (
     ALL_PORTS,
+    Authentication,
     Clause,
     Direction,
     Party,
@@ -52,6 +53,7 @@ class Share:
     match: PortMatch
     action: int
     l7: L7 | None = None
+    authentication: Authentication | None = None
     #: That of an entry which this share alone decides, once it was asked for.
     derivation: Derivation | None = None
 
@@ -140,7 +142,9 @@ def _audience(clause: Clause) -> Iterable[Selector | None]:
 def _shares(clause: Clause) -> Iterator[Share]:
     action = _action(clause)
     for match in clause.ports:
-        yield Share(clause.source, clause.direction, match, action, clause.l7)
+        yield Share(
+            clause.source, clause.direction, match, action, clause.l7, clause.authentication
+        )
 
 
 def _implied(
@@ -166,6 +170,7 @@ def _implied(
 
 def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
     for selector, listed in shares.items():
+        _refuse_two_modes(selector, listed)
         proxies: dict[tuple[Direction, PortMatch], dict[L7, Source]] = {}
         for share in listed:
             if share.l7 is None:
@@ -181,6 +186,20 @@ def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
                         f"proxies ({other} and {wanted}); give one of them another port or peer"
                     )
             known.setdefault(wanted, share.source)
+
+
+def _refuse_two_modes(selector: Selector | None, listed: Sequence[Share]) -> None:
+    modes: dict[tuple[Direction, PortMatch], Share] = {}
+    for share in listed:
+        if share.authentication is None:
+            continue
+        other = modes.setdefault((share.direction, share.match), share)
+        if other.authentication is not share.authentication:
+            peer = "any peer" if selector is None else str(selector)
+            raise PolicyError(
+                f"{other.source} and {share.source} say {other.authentication} and "
+                f"{share.authentication} of {share.match} of {peer}; let both say the same"
+            )
 
 
 def _contradict(first: L7, second: L7) -> bool:

@@ -16,6 +16,8 @@ from attrs import define, field, frozen
 from pyciliumlib.errors import LayoutError
 from pyciliumlib.policy.entries import (
     ANY_IDENTITY,
+    AUTH_EXPLICIT,
+    AUTH_MODE,
     FLAG_DENY,
     KEY_DTYPE,
     NO_PROXY,
@@ -24,7 +26,7 @@ from pyciliumlib.policy.entries import (
     PolicyEntries,
     as_bytes,
 )
-from pyciliumlib.policy.model import Direction, Verdict
+from pyciliumlib.policy.model import Authentication, Direction, Verdict
 from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 DROP_POLICY: Final = 133
 DROP_POLICY_DENY: Final = 181
 DROP_NO_PROXY: Final = 220
+#: The rule asks for authentication, and the ends are not authenticated.
+DROP_POLICY_AUTH_REQUIRED: Final = 189
 
 
 @frozen(eq=False)
@@ -145,15 +149,21 @@ def drift(wanted: PolicyEntries, map_: MapLike) -> Plan:
 
 @frozen
 class Hit:
-    """What a lookup says: `rule` is the cookie of the entry that decided, 0 if none did."""
+    """What a lookup says: `rule` is the cookie of the entry that decided, 0 if none did.
+
+    `drop_reason` is that of a packet now: while nobody authenticates and there is no proxy, also
+    of one that the verdict does not deny.
+    """
 
     verdict: Verdict
     drop_reason: int = 0
     rule: int = 0
     precedence: int = 0
+    authentication: Authentication = Authentication.DISABLED
 
 
 _Key = tuple[int, int, int, int, int]
+_Value = tuple[int, int, int, int, int, int]
 
 
 @define
@@ -164,7 +174,7 @@ class PolicyLookup:
     the higher precedence decides, then the longer prefix, then the identity's own.
     """
 
-    _entries: dict[_Key, tuple[int, int, int, int, int]] = field(factory=dict)
+    _entries: dict[_Key, _Value] = field(factory=dict)
 
     @classmethod
     def of(cls, entries: PolicyEntries) -> PolicyLookup:
@@ -181,6 +191,7 @@ class PolicyLookup:
             values["flags"].tolist(),
             values["proxy_port"].tolist(),
             values["rule"].tolist(),
+            values["auth_type"].tolist(),
             strict=True,
         )
         return cls({row[:5]: row[5:] for row in columns})
@@ -192,19 +203,22 @@ class PolicyLookup:
         found = max((e for e in (own, anyone) if e), key=lambda e: e[:2], default=None)
         if found is None:
             return Hit(Verdict.DENY, DROP_POLICY)
-        order, _, flags, proxy_port, rule = found
+        order, _, flags, proxy_port, rule, auth = found
+        other = anyone if found is own else own
+        if not auth & AUTH_EXPLICIT and other and other[0] == order:
+            auth = max(auth & AUTH_MODE, other[5] & AUTH_MODE)
+        mode = Authentication(auth & AUTH_MODE)
         if flags & FLAG_DENY:
             return Hit(Verdict.DENY, DROP_POLICY_DENY, rule, order)
         if not order & 0xFF:  # "pass": nothing decides
             return Hit(Verdict.DENY, DROP_POLICY, rule, order)
-        if proxy_port:
-            reason = DROP_NO_PROXY if proxy_port == NO_PROXY else 0
-            return Hit(Verdict.REDIRECT, reason, rule, order)
-        return Hit(Verdict.ALLOW, 0, rule, order)
+        verdict = Verdict.REDIRECT if proxy_port else Verdict.ALLOW
+        reason = DROP_NO_PROXY if proxy_port == NO_PROXY else 0
+        if mode:
+            reason = DROP_POLICY_AUTH_REQUIRED
+        return Hit(verdict, reason, rule, order, mode)
 
-    def _longest(
-        self, identity: int, direction: int, protocol: int, port: int
-    ) -> tuple[int, int, int, int, int] | None:
+    def _longest(self, identity: int, direction: int, protocol: int, port: int) -> _Value | None:
         for bits in range(16, -1, -1):
             masked = port >> (16 - bits) << (16 - bits)
             found = self._entries.get((identity, direction, protocol, masked, 8 + bits))

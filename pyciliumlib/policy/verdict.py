@@ -20,6 +20,7 @@ from pyciliumlib.policy.enforcement import (
     is_enforced,
 )
 from pyciliumlib.policy.model import (
+    Authentication,
     Clause,
     Direction,
     NamedPorts,
@@ -74,6 +75,7 @@ class Decision:
     clauses: tuple[Clause, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
     governing: tuple[Rule, ...] = ()
+    authentication: Authentication = Authentication.DISABLED
 
     @property
     def enforced(self) -> bool:
@@ -113,7 +115,8 @@ def decide(
         denied = verdict is Verdict.DENY
         turning = [miss for miss in near if miss.clause.deny != denied]
         near_misses = tuple(turning[:NEAR_MISSES_MAX])
-        return Decision(direction, subject, peer, verdict, reason, by, near_misses, governing)
+        must = _authentication(by, protocol, port, named)
+        return Decision(direction, subject, peer, verdict, reason, by, near_misses, governing, must)
 
     if matched[Verdict.DENY]:
         return decision(Verdict.DENY, Reason.DENY_RULE)
@@ -129,6 +132,34 @@ def decide(
 
 
 _BY_RULE: Final = (Reason.RULE, Reason.L7, Reason.DENY_RULE)
+
+
+def _authentication(
+    clauses: Iterable[Clause], protocol: Protocol, port: int, named: NamedPorts
+) -> Authentication:
+    """What the clauses that decided say of it: of those that say anything, the narrowest.
+
+    Fewer ports are narrower, then named peers than any peer; of equals the stricter holds.
+    """
+
+    def rank(clause: Clause) -> tuple[int, bool, int]:
+        widths = [width(m) for m in clause.ports if covers_port(m, protocol, port, named)]
+        return -min(widths), names_peers(clause), clause.authentication or 0
+
+    said = [clause for clause in clauses if clause.authentication is not None]
+    return (max(said, key=rank).authentication if said else None) or Authentication.DISABLED
+
+
+def width(match: PortMatch) -> int:
+    """How many ports a match is about; more than there are for every protocol."""
+    if match.protocol is Protocol.ANY:
+        return 1 << 17
+    return 1 if match.name else match.last - match.first + 1
+
+
+def names_peers(clause: Clause) -> bool:
+    """Whether a clause is about some peers, and not about any."""
+    return clause.peers is not None and all(peer.requirements for peer in clause.peers)
 
 
 def selects_peer(clause: Clause, peer: Party) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyciliumlib.flow import DropReason
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
+    AUTH_EXPLICIT,
     DENY_BYTE,
     NO_PROXY,
     EntryValue,
@@ -64,7 +65,8 @@ def reference(rows: Rows, probe: Probe) -> Answer:
     """Of the entries that match, the one of the highest precedence.
 
     Of several such, the narrowest, and then the identity's own. Within one identity a narrower
-    entry hides all wider ones.
+    entry hides all wider ones. An entry that says nothing of authentication takes the word of
+    another of its precedence.
     """
     best: dict[int, tuple[Slot, EntryValue]] = {}
     for (identity, slot), value in rows.items():
@@ -79,6 +81,10 @@ def reference(rows: Rows, probe: Probe) -> Answer:
     )
     if value.precedence & 0xFF == DENY_BYTE:
         return Answer(DropReason.POLICY_DENY, value.rule)
+    others = [other for _, other in best.values() if other.precedence == value.precedence]
+    said = [value] if value.auth & AUTH_EXPLICIT else others
+    if any(entry.auth & ~AUTH_EXPLICIT for entry in said):
+        return Answer(DropReason.POLICY_AUTH_REQUIRED, value.rule)
     return Answer(DropReason.NO_PROXY if value.proxy_port else 0, value.rule)
 
 
@@ -103,7 +109,8 @@ def policies(draw: st.DrawFn) -> Rows:
         order = precedence(action, draw(st.sampled_from((0, 0, 0, 1, 0xFFFFFF))))
         proxy = NO_PROXY if action == REDIRECT_BYTE else 0
         identity = draw(st.sampled_from((ANYONE, *IDENTITIES)))
-        rows[identity, slot] = EntryValue(order, cookie, proxy)
+        auth = 0 if action == DENY_BYTE else draw(st.sampled_from((0, 0, 0, 1, 2, 0x80, 0x81)))
+        rows[identity, slot] = EntryValue(order, cookie, proxy, auth)
     return rows
 
 

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from pyciliumlib.errors import PolicyError, UnsupportedError
 from pyciliumlib.policy import Direction, Party, PolicySettings, Repository, parse
+from pyciliumlib.policy.model import Authentication
 from pyciliumlib.policy.table import PolicyLookup
 from pyciliumlib.types import Protocol
 
@@ -33,6 +34,13 @@ _SETTINGS = {
 _LEGACY_SETTINGS = PolicySettings(
     enable_ipv6=False, default_local_cluster=False, allow_localhost=False
 )
+#: By Cilium's name for who authenticates.
+_AUTHENTICATION = {
+    "": Authentication.DISABLED,
+    "disabled": Authentication.DISABLED,
+    "spire": Authentication.REQUIRED,
+    "test-always-fail": Authentication.TEST_ALWAYS_FAIL,
+}
 #: They call their verdicts otherwise; an empty one was not computed.
 _LEGACY_VERDICTS = {"allowed": ("allow", "redirect"), "denied": ("deny",)}
 
@@ -208,9 +216,15 @@ def _compare(
         if wanted == ("",):
             continue
         target = f"{port}/{probe['proto']}"
-        model = repository.decide(subject, peer, direction, target).verdict.value
-        found = table.lookup(direction, _number(peer), protocol, port).verdict.value
-        for what, verdict in (("model", model), ("table", found)):
+        decision = repository.decide(subject, peer, direction, target)
+        hit = table.lookup(direction, _number(peer), protocol, port)
+        for what, mode in (("model", decision.authentication), ("table", hit.authentication)):
+            if mode is not _AUTHENTICATION[probe.get("auth", "")]:
+                yield (
+                    f"{direction} {probe.get('peer', peer.labels)} {target}: {what} says "
+                    f"authentication {mode}, Cilium {probe.get('auth', 'disabled')}"
+                )
+        for what, verdict in (("model", decision.verdict.value), ("table", hit.verdict.value)):
             if verdict not in wanted:
                 yield (
                     f"{direction} {probe.get('peer', peer.labels)} {target}: {what} says {verdict},"

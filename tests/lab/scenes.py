@@ -23,6 +23,7 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 #: Seconds after which a packet of the lab that is not there has been dropped.
 SILENCE = 0.25
 OPEN = 0
+AUTH_REQUIRED = int(DropReason.POLICY_AUTH_REQUIRED)
 POLICY, DENY = int(DropReason.POLICY), int(DropReason.POLICY_DENY)
 
 

@@ -8,7 +8,18 @@ import pytest
 
 from pyciliumlib.lab import Lab
 from tests.lab import scenes
-from tests.lab.scenes import OPEN, POLICY, SILENCE, VERSIONS, Scene, apps, arrives, comes, ports
+from tests.lab.scenes import (
+    AUTH_REQUIRED,
+    OPEN,
+    POLICY,
+    SILENCE,
+    VERSIONS,
+    Scene,
+    apps,
+    arrives,
+    comes,
+    ports,
+)
 
 WEB_TO_API = scenes.policy(
     "api", {"app": "api"}, ingress=[{**apps("from", "web"), **ports("80/TCP", "8000/TCP")}]
@@ -94,6 +105,18 @@ def test_a_withdrawn_rule_bites_on_the_next_packet(
         assert len({(flow.src, flow.dst) for flow in (*dropped, *scene.drops())}) == 2
         scene.dp.policy.apply(allowing)
         assert comes(receiver, 3.0) and comes(sender, 3.0)
+
+
+@VERSIONS
+@pytest.mark.smoke
+def test_who_must_authenticate_is_dropped(scene: Scene, version: int) -> None:
+    """Nobody authenticates yet: such traffic is dropped for that reason, other traffic passes."""
+    proven = {"authentication": {"mode": "required"}, **apps("from", "web"), **ports("80/TCP")}
+    entries = [proven, {**apps("from", "web"), **ports("81/TCP")}]
+    scene.dp.policy.apply(scenes.policy("api", {"app": "api"}, ingress=entries))
+    assert scene.verdict("web", "api", "80/TCP", version) == AUTH_REQUIRED
+    assert scene.verdict("web", "api", "81/TCP", version) == OPEN
+    assert "authentication: required" in str(scene.dp.policy.explain("web", "api", "80/TCP"))
 
 
 @VERSIONS

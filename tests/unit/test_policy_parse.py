@@ -235,7 +235,6 @@ LATER = {
     "fromGroups": ingress(fromGroups=[{}]),
     "toServices": egress(toServices=[{}]),
     "toBandwidth": egress(toBandwidth={"rate": "10mbit"}),
-    "authentication": ingress(fromEndpoints=[{}], authentication={"mode": "required"}),
     "log": cnp(ingress=[{}], log={"value": "x"}),
     "fromNodes": ingress(fromNodes=[{}]),
     "GRE": ingress(toPorts=ports({"port": "0", "protocol": "GRE"})),
