@@ -6,8 +6,11 @@ map entries; `table` brings those into any map.
 
 from __future__ import annotations
 
+from pyciliumlib.policy.bandwidth import PodBandwidth, annotated_bandwidth
 from pyciliumlib.policy.explain import Explanation
 from pyciliumlib.policy.model import (
+    Authentication,
+    BandwidthLimit,
     Direction,
     NamedPorts,
     NamespaceDocument,
@@ -24,6 +27,8 @@ from pyciliumlib.policy.settings import Enforcement, PolicySettings
 from pyciliumlib.policy.verdict import Decision, NearMiss, Reason, decide
 
 __all__ = [
+    "Authentication",
+    "BandwidthLimit",
     "Change",
     "Decision",
     "Direction",
@@ -34,6 +39,7 @@ __all__ = [
     "NamespaceDocument",
     "NearMiss",
     "Party",
+    "PodBandwidth",
     "PolicyDocument",
     "PolicyKey",
     "PolicySettings",
@@ -42,6 +48,7 @@ __all__ = [
     "Rule",
     "Source",
     "Verdict",
+    "annotated_bandwidth",
     "decide",
     "parse",
 ]

@@ -11,9 +11,11 @@ from pyciliumlib.errors import nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED
 from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy import fields
+from pyciliumlib.policy.bandwidth import read_bandwidth
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Authentication,
+    BandwidthLimit,
     Clause,
     Direction,
     PolicyDocument,
@@ -93,6 +95,11 @@ def read_metadata(
     return PolicyKey(kind, (namespace or "default") if namespaced else "", name), dict(labels)
 
 
+def _is_limit(entry: object) -> bool:
+    """Whether a rule entry is a limit of bandwidth, and says nothing about peers."""
+    return isinstance(entry, Mapping) and entry.get("toBandwidth") is not None
+
+
 @frozen
 class _Reader:
     """Reads one spec of a document."""
@@ -120,7 +127,11 @@ class _Reader:
             for section in _SECTIONS
             for clause in self._section(item.get(section.name, []), section, scope, on_nodes)
         )
-        enforces = frozenset(section.direction for section in _SECTIONS if item.get(section.name))
+        enforces = frozenset(
+            section.direction
+            for section in _SECTIONS
+            if any(not _is_limit(entry) for entry in item.get(section.name, ()))
+        )
         subject = scope.subject(subject, f"{self.path}.endpointSelector", self.problems)
         return Rule(
             self._source(""),
@@ -131,6 +142,7 @@ class _Reader:
             self._default_deny(item, enforces),
             item.get("description", ""),
             tuple(self._requires(item, scope)),
+            self._bandwidth(item),
         )
 
     def _source(self, path: str) -> Source:
@@ -178,6 +190,8 @@ class _Reader:
         context = PortContext(section.direction, section.deny, not self.key.namespace, on_nodes)
         path = f"{self.path}.{section.name}"
         for entry, where in section.schema.read_list(entries, path, self.problems):
+            if _is_limit(entry):
+                continue
             peers = read_peers(entry, section.word, where, scope, self.problems)
             groups = read_group_references(entry, section.word, where, self.problems)
             authentication = self._authentication(entry, where)
@@ -193,6 +207,15 @@ class _Reader:
                     f"{section.word}Endpoints" in entry and not section.deny,
                     authentication,
                 )
+
+    def _bandwidth(self, item: Mapping[str, Any]) -> BandwidthLimit | None:
+        """The lowest limit of the rule's entries."""
+        limits = [
+            read_bandwidth(entry, f"{self.path}.egress[{index}]", self.problems)
+            for index, entry in enumerate(item.get("egress", ()))
+            if _is_limit(entry) and isinstance(entry["toBandwidth"], Mapping)
+        ]
+        return min((limit for limit in limits if limit), default=None)
 
     def _requires(
         self, item: Mapping[str, Any], scope: Scope

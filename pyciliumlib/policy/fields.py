@@ -111,12 +111,14 @@ EGRESS: Final = Schema(
         **_TO,
         **_SHARED,
         "toFQDNs": LIST,
-        "toBandwidth": refused(Form.OBJECT, "rates are not applied; leave the field out"),
+        "toBandwidth": OBJECT,
     },
 )
 EGRESS_DENY: Final = Schema("egressDeny rule", {**_TO, **_DENY_SHARED})
 
 AUTHENTICATION: Final = Schema("authentication", {"mode": TEXT}, required=("mode",))
+
+BANDWIDTH: Final = Schema("bandwidth", {"rate": TEXT, "burst": TEXT}, required=("rate",))
 
 CIDR_RULE: Final = Schema(
     "CIDR set",

@@ -170,6 +170,14 @@ class Clause:
         return Verdict.REDIRECT if self.l7 else Verdict.ALLOW
 
 
+@frozen(order=True)
+class BandwidthLimit:
+    """At most `rate` bits a second, after `burst` bytes at once from idle."""
+
+    rate: int
+    burst: int = 0
+
+
 @frozen
 class Rule:
     """One `spec`: whom it governs, and its clauses.
@@ -187,6 +195,8 @@ class Rule:
     default_deny: frozenset[Direction]
     description: str = ""
     requires: tuple[tuple[Direction, Requirement], ...] = ()
+    #: Of what the subject sends.
+    bandwidth: BandwidthLimit | None = None
 
 
 @frozen(order=True)

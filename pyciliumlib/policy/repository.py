@@ -25,6 +25,7 @@ from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
 from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
 from pyciliumlib.policy.model import (
+    BandwidthLimit,
     Direction,
     NamedPorts,
     NamespaceDocument,
@@ -362,6 +363,11 @@ class Repository:
         """The rules about a subject."""
         with self._lock:
             return self._rules.governing(self._party(subject))
+
+    def bandwidth(self, subject: PartyLike) -> BandwidthLimit | None:
+        """The lowest limit that rules set to what `subject` sends; None if there is none."""
+        limits = [rule.bandwidth for rule in self.governing(subject) if rule.bandwidth]
+        return min(limits, default=None)
 
     def decide(
         self, subject: PartyLike, peer: PartyLike, direction: Direction, target: Target

@@ -234,7 +234,6 @@ def test_a_wrong_document_is_refused(document: dict[str, Any], words: str) -> No
 LATER = {
     "fromGroups": ingress(fromGroups=[{}]),
     "toServices": egress(toServices=[{}]),
-    "toBandwidth": egress(toBandwidth={"rate": "10mbit"}),
     "log": cnp(ingress=[{}], log={"value": "x"}),
     "fromNodes": ingress(fromNodes=[{}]),
     "GRE": ingress(toPorts=ports({"port": "0", "protocol": "GRE"})),
