@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field, frozen
 
-from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError
+from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
 from pyciliumlib.identity.labels import (
     Labels,
     LabelsLike,
@@ -220,8 +220,17 @@ class Repository:
             return self._change(dict.fromkeys(keys), {})
 
     def undo(self, change: Change) -> Change:
-        """Bring back the documents that a change replaced or deleted, and delete those it added."""
-        return self._change(change.before, change.namespaces_before)
+        """Bring back the documents that a change replaced or deleted, and delete those it added.
+
+        Raises StateError if another change came after it.
+        """
+        with self._lock:
+            if change.revision != self._revision:
+                raise StateError(
+                    f"{change} is not the latest, which is revision {self._revision}; apply the "
+                    "documents that you want instead"
+                )
+            return self._change(change.before, change.namespaces_before)
 
     def _change(
         self,

@@ -30,7 +30,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import PortProto, Protocol
 
 NEAR_MISSES_MAX: Final = 8
 
@@ -137,24 +137,50 @@ _BY_RULE: Final = (Reason.RULE, Reason.L7, Reason.DENY_RULE)
 def _authentication(
     clauses: Iterable[Clause], protocol: Protocol, port: int, named: NamedPorts
 ) -> Authentication:
-    """What the clauses that decided say of it: of those that say anything, the narrowest.
+    """What the clauses that decided say of it, as Cilium weighs them.
 
-    Fewer ports are narrower, then named peers than any peer; of equals the stricter holds.
+    Clauses that name peers and those about any peer each have a word: that of their narrowest
+    clause which says anything. The side with the narrower clause speaks, on equal terms the one
+    that names peers; where its narrowest clause says nothing, the stricter of both words holds.
     """
+    listed = list(clauses)
+    if all(clause.authentication is None for clause in listed):
+        return Authentication.DISABLED
+    sides = []
+    for about_named in (True, False):
+        width: dict[int, Authentication | None] = {}
+        for clause in listed:
+            if names_peers(clause) is about_named:
+                bits = max(
+                    fixed_bits(match, port)
+                    for match in clause.ports
+                    if covers_port(match, protocol, port, named)
+                )
+                width[bits] = max(clause.authentication, width.get(bits), key=_strictness)
+        if width:
+            said = [bits for bits, word in width.items() if word is not None]
+            word = width[max(said)] if said else None
+            sides.append((max(width), width[max(width)], word or Authentication.DISABLED))
+    speaker = max(sides, key=lambda side: side[0])
+    explicit = speaker[1]
+    return max(word for _, _, word in sides) if explicit is None else explicit
 
-    def rank(clause: Clause) -> tuple[int, bool, int]:
-        widths = [width(m) for m in clause.ports if covers_port(m, protocol, port, named)]
-        return -min(widths), names_peers(clause), clause.authentication or 0
 
-    said = [clause for clause in clauses if clause.authentication is not None]
-    return (max(said, key=rank).authentication if said else None) or Authentication.DISABLED
+def _strictness(word: Authentication | None) -> int:
+    return -1 if word is None else word
 
 
-def width(match: PortMatch) -> int:
-    """How many ports a match is about; more than there are for every protocol."""
+def fixed_bits(match: PortMatch, port: int) -> int:
+    """How many bits of protocol and port a match fixes around `port`: 0 to 24.
+
+    A range is as narrow as the aligned block of it in which the port lies.
+    """
     if match.protocol is Protocol.ANY:
-        return 1 << 17
-    return 1 if match.name else match.last - match.first + 1
+        return 0
+    if match.name:
+        return 24
+    blocks = PortProto(match.first, match.last).blocks()
+    return 8 + max(bits for first, bits in blocks if port >> (16 - bits) == first >> (16 - bits))
 
 
 def names_peers(clause: Clause) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pyciliumlib.errors import PolicyError
@@ -41,6 +41,7 @@ MODES = st.sampled_from([{}, {}, *(
 ENTRIES = st.builds(lambda peers, ports, mode: {**peers, **ports, **mode}, PEERS, PORT_LISTS, MODES)
 
 
+@settings(max_examples=300, deadline=None)
 @given(st.lists(ENTRIES, min_size=1, max_size=5))
 def test_model_and_table_agree(entries: list[dict[str, Any]]) -> None:
     """Each pod and port; contradictions about one filter are refused before."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyciliumlib.errors import PolicyError
+from pyciliumlib.errors import PolicyError, StateError
 from pyciliumlib.identity.cidr import cidr_labels
 from pyciliumlib.policy import Direction, Party, PolicyKey, Repository, Verdict
 
@@ -81,6 +81,8 @@ def test_rules_follow_a_group() -> None:
     assert ipaddress.ip_network("198.51.100.0/24") in repository.prefixes()
     repository.undo(change)
     assert verdict(repository, "198.51.100.7") is Verdict.DENY
+    with pytest.raises(StateError, match="is not the latest"):
+        repository.undo(change)
     repository.apply(group("office", "198.51.100.0/24"))
     repository.delete(PolicyKey("CiliumCIDRGroup", "", "office"))
     assert verdict(repository, "198.51.100.7") is Verdict.DENY
