@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from attrs import frozen
 
-from pyciliumlib.policy.model import Direction, Verdict
+from pyciliumlib.policy.model import Direction, Level, Tier, Verdict
 from pyciliumlib.types import Protocol
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ ANY_IDENTITY: Final = 0
 
 DENY_BYTE: Final = 255
 ALLOW_BYTE: Final = 1
+PASS_BYTE: Final = 0
 _PRIORITY_MAX: Final = 0xFFFFFF
+_LEVEL_BITS: Final = 20
+_TIERS: Final = {tier: number << _LEVEL_BITS for number, tier in enumerate(Tier)}
 #: Below this many templates, copying them one by one costs less than working out all rows.
 _FEW_TEMPLATES: Final = 4
 
@@ -59,6 +62,11 @@ def precedence(action: int, priority: int = 0) -> int:
     ('0xffffffff', '0xfffffe01')
     """
     return (_PRIORITY_MAX - priority) << 8 | action
+
+
+def priority_of(level: Level) -> int:
+    """The priority of a level in the map: below 2**22, in the order of levels."""
+    return _TIERS[level.tier] + level.priority
 
 
 class Slot(NamedTuple):

@@ -103,7 +103,7 @@ class _Reader:
             return None
         return Rule(
             self._source("spec"),
-            _from_kubernetes(pods).with_requirement(self._own_namespace()),
+            of_pods(pods).with_requirement(self._own_namespace()),
             False,
             tuple(clause for clause in clauses if clause.direction in enforces),
             enforces,
@@ -161,15 +161,11 @@ class _Reader:
             self.problems.add(path, "podSelector, namespaceSelector or ipBlock is missing")
             return ()
         pods = parse_selector(peer.get("podSelector", {}), f"{path}.podSelector", self.problems)
-        found = _from_kubernetes(pods or Selector())
+        found = of_pods(pods or Selector())
         if "namespaceSelector" in peer:
             where = f"{path}.namespaceSelector"
             spaces = parse_selector(peer["namespaceSelector"], where, self.problems) or Selector()
-            found = (
-                found.with_requirement(*(_of_namespace(r) for r in spaces.requirements))
-                if spaces.requirements
-                else found.with_requirement(IN_NAMESPACE)
-            )
+            found = found.with_requirement(*of_namespaces(spaces).requirements)
         else:
             found = found.with_requirement(self._own_namespace())
         return (Scope(self.key.namespace, self.settings).settle(found),)
@@ -215,12 +211,19 @@ class _Reader:
         return []
 
 
-def _from_kubernetes(selector: Selector) -> Selector:
-    """A selector whose keys are those of Kubernetes, whatever they look like."""
+def of_pods(selector: Selector) -> Selector:
+    """A selector of pods whose keys are those of Kubernetes, whatever they look like."""
     return Selector(
         Requirement(SOURCE_K8S, r.key, r.operator, r.values) for r in selector.requirements
     )
 
 
-def _of_namespace(r: Requirement) -> Requirement:
-    return Requirement(SOURCE_K8S, NAMESPACE_LABEL_PREFIX + r.key, r.operator, r.values)
+def of_namespaces(selector: Selector) -> Selector:
+    """The pods in the namespaces that a selector of namespaces means; an empty one means all."""
+    return Selector(
+        [
+            Requirement(SOURCE_K8S, NAMESPACE_LABEL_PREFIX + r.key, r.operator, r.values)
+            for r in selector.requirements
+        ]
+        or [IN_NAMESPACE]
+    )

@@ -3,11 +3,14 @@
 A longest-prefix lookup returns one entry, the most specific of the identity. So that it is also
 the one that decides, an entry is left out where a wider one of the same identity has the higher
 precedence: then the entries of an identity rise in precedence as they narrow.
+
+A direction in which a rule passes goes beyond precedence, and is settled (`passes.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from attrs import define, evolve, field
 
@@ -21,40 +24,79 @@ from pyciliumlib.policy.entries import (
     precedence,
 )
 from pyciliumlib.policy.model import Direction, PortNames, Verdict
+from pyciliumlib.policy.passes import ANYONE, OWN, Claim, authentication, settle
 from pyciliumlib.policy.shares import Share
+
+NONE_NAMED: Final[PortNames] = frozenset()
 
 
 @define(eq=False)
 class Merger:
-    """Merges the shares of one endpoint; `used` are the derivations of what it made, by cookie."""
+    """Merges the shares of one endpoint; `used` are the derivations of what it made, by cookie.
+
+    `settled` are the directions in which some rule passes.
+    """
 
     _named_ports: PortNames
     _derivations: Derivations
+    settled: frozenset[Direction] = frozenset()
     used: dict[int, Derivation] = field(init=False, factory=dict)
 
-    def rows(self, shares: Iterable[Share], named: PortNames) -> dict[Slot, EntryValue]:
-        """The entries of those who have all of `shares`, and the ports `named`."""
+    def of_anyone(self, shares: Iterable[Share]) -> dict[Slot, EntryValue]:
+        """The entries of any identity, from the shares of any peer."""
+        shares = list(shares)
+        rows = self._ranked(self._plain(shares), NONE_NAMED)
+        return rows | self._settled(self._claims(shares, NONE_NAMED, own=False), ANYONE)
+
+    def of_peers(
+        self, own: Iterable[Share], anyone: Iterable[Share], named: PortNames
+    ) -> dict[Slot, EntryValue]:
+        """The entries of those who have the shares `own`, beside those of `anyone`.
+
+        A name in what is said of any peer means the ports `named` of these.
+        """
+        own, anyone = list(own), list(anyone)
+        by_name = [share for share in anyone if share.match.name] if named else []
+        rows = self._ranked(self._plain([*own, *by_name]), named)
+        if not self.settled:
+            return rows
+        claims = self._claims(own, named, own=True) + self._claims(anyone, named, own=False)
+        return rows | self._settled(claims, OWN)
+
+    def _plain(self, shares: list[Share]) -> list[Share]:
+        if not self.settled:
+            return shares
+        return [share for share in shares if share.direction not in self.settled]
+
+    def _claims(self, shares: Iterable[Share], named: PortNames, *, own: bool) -> list[Claim]:
+        return [
+            Claim(slot, share, own)
+            for share in shares
+            if share.direction in self.settled
+            for slot in self._slots(share, named)
+        ]
+
+    def _ranked(self, shares: Iterable[Share], named: PortNames) -> dict[Slot, EntryValue]:
+        """Entries by precedence: an identity's, and any identity's, are weighed in the program."""
         by_slot: dict[Slot, list[Share]] = {}
         for share in shares:
             for slot in self._slots(share, named):
                 by_slot.setdefault(slot, []).append(share)
-        best = {slot: max(share.action for share in found) for slot, found in by_slot.items()}
+        best = {slot: max(share.precedence for share in found) for slot, found in by_slot.items()}
         rows = {
-            slot: self._value([share for share in by_slot[slot] if share.action == best[slot]])
-            for slot in self._deciding(best)
+            slot: self._value([s for s in by_slot[slot] if s.precedence == best[slot]])
+            for slot in _not_outranked(best)
         }
         return _inherit_authentication(rows) if any(v.auth for v in rows.values()) else rows
 
-    def _deciding(self, best: Mapping[Slot, int]) -> Iterable[Slot]:
-        """The slots that no wider one outranks, where `best` is the action of each."""
-        if len(set(best.values())) < 2:
-            return best
-        lengths = {slot.bits for slot in best}
-        return [
-            slot
-            for slot, action in best.items()
-            if not any(best.get(wider, 0) > action for wider in slot.wider(lengths))
-        ]
+    def _settled(self, claims: Iterable[Claim], priority: int) -> dict[Slot, EntryValue]:
+        """Entries that say the last word about their slot."""
+        rows = {}
+        for slot, deciding in settle(claims).items():
+            shares = [claim.share for claim in deciding]
+            order = precedence(shares[0].action, priority)
+            rows[slot] = self._entry(shares, order, authentication(deciding))
+        return rows
 
     def _slots(self, share: Share, named: PortNames) -> tuple[Slot, ...]:
         match = share.match
@@ -68,12 +110,15 @@ class Merger:
         )
 
     def _value(self, shares: list[Share]) -> EntryValue:
+        said = [s.authentication for s in shares if s.authentication is not None]
+        auth = AUTH_EXPLICIT | max(said) if said else 0
+        return self._entry(shares, shares[0].precedence, auth)
+
+    def _entry(self, shares: list[Share], order: int, auth: int) -> EntryValue:
         derivation = self._derivation_of(shares)
         self.used[derivation.cookie] = derivation
         proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        said = [s.authentication for s in shares if s.authentication is not None]
-        auth = AUTH_EXPLICIT | max(said) if said else 0
-        return EntryValue(precedence(shares[0].action), derivation.cookie, proxy_port, auth)
+        return EntryValue(order, derivation.cookie, proxy_port, auth)
 
     def _derivation_of(self, shares: list[Share]) -> Derivation:
         first = shares[0]
@@ -85,6 +130,18 @@ class Merger:
             l7 = (first.l7,) if first.l7 else ()
             first.derivation = self._derivations.intern(first.verdict, (first.source,), l7)
         return first.derivation
+
+
+def _not_outranked(best: Mapping[Slot, int]) -> Iterable[Slot]:
+    """The slots that no wider one outranks, where `best` is the precedence of each."""
+    if len(set(best.values())) < 2:
+        return best
+    lengths = {slot.bits for slot in best}
+    return [
+        slot
+        for slot, order in best.items()
+        if not any(best.get(wider, 0) > order for wider in slot.wider(lengths))
+    ]
 
 
 def _inherit_authentication(rows: Mapping[Slot, EntryValue]) -> dict[Slot, EntryValue]:

@@ -59,6 +59,34 @@ class Authentication(enum.IntEnum):
         return self.name.lower().replace("_", "-")
 
 
+class Tier(enum.IntEnum):
+    """Rules are asked tier by tier, the lower number first; the numbers are Cilium's.
+
+    Policies of namespaces and of Cilium are NORMAL. What holds without a rule is DEFAULT.
+    """
+
+    ADMIN = 100
+    NORMAL = 200
+    BASELINE = 250
+    DEFAULT = 255
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Level(NamedTuple):
+    """When a clause is asked: clauses of a lower level come first.
+
+    `priority` counts within the tier, in hundredths of a policy's priority.
+    """
+
+    tier: Tier = Tier.NORMAL
+    priority: int = 0
+
+
+NORMAL: Final = Level()
+
+
 def _document_name(kind: str, namespace: str, name: str) -> str:
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
@@ -143,7 +171,7 @@ class GroupReference:
 
 @frozen
 class Clause:
-    """One statement: these peers, on these ports, are allowed or denied.
+    """One statement: these peers, on these ports, are allowed, denied, or left to the next tier.
 
     `peers` None is any peer and an empty tuple none at all; several are alternatives, as are
     `ports`. A clause that selects nothing still turns default deny on. The prefixes of `groups`
@@ -161,10 +189,13 @@ class Clause:
     confined: bool = False
     #: None where the clause says nothing of it.
     authentication: Authentication | None = None
+    level: Level = NORMAL
+    #: It decides nothing, and no later clause of its tier is asked about what it matches.
+    passes: bool = False
 
     @property
     def verdict(self) -> Verdict:
-        """What happens to a packet that matches."""
+        """What happens to a packet that matches, unless the clause passes it on."""
         if self.deny:
             return Verdict.DENY
         return Verdict.REDIRECT if self.l7 else Verdict.ALLOW

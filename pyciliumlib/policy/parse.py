@@ -14,7 +14,7 @@ import yaml
 from attrs import frozen
 
 from pyciliumlib.errors import NotFoundError, PolicyError, nearest
-from pyciliumlib.policy import cidr_groups, cilium, kubernetes
+from pyciliumlib.policy import cidr_groups, cilium, cluster_policy, kubernetes
 from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument, PolicyKey
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
@@ -47,11 +47,11 @@ _KINDS: Final[dict[str, tuple[tuple[str, ...], _Reader]]] = {
     cilium.CNP: (cilium.API_VERSIONS, cilium.read_policy),
     cilium.CCNP: (cilium.API_VERSIONS, cilium.read_policy),
     kubernetes.KNP: (kubernetes.API_VERSIONS, kubernetes.read_policy),
+    cluster_policy.KCNP: (cluster_policy.API_VERSIONS, cluster_policy.read_policy),
     cidr_groups.CIDR_GROUP: (cidr_groups.API_VERSIONS, cidr_groups.read_group),
     "Namespace": (("v1",), kubernetes.read_namespace),
 }
 _KNOWN_LATER: Final = (
-    "ClusterNetworkPolicy",
     "CiliumEnvoyConfig",
     "CiliumClusterwideEnvoyConfig",
 )

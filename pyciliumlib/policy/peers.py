@@ -26,6 +26,7 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
+from pyciliumlib.policy.l7 import DNSRule
 from pyciliumlib.policy.l7_reader import read_fqdns
 from pyciliumlib.policy.model import GroupReference
 from pyciliumlib.policy.schema import Problems, read_once, texts
@@ -59,7 +60,7 @@ _NOT_NODES: Final = (
     Requirement(SOURCE_RESERVED, "remote-node", Operator.DOES_NOT_EXIST),
     Requirement(SOURCE_RESERVED, "host", Operator.DOES_NOT_EXIST),
 )
-_REMOTE_NODE: Final = Requirement(SOURCE_RESERVED, "remote-node", Operator.EXISTS)
+REMOTE_NODE: Final = Requirement(SOURCE_RESERVED, "remote-node", Operator.EXISTS)
 
 
 def reserved(name: str) -> Selector:
@@ -97,6 +98,11 @@ def select_prefix(
         return Selector((inside, *outside, *_NOT_NODES))
     world = world_identity(network.version, settings.enable_ipv4, settings.enable_ipv6)
     return Selector.of(world.label).with_requirement(*outside)
+
+
+def select_name(rule: DNSRule) -> Selector:
+    """The selector of the addresses that a name, or a pattern of names, was found to have."""
+    return Selector((Requirement(SOURCE_FQDN, str(rule), Operator.EXISTS),))
 
 
 @frozen(cache_hash=True)
@@ -220,7 +226,7 @@ def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
     for index, value in enumerate(values):
         selector = parse_selector(value, f"{path}[{index}]", problems)
         if selector is not None:
-            yield scope.settle(selector.with_requirement(_REMOTE_NODE))
+            yield scope.settle(selector.with_requirement(REMOTE_NODE))
 
 
 def _entities(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
@@ -314,7 +320,7 @@ def _fqdns(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
     if values:
         problems.warn(path, "no name is learned while no DNS proxy is there: it selects nobody yet")
     for rule in read_fqdns(values, path, problems):
-        yield Selector((Requirement(SOURCE_FQDN, str(rule), Operator.EXISTS),))
+        yield select_name(rule)
 
 
 _READ: Final[dict[str, Callable[[list[Any], str, Scope, Problems], Iterator[Selector]]]] = {

@@ -25,8 +25,8 @@ from pyciliumlib.types.ports import PORT_MAX
 
 PORTS_MAX: Final = 40
 LISTENER_PRIORITY_MAX: Final = 100
-_TRANSPORT: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
-_PROTOCOLS: Final = {"": _TRANSPORT, "ANY": _TRANSPORT, **{p.name: (p,) for p in _TRANSPORT}}
+TRANSPORT: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+_PROTOCOLS: Final = {"": TRANSPORT, "ANY": TRANSPORT, **{p.name: (p,) for p in TRANSPORT}}
 _EXTENDED_PROTOCOLS: Final = ("VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME_MAX: Final = 15

@@ -20,7 +20,7 @@ from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
-from pyciliumlib.policy.merge import Merger
+from pyciliumlib.policy.merge import NONE_NAMED, Merger
 from pyciliumlib.policy.model import Direction, Party, PortNames
 from pyciliumlib.policy.selections import IdentityDelta, IdentityGroup, Selection, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _NOTHING: Final = PolicyEntries.empty()
 #: Multipliers that make one number of a row of words; odd, and otherwise of no meaning.
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
-_NONE_NAMED: Final[PortNames] = frozenset()
 #: What a class of identities is: the bits of its selections, and those named ports that matter.
 _Class = tuple[int, PortNames]
 
@@ -71,7 +70,7 @@ class EndpointPolicy:
         with self._cache.lock:
             classes = list(self._classes())
             self._forget_templates_but({key for key, _ in classes})
-            anyone = self._template((0, _NONE_NAMED))
+            anyone = self._template((0, NONE_NAMED))
             return PolicyEntries.concatenate([anyone, self._spread(classes)])
 
     def changes(self, delta: IdentityDelta) -> tuple[PolicyEntries, PolicyEntries]:
@@ -111,7 +110,7 @@ class EndpointPolicy:
         order = np.argsort(masks @ (_MIX ** np.arange(1, masks.shape[1] + 1, dtype=np.uint64)))
         changed = np.any(masks[order][1:] != masks[order][:-1], axis=1)
         for group in np.split(order, np.flatnonzero(changed) + 1):
-            yield (_number_of(masks[group[0]]), _NONE_NAMED), members[group]
+            yield (_number_of(masks[group[0]]), NONE_NAMED), members[group]
 
     def _masks(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Those identities that a selector selects, and which selectors: 64 to a word."""
@@ -138,7 +137,7 @@ class EndpointPolicy:
     ) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
         classes: dict[_Class, list[int]] = {}
         for identity, row in zip(members.tolist(), masks, strict=True):
-            named = self._relevant(self._cache.named_ports.get(identity, _NONE_NAMED))
+            named = self._relevant(self._cache.named_ports.get(identity, NONE_NAMED))
             classes.setdefault((_number_of(row), named), []).append(identity)
         for key, identities in classes.items():
             yield key, np.array(identities, np.uint32)
@@ -150,7 +149,7 @@ class EndpointPolicy:
         classes: dict[_Class, list[int]] = {}
         for group in groups:
             mask = group.masks.get(self, 0)
-            named = self._relevant(group.named_ports) if self._names else _NONE_NAMED
+            named = self._relevant(group.named_ports) if self._names else NONE_NAMED
             if mask or named:
                 classes.setdefault((mask, named), []).extend(group.identities)
         if not classes:
@@ -169,16 +168,16 @@ class EndpointPolicy:
         found = self._templates.get(key)
         if found is None:
             mask, named = key
-            rows = self._merger.rows(self._shares_of(mask, bool(named)), named)
+            rows = (
+                self._merger.of_peers(self._shares_of(mask), self._of_anyone, named)
+                if mask or named
+                else self._merger.of_anyone(self._of_anyone)
+            )
             found = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
             self._templates[key] = found
         return found
 
-    def _shares_of(self, mask: int, has_names: bool) -> Iterator[Share]:
-        if not mask and not has_names:
-            yield from self._of_anyone
-        if has_names:  # a name means the ports of each peer, also where any peer is meant
-            yield from (share for share in self._of_anyone if share.match.name)
+    def _shares_of(self, mask: int) -> Iterator[Share]:
         while mask:
             lowest = mask & -mask
             yield from self._of_selection[lowest.bit_length() - 1]
@@ -187,7 +186,7 @@ class EndpointPolicy:
     def _forget_templates_but(self, wanted: set[_Class]) -> None:
         """Keep the number of templates near that of the classes that there are."""
         if len(self._templates) > 2 * len(wanted) + 64:
-            wanted.add((0, _NONE_NAMED))
+            wanted.add((0, NONE_NAMED))
             self._templates = {k: t for k, t in self._templates.items() if k in wanted}
 
     # ------------------------------------------------------------------ one policy after another
@@ -195,9 +194,9 @@ class EndpointPolicy:
     def take_over(self, before: EndpointPolicy) -> None:
         """Use the templates of the policy before, as far as the same shares are behind them."""
         if self._of_anyone == before._of_anyone and self._names == before._names:
-            unchanged = {(0, _NONE_NAMED)}
-        elif self._names or before._names:
-            return  # what anyone may do has a part in the classes of named ports
+            unchanged = {(0, NONE_NAMED)}
+        elif self._names or before._names or self._merger.settled or before._merger.settled:
+            return  # what anyone may do has a part in these classes
         else:
             unchanged = set()
         same = sum(
@@ -245,7 +244,8 @@ def resolve(
     """
     rules = [handout.rule for handout in handouts]
     enforced = frozenset(d for d in Direction if is_enforced(rules, settings, subject, d))
-    shares = collect_shares(handouts, settings, subject, enforced)
+    settled = enforced & frozenset().union(*(handout.passing for handout in handouts))
+    shares = collect_shares(handouts, settings, subject, enforced, settled)
     of_anyone = shares.pop(None)
     known = before.numbers() if before else {}
     taken = set(known.values())
@@ -260,7 +260,7 @@ def resolve(
         revision,
         enforced,
         cache,
-        Merger(frozenset(subject.named_ports.items()), derivations),
+        Merger(frozenset(subject.named_ports.items()), derivations, settled),
         of_anyone,
         {number: shares[selector] for number, selector in selectors.items()},
     )

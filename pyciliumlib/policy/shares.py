@@ -13,17 +13,27 @@ from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation
 from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default
-from pyciliumlib.policy.entries import ALLOW_BYTE, DENY_BYTE, Slot
+from pyciliumlib.policy.entries import (
+    ALLOW_BYTE,
+    DENY_BYTE,
+    PASS_BYTE,
+    Slot,
+    precedence,
+    priority_of,
+)
 from pyciliumlib.policy.l7 import L7, Parser
 from pyciliumlib.policy.model import (
     ALL_PORTS,
+    NORMAL,
     Authentication,
     Clause,
     Direction,
+    Level,
     Party,
     PortMatch,
     Rule,
     Source,
+    Tier,
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
@@ -38,6 +48,7 @@ _PARSER_PRIORITY: Final = {
     Parser.DNS: 121,
     Parser.CRD: 126,
 }
+_WITHOUT_RULES: Final = Level(Tier.DEFAULT)
 _HOST: Final = Selector.of(Label(SOURCE_RESERVED, "host"))
 
 #: By selector of peers; None stands for any peer.
@@ -54,6 +65,7 @@ class Share:
     action: int
     l7: L7 | None = None
     authentication: Authentication | None = None
+    level: Level = NORMAL
     #: That of an entry which this share alone decides, once it was asked for.
     derivation: Derivation | None = None
 
@@ -71,6 +83,11 @@ class Share:
         )
 
     @cached_property
+    def precedence(self) -> int:
+        """By which it is weighed against others."""
+        return precedence(self.action, priority_of(self.level))
+
+    @cached_property
     def verdict(self) -> Verdict:
         """What it does to a packet."""
         if self.action == DENY_BYTE:
@@ -85,6 +102,11 @@ class Handout:
     rule: Rule
     _shares: dict[Direction, list[tuple[Selector | None, tuple[Share, ...]]]] | None = None
 
+    @cached_property
+    def passing(self) -> frozenset[Direction]:
+        """The directions in which a clause leaves peers to a later tier."""
+        return frozenset(clause.direction for clause in self.rule.clauses if clause.passes)
+
     def of(self, direction: Direction) -> list[tuple[Selector | None, tuple[Share, ...]]]:
         """The shares in one direction, by selector."""
         if self._shares is None:
@@ -97,6 +119,8 @@ class Handout:
 
 
 def _action(clause: Clause) -> int:
+    if clause.passes:
+        return PASS_BYTE
     if clause.deny:
         return DENY_BYTE
     if clause.l7 is None:
@@ -114,8 +138,12 @@ def collect_shares(
     settings: PolicySettings,
     subject: Party,
     enforced: frozenset[Direction],
+    settled: frozenset[Direction],
 ) -> Shares:
     """The shares that rules hand out, and those that hold without a clause.
+
+    In the directions `settled`, default deny is said: a class of identities that rules pass on has
+    to be told what it is left with.
 
     Raises PolicyError where rules contradict each other about the proxy of the same connections.
     """
@@ -124,6 +152,9 @@ def collect_shares(
     for direction in Direction:
         for selector, share in _implied(rules, settings, subject, direction, enforced):
             found.setdefault(selector, []).append(share)
+    for direction in settled:
+        if denies_by_default(rules, settings, subject, direction):
+            found[None].append(_without_rule("deny-any", direction, DENY_BYTE))
     for direction in sorted(enforced):
         for handout in handouts:
             for selector, shares in handout.of(direction):
@@ -143,7 +174,13 @@ def _shares(clause: Clause) -> Iterator[Share]:
     action = _action(clause)
     for match in clause.ports:
         yield Share(
-            clause.source, clause.direction, match, action, clause.l7, clause.authentication
+            clause.source,
+            clause.direction,
+            match,
+            action,
+            clause.l7,
+            clause.authentication,
+            clause.level,
         )
 
 
@@ -156,27 +193,30 @@ def _implied(
 ) -> Iterator[tuple[Selector | None, Share]]:
     """What is allowed without a clause."""
 
-    def allow(name: str) -> Share:
-        return Share(built_in(name, direction), direction, ALL_PORTS, ALLOW_BYTE)
-
     if direction not in enforced:
-        yield None, allow("allow-any")
+        yield None, _without_rule("allow-any", direction, ALLOW_BYTE)
         return
     if not denies_by_default(rules, settings, subject, direction):
-        yield None, allow("allow-any")
+        yield None, _without_rule("allow-any", direction, ALLOW_BYTE)
     if admits_localhost(rules, settings, subject, direction):
-        yield _HOST, allow("allow-localhost")
+        yield _HOST, _without_rule("allow-localhost", direction, ALLOW_BYTE, NORMAL)
+
+
+def _without_rule(
+    name: str, direction: Direction, action: int, level: Level = _WITHOUT_RULES
+) -> Share:
+    return Share(built_in(name, direction), direction, ALL_PORTS, action, level=level)
 
 
 def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
     for selector, listed in shares.items():
         _refuse_two_modes(selector, listed)
-        proxies: dict[tuple[Direction, PortMatch], dict[L7, Source]] = {}
+        proxies: dict[tuple[Direction, PortMatch, Level], dict[L7, Source]] = {}
         for share in listed:
             if share.l7 is None:
                 continue
             # by what they ask of the proxy, not by their requests: few, so each pair is compared
-            known = proxies.setdefault((share.direction, share.match), {})
+            known = proxies.setdefault((share.direction, share.match, share.level), {})
             wanted = evolve(share.l7, rules=(), server_names=())
             for other, source in known.items():
                 if _contradict(other, wanted):

@@ -1,14 +1,14 @@
 """The model's verdict: which rules govern a connection, and which of them decides.
 
 It walks rules and clauses, and looks at no selector cache and no map entry, so that a test can
-hold it against those. Within one direction any deny beats any redirect, and
-any redirect beats a plain allow.
+hold it against those. Clauses are asked level by level; within a level any deny beats any redirect,
+any redirect a plain allow, and an allow a pass, which goes on with the next tier.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from attrs import frozen
@@ -27,6 +27,7 @@ from pyciliumlib.policy.model import (
     Party,
     PortMatch,
     Rule,
+    Tier,
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
@@ -76,6 +77,8 @@ class Decision:
     near_misses: tuple[NearMiss, ...] = ()
     governing: tuple[Rule, ...] = ()
     authentication: Authentication = Authentication.DISABLED
+    #: The clauses that left the connection to a later tier.
+    passed: tuple[Clause, ...] = ()
 
     @property
     def enforced(self) -> bool:
@@ -100,30 +103,37 @@ def decide(
     if not is_enforced(governing, settings, subject, direction):
         return Decision(direction, subject, peer, Verdict.ALLOW, Reason.NO_ENFORCEMENT)
     named = subject.named_ports if direction is Direction.INGRESS else peer.named_ports
-    matched: dict[Verdict, list[Clause]] = {verdict: [] for verdict in Verdict}
+    matched: list[Clause] = []
     near: list[NearMiss] = []
     for clause in (c for rule in governing for c in rule.clauses if c.direction is direction):
         on_peer = selects_peer(clause, peer)
         on_port = any(covers_port(match, protocol, port, named) for match in clause.ports)
         if on_peer and on_port:
-            matched[clause.verdict].append(clause)
-        elif clause.ports and (on_peer or (on_port and clause.peers)):
+            matched.append(clause)
+        elif not clause.passes and clause.ports and (on_peer or (on_port and clause.peers)):
             near.append(NearMiss(clause, on_peer))
 
+    deciding, passed = _ask(matched)
+
     def decision(verdict: Verdict, reason: Reason) -> Decision:
-        by = tuple(matched[verdict]) if reason in _BY_RULE else ()
         denied = verdict is Verdict.DENY
         turning = [miss for miss in near if miss.clause.deny != denied]
-        near_misses = tuple(turning[:NEAR_MISSES_MAX])
-        must = _authentication(by, protocol, port, named)
-        return Decision(direction, subject, peer, verdict, reason, by, near_misses, governing, must)
+        return Decision(
+            direction,
+            subject,
+            peer,
+            verdict,
+            reason,
+            deciding,
+            tuple(turning[:NEAR_MISSES_MAX]),
+            governing,
+            _authentication(deciding, protocol, port, named),
+            passed,
+        )
 
-    if matched[Verdict.DENY]:
-        return decision(Verdict.DENY, Reason.DENY_RULE)
-    if matched[Verdict.REDIRECT]:
-        return decision(Verdict.REDIRECT, Reason.L7)
-    if matched[Verdict.ALLOW]:
-        return decision(Verdict.ALLOW, Reason.RULE)
+    if deciding:
+        verdict = deciding[0].verdict
+        return decision(verdict, _BY_RULE[verdict])
     if peer.is_host and admits_localhost(governing, settings, subject, direction):
         return decision(Verdict.ALLOW, Reason.LOCALHOST)
     if not denies_by_default(governing, settings, subject, direction):
@@ -131,7 +141,28 @@ def decide(
     return decision(Verdict.DENY, Reason.DEFAULT_DENY)
 
 
-_BY_RULE: Final = (Reason.RULE, Reason.L7, Reason.DENY_RULE)
+_BY_RULE: Final = {
+    Verdict.DENY: Reason.DENY_RULE,
+    Verdict.REDIRECT: Reason.L7,
+    Verdict.ALLOW: Reason.RULE,
+}
+
+
+def _ask(matched: Sequence[Clause]) -> tuple[tuple[Clause, ...], tuple[Clause, ...]]:
+    """Of the clauses that match, those that decide, and those that passed it on to them."""
+    passed: list[Clause] = []
+    gone: Tier | None = None
+    for level in sorted({clause.level for clause in matched}):
+        if level.tier is gone:
+            continue
+        here = [clause for clause in matched if clause.level == level]
+        for verdict in _BY_RULE:
+            deciding = [c for c in here if not c.passes and c.verdict is verdict]
+            if deciding:
+                return tuple(deciding), tuple(passed)
+        passed += here
+        gone = level.tier
+    return (), tuple(passed)
 
 
 def _authentication(

@@ -10,6 +10,7 @@ import ipaddress
 from typing import Any
 
 NAMESPACE = "io.kubernetes.pod.namespace"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 CLUSTER = "io.cilium.k8s.policy.cluster"
 WORLD = ["world", "world-ipv4", "world-ipv6"]
 CLUSTER_RESERVED = ["host", "remote-node", "init", "ingress", "health", "unmanaged",
@@ -42,21 +43,90 @@ def verdict(
     enforcing = [d for d in rules if any(d["spec"].get(name) for name, _ in sections)]
     if not enforcing:
         return "allow"
-    outcomes = set()
+    statements: list[tuple[str, int, str]] = []  # tier, priority, outcome
     for document in enforcing:
+        if document["kind"] == "ClusterNetworkPolicy":
+            statements += administrators(document, peer, direction, protocol, port)
+            continue
         for name, deny in sections:
             for entry in document["spec"].get(name, []):
-                outcomes |= outcomes_of(entry, document, peer, protocol, port, deny)
-    for outcome in ("deny", "redirect", "allow"):
-        if outcome in outcomes:
+                for outcome in outcomes_of(entry, document, peer, protocol, port, deny):
+                    statements.append(("Normal", 0, outcome))
+    for tier in ("Admin", "Normal", "Baseline"):
+        outcome = last_word([(p, o) for t, p, o in statements if t == tier])
+        if outcome != "pass":
             return outcome
     if direction == "ingress" and has(peer, "reserved", "host", ""):
         return "allow"
-    defaults = [d["spec"].get("enableDefaultDeny", {}).get(direction, True) for d in enforcing]
-    return "deny" if any(defaults) else "allow"
+    return "deny" if any(denies_by_default(d, direction) for d in enforcing) else "allow"
+
+
+def denies_by_default(document: dict[str, Any], direction: str) -> bool:
+    if document["kind"] == "ClusterNetworkPolicy":
+        return False
+    chosen: bool = document["spec"].get("enableDefaultDeny", {}).get(direction, True)
+    return chosen
+
+
+def last_word(statements: list[tuple[int, str]]) -> str:
+    """What a tier says in the end; "pass" if it leaves it to the next one."""
+    for priority in sorted({priority for priority, _ in statements}):
+        outcomes = {outcome for at, outcome in statements if at == priority}
+        for outcome in ("deny", "redirect", "allow", "pass"):
+            if outcome in outcomes:
+                return outcome
+    return "pass"
+
+
+def administrators(
+    document: dict[str, Any], peer: Labels, direction: str, protocol: str, port: int
+) -> list[tuple[str, int, str]]:
+    """What the rules of a ClusterNetworkPolicy say about a packet."""
+    spec = document["spec"]
+    found = []
+    for index, rule in enumerate(spec.get(direction, [])):
+        peers = rule.get("from", []) + rule.get("to", [])
+        if not any(is_administrators_peer(item, peer) for item in peers):
+            continue
+        if "protocols" in rule and not any(
+            carries(item, protocol, port) for item in rule["protocols"]
+        ):
+            continue
+        outcome = {"Accept": "allow", "Deny": "deny", "Pass": "pass"}[rule["action"]]
+        found.append((spec["tier"], spec["priority"] * 100 + index, outcome))
+    return found
+
+
+def is_administrators_peer(item: dict[str, Any], peer: Labels) -> bool:
+    if "networks" in item:
+        return any(inside(prefix, peer) for prefix in item["networks"])
+    local = has(peer, "k8s", CLUSTER, "default") or "pods" not in item
+    return local and is_administrators_pod(item, peer)
+
+
+def is_administrators_pod(item: dict[str, Any], labels: Labels) -> bool:
+    spaces = item.get("namespaces", item.get("pods", {}).get("namespaceSelector", {}))
+    if NAMESPACE not in labels:
+        return False
+    names = spaces.get("matchLabels", {})
+    if any(not has(labels, "k8s", NAMESPACE_LABELS + key, names[key]) for key in names):
+        return False
+    return matches(item.get("pods", {}).get("podSelector", {}), labels)
+
+
+def carries(item: dict[str, Any], protocol: str, port: int) -> bool:
+    if protocol.lower() not in item:
+        return False
+    match = item[protocol.lower()].get("destinationPort")
+    if match is None:
+        return True
+    ends = match.get("range", {"start": match.get("number"), "end": match.get("number")})
+    return bool(ends["start"] <= port <= ends["end"])
 
 
 def selects_subject(document: dict[str, Any], subject: Labels) -> bool:
+    if document["kind"] == "ClusterNetworkPolicy":
+        return is_administrators_pod(document["spec"]["subject"], subject)
     namespace = document["metadata"].get("namespace")
     if namespace is not None and not has(subject, "k8s", NAMESPACE, namespace):
         return False

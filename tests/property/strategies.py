@@ -52,6 +52,7 @@ def pod(namespace: str, app: str, tier: str | None, cluster: str = "default") ->
     labels = [
         f"k8s:app={app}",
         f"k8s:io.kubernetes.pod.namespace={namespace}",
+        f"k8s:io.cilium.k8s.namespace.labels.name={namespace}",
         f"k8s:io.cilium.k8s.policy.cluster={cluster}",
     ]
     return labels + ([f"k8s:tier={tier}"] if tier else [])
@@ -219,11 +220,66 @@ def documents(draw: st.DrawFn, name: str = "p") -> dict[str, Any]:
     return {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec}
 
 
+def administrators_pods() -> st.SearchStrategy[dict[str, Any]]:
+    """Pods, as a ClusterNetworkPolicy names them."""
+    spaces = st.sampled_from([{}, {}, *({"matchLabels": {"name": name}} for name in NAMESPACES)])
+    pods = st.sampled_from([{}, *({"matchLabels": {"app": app}} for app in APPS)])
+    both = st.fixed_dictionaries({"namespaceSelector": spaces, "podSelector": pods})
+    return st.builds(lambda item: {"namespaces": item}, spaces) | st.builds(
+        lambda item: {"pods": item}, both
+    )
+
+
+def administrators_ports() -> st.SearchStrategy[dict[str, Any]]:
+    """One of `protocols`: a port, a range, or all ports."""
+    one = st.builds(lambda port: {"destinationPort": {"number": port}}, st.sampled_from(PORTS))
+    several = st.builds(
+        lambda ends: {"destinationPort": {"range": {"start": min(ends), "end": max(ends)}}},
+        st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)),
+    )
+    names = st.sampled_from(["tcp", "udp", "sctp"])
+    return st.builds(lambda name, match: {name: match}, names, one | several | st.just({}))
+
+
+@st.composite
+def cluster_policies(draw: st.DrawFn, name: str = "k") -> dict[str, Any]:
+    """A ClusterNetworkPolicy that is right."""
+    spec: dict[str, Any] = {
+        "tier": draw(st.sampled_from(["Admin", "Admin", "Baseline"])),
+        "priority": draw(st.sampled_from([0, 1, 1000])),
+        "subject": draw(st.just({"namespaces": {}}) | administrators_pods()),
+    }
+    for section, word in (("ingress", "from"), ("egress", "to")):
+        rules = []
+        for _ in range(draw(st.integers(0, 3))):
+            kinds = administrators_pods()
+            if word == "to":
+                prefixes = st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=2)
+                kinds |= st.builds(lambda found: {"networks": found}, prefixes)
+            rule = {
+                "action": draw(st.sampled_from(["Accept", "Deny", "Pass", "Pass"])),
+                word: draw(st.lists(kinds, min_size=1, max_size=2)),
+            }
+            if draw(st.booleans()):
+                rule["protocols"] = draw(st.lists(administrators_ports(), min_size=1, max_size=2))
+            rules.append(rule)
+        if rules:
+            spec[section] = rules
+    return {
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
 @st.composite
 def document_sets(draw: st.DrawFn, max_size: int = 3) -> list[dict[str, Any]]:
-    """Some documents of different names."""
-    count = draw(st.integers(1, max_size))
-    return [draw(documents(f"p{index}")) for index in range(count)]
+    """Some documents of different names; in half of the sets administrators have a say."""
+    found = [draw(documents(f"p{index}")) for index in range(draw(st.integers(1, max_size)))]
+    if draw(st.booleans()):
+        found += [draw(cluster_policies(f"k{index}")) for index in range(draw(st.integers(1, 2)))]
+    return found
 
 
 def worlds() -> st.SearchStrategy[World]:
