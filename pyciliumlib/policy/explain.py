@@ -75,6 +75,9 @@ class Explanation:
                 yield topic, "allow: no policy applies here"
                 continue
             yield topic, _because(decision)
+            if decision.passed:
+                by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.passed))
+                yield "before that", f"passed on by {by}"
             if decision.verdict is Verdict.DENY:
                 for near in decision.near_misses:
                     yield "near", str(near)
