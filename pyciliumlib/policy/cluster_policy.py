@@ -18,7 +18,7 @@ from pyciliumlib.policy import fields
 from pyciliumlib.policy.cilium import read_metadata
 from pyciliumlib.policy.kubernetes import of_namespaces, of_pods
 from pyciliumlib.policy.l7 import L7, DNSRule, Parser
-from pyciliumlib.policy.l7_reader import read_fqdns
+from pyciliumlib.policy.l7.reader import read_fqdns
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Clause,

@@ -27,7 +27,7 @@ from pyciliumlib.identity.labels import (
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7 import DNSRule
-from pyciliumlib.policy.l7_reader import read_fqdns
+from pyciliumlib.policy.l7.reader import read_fqdns
 from pyciliumlib.policy.model import GroupReference
 from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.policy.settings import PolicySettings

@@ -11,7 +11,7 @@ from attrs import frozen
 from pyciliumlib.errors import nearest
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7 import L7, L7Rule, Parser
-from pyciliumlib.policy.l7_reader import (
+from pyciliumlib.policy.l7.reader import (
     read_fqdns,
     read_generic,
     read_http,

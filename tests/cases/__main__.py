@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.cases import files, maglev, policy
+from tests.cases import files, l7, maglev, policy
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
             failed = True
             for difference in result.differences[:5]:
                 print(f"    differs: {result.name}: {difference}")
-    for compared in maglev.run_files():
+    for compared in (*l7.run_files(), *maglev.run_files()):
         print(compared)
         for difference in compared.differences[:5]:
             failed = True

@@ -6,31 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field
-
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.loadbalancer import Backend, FlowTuple, Maglev, MaglevTable
 from tests.cases import files
-
-
-@define
-class Report:
-    """What a file said: how much was compared, and what differs."""
-
-    file: str
-    cases: int = 0
-    probes: int = 0
-    differences: list[str] = field(factory=list)
-
-    def compare(self, what: str, ours: object, theirs: object) -> None:
-        self.probes += 1
-        if ours != theirs:
-            self.differences.append(f"{what}: {ours!r:.80}, in Cilium {theirs!r:.80}")
-
-    def __str__(self) -> str:
-        return (
-            f"{self.file}: {self.cases} cases, {self.probes} probes, {len(self.differences)} differ"
-        )
+from tests.cases.report import Report
 
 
 def run_files() -> list[Report]:

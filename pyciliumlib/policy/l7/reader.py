@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.policy import fields
-from pyciliumlib.policy.l7 import DNSRule, GenericRule, HeaderMatch, HTTPRule, KafkaRule
+from pyciliumlib.policy.l7.kafka import API_KEYS, ROLES
+from pyciliumlib.policy.l7.regex import whole
+from pyciliumlib.policy.l7.rules import DNSRule, GenericRule, HeaderMatch, HTTPRule, KafkaRule
 from pyciliumlib.policy.schema import Problems, texts
 
 MISMATCH_ACTIONS: Final = ("LOG", "ADD", "DELETE", "REPLACE")
-REGEX_MAX: Final = 4096
 NAME_MAX: Final = 255
-KAFKA_ROLES: Final = ("produce", "consume")
-#: https://kafka.apache.org/protocol#protocol_api_keys, as far as Cilium knows them.
-KAFKA_API_KEYS: Final = (
-    "produce", "fetch", "offsets", "metadata", "leaderandisr", "stopreplica", "updatemetadata",
-    "controlledshutdown", "offsetcommit", "offsetfetch", "findcoordinator", "joingroup",
-    "heartbeat", "leavegroup", "syncgroup", "describegroups", "listgroups", "saslhandshake",
-    "apiversions", "createtopics", "deletetopics", "deleterecords", "initproducerid",
-    "offsetforleaderepoch", "addpartitionstotxn", "addoffsetstotxn", "endtxn",
-    "writetxnmarkers", "txnoffsetcommit", "describeacls", "createacls", "deleteacls",
-    "describeconfigs", "alterconfigs",
-)  # fmt: skip
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _FQDN_NAME = re.compile(r"[-a-zA-Z0-9_.]+")
 _FQDN_PATTERN = re.compile(r"[-a-zA-Z0-9_.*]+")
@@ -71,42 +61,9 @@ def read_secret(value: object, path: str, problems: Problems) -> str:
     return f"{item.get('namespace', '')}/{item.get('name', '')}"
 
 
-# What RE2 does not know but Python does: look-around, atomic groups, possessive repetition,
-# conditions; and back references. https://github.com/google/re2/wiki/Syntax
-_NOT_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|[*+?}]\+")
-_BACK_REFERENCE = re.compile(r"\\[1-9]")
-# Where the characters of such syntax stand for themselves.
-_LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
-# What RE2 knows but Python does not, with something that compiles in its place.
-_RE2_ONLY = (
-    (re.compile(r"\\[pP](\{\^?\w+\}|\w)"), r"\\w"),
-    (re.compile(r"\[\^?:\w+:\]"), r"\\w"),
-    (re.compile(r"\\z"), r"\\Z"),
-    (re.compile(r"\\C"), "."),
-    (re.compile(r"\\x\{[0-9A-Fa-f]+\}"), "x"),
-    (re.compile(r"\(\?<(?=\w)"), "(?P<"),
-)
-_REPEAT_MAX = 1000
-_REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-
-
 def _check_regex(text: str, path: str, problems: Problems) -> None:
-    if len(text) > REGEX_MAX:
-        problems.add(path, f"a regular expression of {len(text)} characters; at most {REGEX_MAX}")
-        return
-    bare = re.sub(r"\\\\", "x", text)  # an escaped backslash escapes nothing
-    if found := _BACK_REFERENCE.search(bare) or _NOT_RE2.search(_LITERAL.sub("x", bare)):
-        problems.add(path, f"{found.group()!r} is no syntax of RE2, which proxies match with")
-        return
-    if any(int(n) > _REPEAT_MAX for m in _REPEAT.finditer(bare) for n in m.groups() if n):
-        problems.add(path, f"RE2 repeats at most {_REPEAT_MAX} times")
-        return
-    for pattern, stand_in in _RE2_ONLY:
-        bare = pattern.sub(stand_in, bare)
-    try:
-        re.compile(bare)
-    except (re.error, OverflowError, RecursionError) as error:
-        problems.add(path, f"{text!r} is no regular expression: {error}")
+    with problems.catching(path):
+        whole(text)
 
 
 def read_fqdns(values: list[Any], path: str, problems: Problems) -> Iterator[DNSRule]:
@@ -140,8 +97,8 @@ def read_kafka(values: list[Any], path: str, problems: Problems) -> Iterator[Kaf
         role, key = item.get("role", "").lower(), item.get("apiKey", "").lower()
         if role and key:
             problems.add(where, "role and apiKey exclude each other; a role stands for its keys")
-        _check_known(role, KAFKA_ROLES, f"{where}.role", problems)
-        _check_known(key, KAFKA_API_KEYS, f"{where}.apiKey", problems)
+        _check_known(role, ROLES, f"{where}.role", problems)
+        _check_known(key, API_KEYS, f"{where}.apiKey", problems)
         version, topic = item.get("apiVersion", ""), item.get("topic", "")
         if version and not (version.isascii() and version.isdigit() and int(version) < 1 << 15):
             problems.add(f"{where}.apiVersion", f"{version!r}: write a number from 0 to 32767")
@@ -153,7 +110,7 @@ def read_kafka(values: list[Any], path: str, problems: Problems) -> Iterator[Kaf
         yield KafkaRule(role, key, version, item.get("clientID", ""), topic)
 
 
-def _check_known(text: str, known: tuple[str, ...], path: str, problems: Problems) -> None:
+def _check_known(text: str, known: Iterable[str], path: str, problems: Problems) -> None:
     if text and text not in known:
         problems.add(path, f"unknown {text!r}{nearest(text, known)}")
 
