@@ -17,6 +17,8 @@ from pyciliumlib.policy import (
     Change,
     Documents,
     Explanation,
+    HTTPRequest,
+    KafkaRequest,
     Party,
     PolicyDocument,
     PolicyKey,
@@ -121,13 +123,23 @@ class NodePolicy:
         for key, item in documents.objects:
             self._store.put(_stored(key), json.dumps(item, default=str))
 
-    def explain(self, src: PartyLike, dst: PartyLike, port: str | PortProto) -> Explanation:
-        """Why a connection passes or not, without sending a packet.
+    def explain(
+        self,
+        src: PartyLike,
+        dst: PartyLike,
+        port: str | PortProto,
+        *,
+        http: HTTPRequest | None = None,
+        dns: str | None = None,
+        kafka: KafkaRequest | None = None,
+    ) -> Explanation:
+        """Why a connection passes or not, and a request in it, without sending a packet.
 
         `src` and `dst` are endpoints, names of endpoints, addresses, or labels; `port` is one
         port, as in "8080/TCP", an ICMP type, as in "8/ICMP", or "ICMP" for an echo request.
         """
-        return self.repository.explain(self._resolve_party(src), self._resolve_party(dst), port)
+        ends = self._resolve_party(src), self._resolve_party(dst)
+        return self.repository.explain(*ends, port, http=http, dns=dns, kafka=kafka)
 
     def rule_text(self, cookie: int) -> str:
         """The rules behind a map entry's cookie; empty where there is none any more."""

@@ -6,8 +6,10 @@ map entries; `table` brings those into any map.
 
 from __future__ import annotations
 
+from pyciliumlib.policy.answer import Answer
 from pyciliumlib.policy.bandwidth import PodBandwidth, annotated_bandwidth
 from pyciliumlib.policy.explain import Explanation
+from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     Authentication,
     BandwidthLimit,
@@ -27,6 +29,7 @@ from pyciliumlib.policy.settings import Enforcement, PolicySettings
 from pyciliumlib.policy.verdict import Decision, NearMiss, Reason, decide
 
 __all__ = [
+    "Answer",
     "Authentication",
     "BandwidthLimit",
     "Change",
@@ -35,6 +38,8 @@ __all__ = [
     "Documents",
     "Enforcement",
     "Explanation",
+    "HTTPRequest",
+    "KafkaRequest",
     "NamedPorts",
     "NamespaceDocument",
     "NearMiss",

@@ -9,6 +9,7 @@ from typing import Final
 from attrs import frozen
 
 from pyciliumlib.errors import PolicyError
+from pyciliumlib.policy.answer import Answer, Request, answer
 from pyciliumlib.policy.model import Direction, Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, Reason, decide
@@ -35,6 +36,9 @@ class Explanation:
     port: int
     egress: Decision | None
     ingress: Decision | None
+    #: The request that was asked about, and what the proxies of the directions say to it.
+    request: Request | None = None
+    answers: tuple[tuple[Direction, Answer], ...] = ()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -43,8 +47,15 @@ class Explanation:
 
     @property
     def verdict(self) -> Verdict:
-        """What becomes of the connection: denied if either side denies it."""
+        """What becomes of the connection: denied if either side denies it.
+
+        With a request, what becomes of that: the proxies' answers count in place of redirects.
+        """
         verdicts = {decision.verdict for decision in self.decisions}
+        if self.request is not None:
+            verdicts.discard(Verdict.REDIRECT)
+            if not all(answer.allowed for _, answer in self.answers):
+                return Verdict.DENY
         for verdict in (Verdict.DENY, Verdict.REDIRECT):
             if verdict in verdicts:
                 return verdict
@@ -78,14 +89,22 @@ class Explanation:
             if decision.passed:
                 by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.passed))
                 yield "before that", f"passed on by {by}"
+            for answered, said in self.answers:
+                if answered is direction:
+                    yield "proxy", str(said)
+                    yield from (("near", miss) for miss in said.near)
             if decision.verdict is Verdict.DENY:
                 for near in decision.near_misses:
                     yield "near", str(near)
             if decision.reason is Reason.DEFAULT_DENY:
                 yield "missing", _missing(decision, self.target)
 
+    @property
+    def _what(self) -> str:
+        return f"{self.target} {self.request}" if self.request else str(self.target)
+
     def __str__(self) -> str:
-        head = f"{self.verdict}: {self.source} -> {self.destination} {self.target}"
+        head = f"{self.verdict}: {self.source} -> {self.destination} {self._what}"
         return "\n".join([head, *(f"  {topic}: {text}" for topic, text in self.lines())])
 
     def _repr_html_(self) -> str:
@@ -93,7 +112,7 @@ class Explanation:
             f"<tr><th>{_cell(topic)}</th><td>{_cell(text)}</td></tr>"
             for topic, text in list(self.lines())[:_ROWS_MAX]
         ]
-        head = _cell(f"{self.verdict}: {self.source} → {self.destination} {self.target}")
+        head = _cell(f"{self.verdict}: {self.source} → {self.destination} {self._what}")
         return f"<table><caption>{head}</caption>{''.join(shown)}</table>"
 
 
@@ -157,8 +176,12 @@ def explain(
     source: Party,
     destination: Party,
     target: Target,
+    request: Request | None = None,
 ) -> Explanation:
-    """Decide a connection by the rules; `rules_of` finds the ones that may govern a subject."""
+    """Decide a connection, and a request in it, by the rules.
+
+    `rules_of` finds the ones that may govern a subject.
+    """
     protocol, port = parse_target(target)
 
     def side(subject: Party, peer: Party, direction: Direction) -> Decision | None:
@@ -167,11 +190,13 @@ def explain(
         rules = rules_of(subject)
         return decide(rules, settings, subject, peer, direction, protocol, port)
 
+    egress = side(source, destination, Direction.EGRESS)
+    ingress = side(destination, source, Direction.INGRESS)
+    answers = [
+        (decision.direction, answer(decision, request))
+        for decision in (egress, ingress)
+        if request is not None and decision and decision.verdict is Verdict.REDIRECT
+    ]
     return Explanation(
-        source,
-        destination,
-        protocol,
-        port,
-        side(source, destination, Direction.EGRESS),
-        side(destination, source, Direction.INGRESS),
+        source, destination, protocol, port, egress, ingress, request, tuple(answers)
     )

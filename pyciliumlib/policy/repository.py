@@ -19,11 +19,13 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.answer import one_request
 from pyciliumlib.policy.cidr_groups import CIDR_GROUP, fill, refers
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
 from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
+from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     BandwidthLimit,
     Direction,
@@ -393,16 +395,26 @@ class Repository:
                 *parse_target(target),
             )
 
-    def explain(self, src: PartyLike, dst: PartyLike, port: Target) -> Explanation:
-        """Why a connection from `src` to `port` of `dst` passes or not.
+    def explain(
+        self,
+        src: PartyLike,
+        dst: PartyLike,
+        port: Target,
+        *,
+        http: HTTPRequest | None = None,
+        dns: str | None = None,
+        kafka: KafkaRequest | None = None,
+    ) -> Explanation:
+        """Why a connection from `src` to `port` of `dst` passes or not, and a request in it.
 
-        The ends are identities, labels, or parties. Raises NotFoundError for an unknown identity,
-        PolicyError or UnitError for a port that is not one port of one protocol.
+        The ends are identities, labels, or parties; `dns` is the name that is asked for. Raises
+        NotFoundError for an unknown identity, PolicyError or UnitError for a port that is not one
+        port of one protocol, PolicyError for several requests.
         """
+        request = one_request(http, dns, kafka)
         with self._lock:
-            return explain(
-                self._rules.governing, self.settings, self._party(src), self._party(dst), port
-            )
+            ends = self._party(src), self._party(dst)
+            return explain(self._rules.governing, self.settings, *ends, port, request)
 
     def _party(self, party: PartyLike) -> Party:
         if isinstance(party, Party):

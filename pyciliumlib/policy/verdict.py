@@ -79,6 +79,8 @@ class Decision:
     authentication: Authentication = Authentication.DISABLED
     #: The clauses that left the connection to a later tier.
     passed: tuple[Clause, ...] = ()
+    #: Plain allows of the level that redirects: a proxy lets every request of theirs pass.
+    beside: tuple[Clause, ...] = ()
 
     @property
     def enforced(self) -> bool:
@@ -113,7 +115,7 @@ def decide(
         elif not clause.passes and clause.ports and (on_peer or (on_port and clause.peers)):
             near.append(NearMiss(clause, on_peer))
 
-    deciding, passed = _ask(matched)
+    deciding, passed, beside = _ask(matched)
 
     def decision(verdict: Verdict, reason: Reason) -> Decision:
         denied = verdict is Verdict.DENY
@@ -129,6 +131,7 @@ def decide(
             governing,
             _authentication(deciding, protocol, port, named),
             passed,
+            beside,
         )
 
     if deciding:
@@ -148,8 +151,11 @@ _BY_RULE: Final = {
 }
 
 
-def _ask(matched: Sequence[Clause]) -> tuple[tuple[Clause, ...], tuple[Clause, ...]]:
-    """Of the clauses that match, those that decide, and those that passed it on to them."""
+_Clauses = tuple[Clause, ...]
+
+
+def _ask(matched: Sequence[Clause]) -> tuple[_Clauses, _Clauses, _Clauses]:
+    """Of the clauses that match: those that decide, that passed it on, and the allows beside."""
     passed: list[Clause] = []
     gone: Tier | None = None
     for level in sorted({clause.level for clause in matched}):
@@ -159,10 +165,12 @@ def _ask(matched: Sequence[Clause]) -> tuple[tuple[Clause, ...], tuple[Clause, .
         for verdict in _BY_RULE:
             deciding = [c for c in here if not c.passes and c.verdict is verdict]
             if deciding:
-                return tuple(deciding), tuple(passed)
+                beside = [c for c in here if c.verdict is Verdict.ALLOW and not c.passes]
+                redirects = verdict is Verdict.REDIRECT
+                return tuple(deciding), tuple(passed), tuple(beside) if redirects else ()
         passed += here
         gone = level.tier
-    return (), tuple(passed)
+    return (), tuple(passed), ()
 
 
 def _authentication(

@@ -6,7 +6,7 @@ may use them as they are.
 
 from __future__ import annotations
 
-from pyciliumlib.policy.l7.dns import DNSMatcher
+from pyciliumlib.policy.l7.dns import DNSMatcher, DNSQuery
 from pyciliumlib.policy.l7.http import HTTPMatcher, HTTPOutcome, HTTPRequest
 from pyciliumlib.policy.l7.kafka import KafkaMatcher, KafkaRequest
 from pyciliumlib.policy.l7.rules import (
@@ -23,6 +23,7 @@ from pyciliumlib.policy.l7.rules import (
 __all__ = [
     "L7",
     "DNSMatcher",
+    "DNSQuery",
     "DNSRule",
     "GenericRule",
     "HTTPMatcher",

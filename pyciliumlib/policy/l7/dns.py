@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from attrs import frozen
+
 from pyciliumlib.policy.l7.regex import whole
 from pyciliumlib.policy.l7.rules import DNSRule
 
@@ -45,6 +47,16 @@ def pattern_of(rule: DNSRule, *, subdomains: bool = True) -> str:
         first, text = _LABELS, text[leading.end() :]
     body = _STARS.sub(f"{_CHARACTER}*", text.replace(".", "[.]"))
     return first + body
+
+
+@frozen
+class DNSQuery:
+    """A question for the addresses of a name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"DNS {self.name}"
 
 
 class DNSMatcher:

@@ -5,7 +5,7 @@ https://docs.cilium.io/en/stable/security/policy/language/#http
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -20,6 +20,8 @@ _REMOVING: Final = ("DELETE", "REPLACE")
 _WRITING: Final = ("ADD", "REPLACE")
 
 _Test = Callable[["_Headers"], bool]
+#: What a rule asks for, in words, and the test of it.
+_Named = tuple[str, _Test]
 
 
 def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -92,17 +94,10 @@ class HTTPMatcher:
 
     def match(self, request: HTTPRequest) -> HTTPOutcome:
         """What becomes of `request`; a list without rules lets everything pass."""
-        headers = _Headers(
-            [
-                (_METHOD, request.method),
-                (_PATH, request.path),
-                (_AUTHORITY, request.host),
-                *((_lower(name), value) for name, value in request.headers),
-            ]
-        )
+        headers = _headers_of(request)
         by: HTTPRule | None = None
         for rule, tests in self._rules:
-            if all(test(headers) for test in tests):
+            if all(test(headers) for _, test in tests):
                 by = by or rule
                 if not self._all:
                     break
@@ -115,26 +110,48 @@ class HTTPMatcher:
             tuple(headers.rejected),
         )
 
+    def unmet(self, request: HTTPRequest) -> Iterator[tuple[HTTPRule, str]]:
+        """Each rule that does not match, with the first thing that it asks for in vain."""
+        for rule, tests in self._rules:
+            headers = _headers_of(request)
+            wanted = next((what for what, test in tests if not test(headers)), None)
+            if wanted is not None:
+                yield rule, wanted
+
+
+def _headers_of(request: HTTPRequest) -> _Headers:
+    return _Headers(
+        [
+            (_METHOD, request.method),
+            (_PATH, request.path),
+            (_AUTHORITY, request.host),
+            *((_lower(name), value) for name, value in request.headers),
+        ]
+    )
+
 
 def _lower(name: str) -> str:
     lower = name.lower()
     return _AUTHORITY if lower == "host" else lower
 
 
-def _tests(rule: HTTPRule, secrets: Mapping[str, str]) -> list[_Test]:
-    found: list[_Test] = []
+def _tests(rule: HTTPRule, secrets: Mapping[str, str]) -> list[_Named]:
+    found: list[_Named] = []
     for name, pattern in ((_METHOD, rule.method), (_PATH, rule.path), (_AUTHORITY, rule.host)):
         if pattern:
-            found.append(_by_pattern(name, pattern))
+            found.append((f"{name[1:]} {pattern}", _by_pattern(name, pattern)))
     for header in rule.headers:
         name, space, value = header.partition(" ")
-        found.append(
-            _equals(_lower(name.removesuffix(":")), value) if space else _is_there(_lower(name))
-        )
-    matches = [_with_secret(match, secrets) for match in rule.header_matches]
+        test = _equals(_lower(name.removesuffix(":")), value) if space else _is_there(_lower(name))
+        found.append((f"header {header}", test))
     # what only looks comes before what changes headers
-    found.extend(_plain(match) for match in matches if not match or not match.mismatch)
-    found.extend(_act(match) for match in matches if match and match.mismatch)
+    for match in sorted(rule.header_matches, key=lambda match: bool(match.mismatch)):
+        known = _with_secret(match, secrets)
+        if known is None:
+            found.append((f"the secret {match.secret}", lambda headers: False))
+        else:
+            test = _act(known) if match.mismatch else _plain(known)
+            found.append((f"header {match.name}: {match.value or match.secret}", test))
     return found
 
 
@@ -158,9 +175,7 @@ def _with_secret(match: HeaderMatch, secrets: Mapping[str, str]) -> HeaderMatch 
     return None if value is None else HeaderMatch(match.name, value, "", match.mismatch)
 
 
-def _plain(match: HeaderMatch | None) -> _Test:
-    if match is None:  # its secret is not there
-        return lambda headers: False
+def _plain(match: HeaderMatch) -> _Test:
     name = _lower(match.name)
     return _equals(name, match.value) if match.value else _is_there(name)
 

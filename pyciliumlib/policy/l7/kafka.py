@@ -5,9 +5,10 @@ https://kafka.apache.org/protocol
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from pyciliumlib.policy.l7.rules import KafkaRule
 
@@ -55,11 +56,11 @@ def api_keys(rule: KafkaRule) -> frozenset[int] | None:
     return frozenset({API_KEYS.index(rule.api_key)}) if rule.api_key else None
 
 
-@define
 class KafkaMatcher:
     """The rules of one list."""
 
-    _rules: tuple[KafkaRule, ...] = field(converter=tuple)
+    def __init__(self, rules: Iterable[KafkaRule]) -> None:
+        self._rules = tuple(rules)
 
     def allows(self, request: KafkaRequest) -> bool:
         """Whether the request may be sent: each of its topics needs a rule that allows it."""

@@ -27,6 +27,11 @@ class HTTPRule:
     headers: tuple[str, ...] = ()
     header_matches: tuple[HeaderMatch, ...] = ()
 
+    def __str__(self) -> str:
+        parts = [self.method, self.host + self.path, *self.headers]
+        parts += [f"{match.name}: {match.value}" for match in self.header_matches]
+        return " ".join(part for part in parts if part) or "any request"
+
 
 @frozen
 class DNSRule:
@@ -48,6 +53,12 @@ class KafkaRule:
     api_version: str = ""
     client_id: str = ""
     topic: str = ""
+
+    def __str__(self) -> str:
+        version = f"version {self.api_version}" if self.api_version else ""
+        client = f"client {self.client_id}" if self.client_id else ""
+        parts = [self.role, self.api_key, version, client, self.topic]
+        return " ".join(part for part in parts if part) or "any request"
 
 
 @frozen

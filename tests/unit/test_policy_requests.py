@@ -1,0 +1,173 @@
+"""What `explain` says of a request that a proxy would be asked to pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyciliumlib.errors import PolicyError
+from pyciliumlib.policy import HTTPRequest, KafkaRequest, Party, Repository, Verdict
+
+NAMESPACE = "k8s:io.kubernetes.pod.namespace=default"
+CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
+WEB, API = (Party([f"k8s:app={name}", NAMESPACE, CLUSTER], name=name) for name in ("web", "api"))
+DNS = Party(["k8s:k8s-app=kube-dns", NAMESPACE, CLUSTER], name="dns")
+GET = {"method": "GET", "path": "/items.*"}
+
+
+def policy(name: str = "p", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"endpointSelector": {"matchLabels": {"app": "api"}}, **spec},
+    }
+
+
+def entry(*http: dict[str, Any], app: str = "web", **l7: Any) -> dict[str, Any]:
+    """An ingress entry on port 80 with these HTTP rules."""
+    rules = {"http": list(http)} if http else l7
+    ports: dict[str, Any] = {"ports": [{"port": "80", "protocol": "TCP"}]}
+    return {
+        "fromEndpoints": [{"matchLabels": {"app": app}}],
+        "toPorts": [ports | ({"rules": rules} if rules else {})],
+    }
+
+
+def asked(documents: list[dict[str, Any]], request: Any) -> Any:
+    repository = Repository()
+    repository.apply(documents)
+    if isinstance(request, HTTPRequest):
+        return repository.explain(WEB, API, "80/TCP", http=request)
+    return repository.explain(WEB, API, "80/TCP", kafka=request)
+
+
+ITEMS, ADMIN = HTTPRequest("GET", "/items?all", "shop"), HTTPRequest("GET", "/admin", "shop")
+ANYBODY = {"toPorts": [{"ports": [{"port": "0", "protocol": "TCP"}]}]}
+CASES: dict[str, tuple[list[dict[str, Any]], Any, Verdict, str]] = {
+    "a rule allows it": (
+        [policy(ingress=[entry(GET)])],
+        ITEMS,
+        Verdict.ALLOW,
+        "allow: GET /items.*, CiliumNetworkPolicy default/p spec.ingress[0].toPorts[0]",
+    ),
+    "none does": (
+        [policy(ingress=[entry(GET)])],
+        ADMIN,
+        Verdict.DENY,
+        "deny: 403 Access denied, no rule allows GET shop/admin",
+    ),
+    "the rules of all policies": (
+        [policy(ingress=[entry(GET)]), policy("q", ingress=[entry({"path": "/admin"})])],
+        ADMIN,
+        Verdict.ALLOW,
+        "allow: /admin, CiliumNetworkPolicy default/q",
+    ),
+    "a plain allow of the peer": (
+        [policy(ingress=[entry(GET), {"fromEndpoints": [{"matchLabels": {"app": "web"}}]}])],
+        ADMIN,
+        Verdict.ALLOW,
+        "allow: every request passes, CiliumNetworkPolicy default/p spec.ingress[1]",
+    ),
+    "a plain allow of anybody": (
+        [policy(ingress=[entry(GET)]), policy("q", ingress=[ANYBODY])],
+        ADMIN,
+        Verdict.ALLOW,
+        "allow: every request passes, CiliumNetworkPolicy default/q",
+    ),
+    "a rule that denies nothing by default": (
+        [policy(ingress=[entry(GET)], enableDefaultDeny={"ingress": False})],
+        ADMIN,
+        Verdict.ALLOW,
+        "allow: every request passes, CiliumNetworkPolicy default/p spec denies nothing",
+    ),
+    "another protocol": (
+        [policy(ingress=[entry(kafka=[{"topic": "a"}])])],
+        ADMIN,
+        Verdict.DENY,
+        "deny: the proxy is for kafka, not for http",
+    ),
+    "a topic": (
+        [policy(ingress=[entry(kafka=[{"role": "produce", "topic": "a"}])])],
+        KafkaRequest(0, topics=["a"]),
+        Verdict.ALLOW,
+        "allow: produce a, CiliumNetworkPolicy default/p",
+    ),
+    "topics of several rules": (
+        [policy(ingress=[entry(kafka=[{"topic": "a"}]), entry(kafka=[{"topic": "b"}])])],
+        KafkaRequest(0, topics=["a", "b"]),
+        Verdict.ALLOW,
+        "allow: several rules, one for each topic",
+    ),
+    "a topic of no rule": (
+        [policy(ingress=[entry(kafka=[{"role": "produce", "topic": "a"}])])],
+        KafkaRequest(0, topics=["c"]),
+        Verdict.DENY,
+        "deny: topic authorization failed, no rule allows produce c",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer_of_the_proxy(case: str) -> None:
+    """The verdict is that of the request, and the text names the rule or the refusal."""
+    documents, request, verdict, words = CASES[case]
+    explanation = asked(documents, request)
+    assert explanation.verdict is verdict
+    (line,) = [text for topic, text in explanation.lines() if topic == "proxy"]
+    assert line.startswith(words)
+
+
+def test_rules_that_nearly_matched_are_told() -> None:
+    explanation = asked([policy(ingress=[entry(GET, {"method": "PUT"})])], ADMIN)
+    near = [text for topic, text in explanation.lines() if topic == "near"]
+    assert near == [
+        "CiliumNetworkPolicy default/p spec.ingress[0].toPorts[0] has GET /items.*: "
+        "path /items.* does not match",
+        "CiliumNetworkPolicy default/p spec.ingress[0].toPorts[0] has PUT: "
+        "method PUT does not match",
+    ]
+    assert "403 Access denied" in explanation._repr_html_()
+
+
+def test_a_request_on_a_connection_without_proxy() -> None:
+    """Where nothing redirects, a request passes or not as the connection does."""
+    open_, closed = policy(ingress=[entry()]), policy(ingress=[entry(app="nobody")])
+    assert asked([open_], ADMIN).verdict is Verdict.ALLOW
+    assert asked([closed], ADMIN).verdict is Verdict.DENY
+    assert asked([open_], ADMIN).answers == ()
+
+
+def test_names() -> None:
+    """A DNS rule of egress: the proxy refuses what no pattern means."""
+    repository = Repository()
+    rules = {"dns": [{"matchPattern": "*.shop.test"}]}
+    ports = [{"ports": [{"port": "53", "protocol": "UDP"}], "rules": rules}]
+    to = {"toEndpoints": [{"matchLabels": {"k8s-app": "kube-dns"}}], "toPorts": ports}
+    repository.apply(policy(egress=[to]))
+    for name, verdict in (("a.shop.test", Verdict.ALLOW), ("a.b.test", Verdict.DENY)):
+        assert repository.explain(API, DNS, "53/UDP", dns=name).verdict is verdict
+    refused = repository.explain(API, DNS, "53/UDP", dns="b.test")
+    assert "REFUSED, no rule allows DNS b.test" in str(refused)
+
+
+def test_both_proxies_have_to_agree() -> None:
+    """One at the sender's egress, one at the receiver's ingress."""
+    repository = Repository()
+    egress = entry({"method": "GET"}) | {"toEndpoints": [{}]}
+    del egress["fromEndpoints"]
+    sender = policy("out", egress=[egress], endpointSelector={"matchLabels": {"app": "web"}})
+    repository.apply([sender, policy(ingress=[entry({"path": "/items"})])])
+    for method, path, verdict in (
+        ("GET", "/items", Verdict.ALLOW),
+        ("PUT", "/items", Verdict.DENY),
+        ("GET", "/admin", Verdict.DENY),
+    ):
+        found = repository.explain(WEB, API, "80/TCP", http=HTTPRequest(method, path))
+        assert found.verdict is verdict
+
+
+def test_one_kind_of_request_at_a_time() -> None:
+    with pytest.raises(PolicyError, match="one kind of request"):
+        Repository().explain(WEB, API, "80/TCP", http=ITEMS, dns="a.test")
