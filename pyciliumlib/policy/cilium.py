@@ -20,6 +20,7 @@ from pyciliumlib.policy.model import (
     Direction,
     PolicyDocument,
     PolicyKey,
+    Reference,
     Rule,
     Source,
 )
@@ -28,6 +29,7 @@ from pyciliumlib.policy.peers import (
     parse_selector,
     read_group_references,
     read_peers,
+    read_service_references,
     reserved,
 )
 from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
@@ -193,9 +195,12 @@ class _Reader:
             if _is_limit(entry):
                 continue
             peers = read_peers(entry, section.word, where, scope, self.problems)
-            groups = read_group_references(entry, section.word, where, self.problems)
+            references: tuple[Reference, ...] = (
+                *read_group_references(entry, section.word, where, self.problems),
+                *read_service_references(entry, where, self.problems),
+            )
             authentication = self._authentication(entry, where)
-            for ports in self._groups(entry, where, bool(peers or groups), context):
+            for ports in self._groups(entry, where, bool(peers or references), context):
                 yield Clause(
                     self._source(ports.path.removeprefix(self.path)),
                     section.direction,
@@ -203,7 +208,7 @@ class _Reader:
                     peers,
                     ports.ports,
                     ports.l7,
-                    groups,
+                    references,
                     f"{section.word}Endpoints" in entry and not section.deny,
                     authentication,
                 )

@@ -100,7 +100,7 @@ _TO: Final[dict[str, FieldSpec]] = {
     "toNodes": LIST,
     "toGroups": _GROUPS,
     "toRequires": LIST,
-    "toServices": refused(Form.LIST, "services are not known to policy; select their backends"),
+    "toServices": LIST,
 }
 
 INGRESS: Final = Schema("ingress rule", {**_FROM, **_SHARED})
@@ -132,6 +132,48 @@ CIDR_RULE: Final = Schema(
 )
 
 CIDR_GROUP: Final = Schema("CIDR group", {"externalCIDRs": LIST}, required=("externalCIDRs",))
+
+SERVICE_PEER: Final = Schema(
+    "service",
+    {"k8sService": OBJECT, "k8sServiceSelector": OBJECT},
+    one_of=("k8sService", "k8sServiceSelector"),
+)
+K8S_SERVICE: Final = Schema(
+    "k8sService", {"serviceName": TEXT, "namespace": TEXT}, required=("serviceName",)
+)
+K8S_SERVICE_SELECTOR: Final = Schema(
+    "k8sServiceSelector", {"selector": OBJECT, "namespace": TEXT}, required=("selector",)
+)
+
+# Objects of Kubernetes of which policy needs a part.
+_OBJECT: Final = {"apiVersion": TEXT, "kind": TEXT, "metadata": OBJECT}
+SERVICE: Final = Schema("Service", {**_OBJECT, "spec": OBJECT, "status": ANY})
+SLICE: Final = Schema(
+    "EndpointSlice", {**_OBJECT, "addressType": TEXT, "endpoints": LIST, "ports": ANY}
+)
+SLICE_ENDPOINT: Final = Schema(
+    "endpoint",
+    {
+        "addresses": LIST,
+        **dict.fromkeys(
+            (
+                "conditions",
+                "deprecatedTopology",
+                "hints",
+                "hostname",
+                "nodeName",
+                "targetRef",
+                "zone",
+            ),
+            ANY,
+        ),
+    },
+)
+ENDPOINTS: Final = Schema("Endpoints", {**_OBJECT, "subsets": LIST})
+SUBSET: Final = Schema("subset", {"addresses": LIST, "notReadyAddresses": ANY, "ports": ANY})
+ENDPOINT_ADDRESS: Final = Schema(
+    "address", {"ip": TEXT, "hostname": ANY, "nodeName": ANY, "targetRef": ANY}, required=("ip",)
+)
 
 FQDN: Final = Schema("FQDN selector", {"matchName": TEXT, "matchPattern": TEXT})
 

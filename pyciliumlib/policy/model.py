@@ -170,13 +170,29 @@ class GroupReference:
 
 
 @frozen
+class ServiceReference:
+    """A service by name, or services by a selector of their labels; no namespace is any."""
+
+    name: str = ""
+    namespace: str = ""
+    selector: Selector | None = None
+
+    def __str__(self) -> str:
+        what = self.name if self.selector is None else str(self.selector)
+        return f"service {self.namespace}/{what}" if self.namespace else f"service {what}"
+
+
+Reference = GroupReference | ServiceReference
+
+
+@frozen
 class Clause:
     """One statement: these peers, on these ports, are allowed, denied, or left to the next tier.
 
     `peers` None is any peer and an empty tuple none at all; several are alternatives, as are
-    `ports`. A clause that selects nothing still turns default deny on. The prefixes of `groups`
-    are filled in beside the peers by who knows the groups. The peers of a `confined` clause are
-    pods that must also have what the rules of the subject require.
+    `ports`. A clause that selects nothing still turns default deny on. Those whom `references`
+    mean are filled in beside the peers by who knows the objects. The peers of a `confined` clause
+    are pods that must also have what the rules of the subject require.
     """
 
     source: Source
@@ -185,7 +201,7 @@ class Clause:
     peers: tuple[Selector, ...] | None
     ports: tuple[PortMatch, ...]
     l7: L7 | None = None
-    groups: tuple[GroupReference, ...] = ()
+    references: tuple[Reference, ...] = ()
     confined: bool = False
     #: None where the clause says nothing of it.
     authentication: Authentication | None = None
@@ -244,20 +260,27 @@ class PolicyKey:
 
 @frozen
 class PolicyDocument:
-    """One policy object: its key and its rules. A CIDR group has `members` and no rules."""
+    """One policy object: its key and its rules, or what rules refer to.
+
+    A CIDR group has `members`, a service selects `pods`, and what tells the addresses of a service
+    has them as `members` and says whose they are in `of`.
+    """
 
     key: PolicyKey
     rules: tuple[Rule, ...]
     labels: Mapping[str, str] = field(factory=dict, hash=False)
     members: tuple[Network, ...] = ()
+    pods: Selector | None = None
+    of: PolicyKey | None = None
 
     def prefixes(self) -> Iterator[Network]:
         """The prefixes that it names, exceptions too; one may come several times."""
         yield from self.members
         for rule in self.rules:
             for clause in rule.clauses:
-                for reference in clause.groups:
-                    yield from reference.excepts
+                for reference in clause.references:
+                    if isinstance(reference, GroupReference):
+                        yield from reference.excepts
                 for selector in clause.peers or ():
                     for requirement in selector.requirements:
                         if requirement.source == SOURCE_CIDR:

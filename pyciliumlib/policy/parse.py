@@ -14,7 +14,7 @@ import yaml
 from attrs import frozen
 
 from pyciliumlib.errors import NotFoundError, PolicyError, nearest
-from pyciliumlib.policy import cidr_groups, cilium, cluster_policy, kubernetes
+from pyciliumlib.policy import cidr_groups, cilium, cluster_policy, kubernetes, services
 from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument, PolicyKey
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
@@ -49,6 +49,9 @@ _KINDS: Final[dict[str, tuple[tuple[str, ...], _Reader]]] = {
     kubernetes.KNP: (kubernetes.API_VERSIONS, kubernetes.read_policy),
     cluster_policy.KCNP: (cluster_policy.API_VERSIONS, cluster_policy.read_policy),
     cidr_groups.CIDR_GROUP: (cidr_groups.API_VERSIONS, cidr_groups.read_group),
+    services.SERVICE: (("v1",), services.read_service),
+    services.SLICE: (("discovery.k8s.io/v1",), services.read_slice),
+    services.ENDPOINTS: (("v1",), services.read_endpoints),
     "Namespace": (("v1",), kubernetes.read_namespace),
 }
 _KNOWN_LATER: Final = (

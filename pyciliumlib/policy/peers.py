@@ -28,7 +28,7 @@ from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7 import DNSRule
 from pyciliumlib.policy.l7.reader import read_fqdns
-from pyciliumlib.policy.model import GroupReference
+from pyciliumlib.policy.model import GroupReference, ServiceReference
 from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.types import parse_network
@@ -170,7 +170,7 @@ def _names_namespace(requirement: Requirement) -> bool:
 
 
 #: The field names of a peer kind, without their `from` or `to`.
-PEER_KINDS: Final = ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs")
+PEER_KINDS: Final = ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs", "Services")
 
 
 def read_peers(
@@ -178,6 +178,7 @@ def read_peers(
 ) -> tuple[Selector, ...] | None:
     """The peers of a rule entry; None where it names no kind of peer, so that any peer is meant.
 
+    CIDR groups and services are references, which come beside.
     `word` is `from` or `to`. An entry may name one kind of peer only.
     """
     named = [kind for kind in PEER_KINDS if word + kind in entry]
@@ -189,7 +190,8 @@ def read_peers(
     found: list[Selector] = []
     for kind in named:
         field = word + kind
-        found.extend(_READ[kind](entry[field], f"{path}.{field}", scope, problems))
+        if kind in _READ:
+            found.extend(_READ[kind](entry[field], f"{path}.{field}", scope, problems))
     return tuple(dict.fromkeys(found))
 
 
@@ -296,6 +298,26 @@ def read_group_references(
             )
             if selector is not None:
                 found.append(GroupReference(selector=selector, excepts=excepts))
+    return tuple(found)
+
+
+def read_service_references(
+    entry: Mapping[str, Any], path: str, problems: Problems
+) -> tuple[ServiceReference, ...]:
+    """The services that the `toServices` of an entry names."""
+    found = []
+    listed = entry.get("toServices", [])
+    for item, where in fields.SERVICE_PEER.read_list(listed, f"{path}.toServices", problems):
+        if "k8sService" in item:
+            at = f"{where}.k8sService"
+            named = fields.K8S_SERVICE.read(item["k8sService"], at, problems)
+            found.append(ServiceReference(named.get("serviceName", ""), named.get("namespace", "")))
+        elif "k8sServiceSelector" in item:
+            at = f"{where}.k8sServiceSelector"
+            chosen = fields.K8S_SERVICE_SELECTOR.read(item["k8sServiceSelector"], at, problems)
+            selector = parse_selector(chosen.get("selector", {}), f"{at}.selector", problems)
+            if selector is not None:
+                found.append(ServiceReference("", chosen.get("namespace", ""), selector))
     return tuple(found)
 
 

@@ -20,7 +20,6 @@ from pyciliumlib.identity.labels import (
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.answer import one_request
-from pyciliumlib.policy.cidr_groups import CIDR_GROUP, fill, refers
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
@@ -38,6 +37,7 @@ from pyciliumlib.policy.model import (
     Rule,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
+from pyciliumlib.policy.references import KINDS, fill, refers
 from pyciliumlib.policy.requires import confine
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
@@ -82,8 +82,8 @@ class _Rules:
     _prefixes: Counter[Network] = field(factory=Counter)
     _by_subject: dict[Selector, dict[tuple[PolicyKey, int], Handout]] = field(factory=dict)
     _subjects: SelectorIndex = field(factory=SelectorIndex)
-    _groups: dict[PolicyKey, PolicyDocument] = field(factory=dict)
-    #: Documents that refer to groups, so that they follow them.
+    #: Objects that rules refer to, and documents with such rules, so that they follow them.
+    _referred: dict[PolicyKey, PolicyDocument] = field(factory=dict)
     _referring: dict[PolicyKey, PolicyDocument] = field(factory=dict)
 
     def change(
@@ -91,7 +91,7 @@ class _Rules:
     ) -> dict[PolicyKey, PolicyDocument | None]:
         """Replace or (None) delete documents; what was there, in the form that turns it back."""
         before = {key: self._put(key, document) for key, document in wanted.items()}
-        if any(key.kind == CIDR_GROUP for key in wanted):
+        if any(key.kind in KINDS for key in wanted):
             for key, document in tuple(self._referring.items()):
                 self._put(key, document)
         return before
@@ -99,7 +99,7 @@ class _Rules:
     def touched(self, wanted: Mapping[PolicyKey, PolicyDocument | None]) -> list[Rule]:
         """The rules that a change of these documents is about, as they are now."""
         documents = [document for document in wanted.values() if document]
-        if any(key.kind == CIDR_GROUP for key in wanted):
+        if any(key.kind in KINDS for key in wanted):
             documents += self._referring.values()
         return [rule for document in documents for rule in document.rules]
 
@@ -116,7 +116,7 @@ class _Rules:
             if not handouts:
                 del self._by_subject[rule.subject]
                 self._subjects.remove(rule.subject)
-        for keeper in (self._groups, self._referring):
+        for keeper in (self._referred, self._referring):
             keeper.pop(key, None)
         if document is not None:
             self._file(key, document)
@@ -125,12 +125,12 @@ class _Rules:
     def _file(self, key: PolicyKey, document: PolicyDocument) -> None:
         self.documents[key] = document
         self._prefixes.update(document.prefixes())
-        if key.kind == CIDR_GROUP:
-            self._groups[key] = document
+        if key.kind in KINDS:
+            self._referred[key] = document
         if refers(document):
             self._referring[key] = document
         for number, rule in enumerate(document.rules):
-            handout = Handout(fill(rule, self._groups, self._settings))
+            handout = Handout(fill(rule, self._referred, self._settings))
             self._by_subject.setdefault(rule.subject, {})[key, number] = handout
             self._subjects.add(rule.subject)
 

@@ -132,6 +132,28 @@ def test_rules_follow_a_cidr_group(scene: Scene, version: int) -> None:
 
 
 @VERSIONS
+def test_rules_follow_a_service(scene: Scene, version: int) -> None:
+    """First it selects pods, then it is the addresses that its slice lists."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}}
+    to_service = scenes.policy(
+        "web", {"app": "web"}, egress=[{"toServices": [{"k8sService": {"serviceName": "s"}}]}]
+    )
+    scene.dp.policy.apply([to_service, {**service, "spec": {"selector": {"app": "api"}}}])
+    assert scene.verdict("web", "api", "80/TCP", version) == OPEN
+    assert scene.verdict("web", "world", "80/TCP", version) == POLICY
+    slice_ = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}},
+        "endpoints": [{"addresses": [str(scene.world.ip4), str(scene.world.ip6)]}],
+    }
+    scene.dp.policy.apply([{**service, "spec": {}}, slice_])
+    assert scene.verdict("web", "api", "80/TCP", version) == POLICY
+    assert scene.verdict("web", "world", "80/TCP", version) == OPEN
+    assert not scene.dp.drift()
+
+
+@VERSIONS
 def test_a_deleted_document_is_gone(scene: Scene, version: int) -> None:
     """Deleting the only rules opens the pod again, for connections that were refused too."""
     change = scene.dp.policy.apply(NOBODY_TO_API)

@@ -216,7 +216,7 @@ WRONG = {
         "nodes belong to no namespace",
     ),
     "unknown auth mode": (ingress(authentication={"mode": "requird"}), '"required"'),
-    "other kind": ({"apiVersion": "v1", "kind": "Service"}, "'Service' is no policy"),
+    "other kind": ({"apiVersion": "v1", "kind": "Secret"}, "'Secret' is no policy"),
     "misspelt kind": ({"kind": "CiliumNetworkPolcy"}, '(did you mean "CiliumNetworkPolicy"?)'),
     "wrong version": ({**cnp(ingress=[{}]), "apiVersion": "cilium.io/v1"}, "is of cilium.io/v2"),
 }
@@ -233,7 +233,6 @@ def test_a_wrong_document_is_refused(document: dict[str, Any], words: str) -> No
 
 LATER = {
     "fromGroups": ingress(fromGroups=[{}]),
-    "toServices": egress(toServices=[{}]),
     "log": cnp(ingress=[{}], log={"value": "x"}),
     "fromNodes": ingress(fromNodes=[{}]),
     "GRE": ingress(toPorts=ports({"port": "0", "protocol": "GRE"})),
