@@ -1,4 +1,4 @@
-"""`toServices`: services by name and by labels, the pods or addresses behind them, as they change."""
+"""`toServices`: services by name and by labels, the pods or addresses behind them, and changes."""
 
 from __future__ import annotations
 
