@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Reading a whole map while others change it.
  *
- * A hash map's batches go bucket by bucket under the bucket's lock, so no key comes twice. A walk
- * by BPF_MAP_GET_NEXT_KEY, and the batches of a longest-prefix trie, which are such a walk inside
- * the kernel, start again from the first key when the key they stand on has gone; so keys that
- * were met are remembered, and the number of steps is bounded.
+ * A hash map's batches go bucket by bucket under the bucket's lock, so no key comes twice and none
+ * is left out. A walk by BPF_MAP_GET_NEXT_KEY, and the batches of a longest-prefix trie, which are
+ * such a walk inside the kernel, start again from the first key when the key they stand on has
+ * gone; so keys that were met are remembered, and the number of steps is bounded.
  *
- * A reading of a trie may leave out a key that stays. Since Linux 6.13 a node that is deleted is
- * used again at once, also under a reader that stands on it. Before (commit 27abc7b3fa2e), asked for
- * what follows a key that has gone, the kernel may answer with a later key; there the batches are
- * not used, and the walk asks again unless the key it stood on is still there, as far as a lookup
- * can tell (a shorter prefix that covers it answers for it). So a trie is read until a reading
- * meets nothing new.
+ * A walk may leave out a key that stays: a node that is deleted is used again at once, also under a
+ * reader that stands on it, who then goes on wherever the node is now. Hash maps have always done
+ * so, tries do since Linux 6.13. So what is walked is read until a reading meets nothing new.
+ *
+ * In tries before 6.13 (commit 27abc7b3fa2e), asked for what follows a key that has gone, the
+ * kernel may answer with a later key; there the batches are not used, and the walk asks again unless
+ * the key it stood on is still there, as far as a lookup can tell (a shorter prefix that covers it
+ * answers for it).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -264,19 +266,24 @@ static int64_t merge(const struct pcl_entries *more, struct keyset *seen, struct
 	return added;
 }
 
+static bool has_no_batches(int err, const struct pcl_entries *ret)
+{
+	return (err == -ENOTSUPP || err == -EINVAL) && !ret->count;
+}
+
+/* One reading, which may leave something out. */
 static int read_once(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
 {
 	int err = -ENOTSUPP;
 
-	if (map->batch && !(map->trie && !trie_begins_anew()))
+	if (map->trie && map->batch && trie_begins_anew())
 		err = read_batches(map, false, seen, ret);
-	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
-		err = walk(map, seen, ret);
-	return err;
+	return has_no_batches(err, ret) ? walk(map, seen, ret) : err;
 }
 
 /* As many readings as it takes until one meets nothing new. */
-static int read_trie(const struct pcl_layout *map, struct keyset *seen, struct pcl_entries *ret)
+static int read_until_settled(const struct pcl_layout *map, struct keyset *seen,
+			      struct pcl_entries *ret)
 {
 	int64_t added = 1;
 	uint32_t readings;
@@ -307,7 +314,11 @@ int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 	if (err)
 		return err;
 	entries_init(ret, map);
-	err = map->trie ? read_trie(map, &seen, ret) : read_once(map, &seen, ret);
+	err = -ENOTSUPP;
+	if (map->batch && !map->trie)
+		err = read_batches(map, false, &seen, ret);
+	if (has_no_batches(err, ret))
+		err = map->slots ? walk(map, &seen, ret) : read_until_settled(map, &seen, ret);
 	keyset_deinit(&seen);
 	return err;
 }
@@ -356,7 +367,7 @@ int pcl_map_read_and_delete(const struct pcl_layout *map, struct pcl_entries *re
 	entries_init(ret, map);
 	if (map->batch && map->unique)
 		err = read_batches(map, true, NULL, ret);
-	if ((err == -ENOTSUPP || err == -EINVAL) && !ret->count)
+	if (has_no_batches(err, ret))
 		err = walk_and_delete(map, ret);
 	return err;
 }
