@@ -9,7 +9,7 @@ from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
 from pyciliumlib.policy.model import Direction, Party, Rule
 from pyciliumlib.policy.settings import Enforcement, PolicySettings
 
-_INIT: Final = Label(SOURCE_RESERVED, "init")
+INIT: Final = Label(SOURCE_RESERVED, "init")
 
 
 def governs(rule: Rule, subject: Party) -> bool:
@@ -25,7 +25,7 @@ def is_enforced(
         return False
     return (
         settings.enforcement is Enforcement.ALWAYS
-        or subject.labels.has(_INIT)
+        or subject.labels.has(INIT)
         or any(direction in rule.enforces for rule in rules)
     )
 
@@ -36,7 +36,7 @@ def denies_by_default(
     """Whether what no rule allows is denied, in a direction that is enforced."""
     return (
         settings.enforcement is Enforcement.ALWAYS
-        or subject.labels.has(_INIT)
+        or subject.labels.has(INIT)
         or any(direction in rule.default_deny for rule in rules)
     )
 

@@ -6,19 +6,28 @@ and one that cannot be refuses the change.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field, frozen
 
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
+from pyciliumlib.flow import Flow
 from pyciliumlib.identity.labels import (
     Labels,
     LabelsLike,
     Network,
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
-from pyciliumlib.identity.selector import Selector
+from pyciliumlib.policy.analysis import (
+    PolicyDiff,
+    Reachability,
+    RuleSet,
+    Suggestion,
+    connections,
+    diff,
+    reachability,
+    suggest,
+)
 from pyciliumlib.policy.answer import one_request
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
@@ -37,13 +46,10 @@ from pyciliumlib.policy.model import (
     Rule,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
-from pyciliumlib.policy.references import KINDS, fill, refers
-from pyciliumlib.policy.requires import confine
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
+from pyciliumlib.policy.rule_store import RuleStore
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
-from pyciliumlib.policy.selector_index import SelectorIndex
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.policy.shares import Handout
 from pyciliumlib.policy.verdict import Decision, decide
 
 
@@ -73,89 +79,6 @@ class _Endpoint:
     policy: EndpointPolicy
 
 
-@define
-class _Rules:
-    """Documents, and their rules filed by subject."""
-
-    _settings: PolicySettings
-    documents: dict[PolicyKey, PolicyDocument] = field(factory=dict)
-    _prefixes: Counter[Network] = field(factory=Counter)
-    _by_subject: dict[Selector, dict[tuple[PolicyKey, int], Handout]] = field(factory=dict)
-    _subjects: SelectorIndex = field(factory=SelectorIndex)
-    #: Objects that rules refer to, and documents with such rules, so that they follow them.
-    _referred: dict[PolicyKey, PolicyDocument] = field(factory=dict)
-    _referring: dict[PolicyKey, PolicyDocument] = field(factory=dict)
-
-    def change(
-        self, wanted: Mapping[PolicyKey, PolicyDocument | None]
-    ) -> dict[PolicyKey, PolicyDocument | None]:
-        """Replace or (None) delete documents; what was there, in the form that turns it back."""
-        before = {key: self._put(key, document) for key, document in wanted.items()}
-        if any(key.kind in KINDS for key in wanted):
-            for key, document in tuple(self._referring.items()):
-                self._put(key, document)
-        return before
-
-    def touched(self, wanted: Mapping[PolicyKey, PolicyDocument | None]) -> list[Rule]:
-        """The rules that a change of these documents is about, as they are now."""
-        documents = [document for document in wanted.values() if document]
-        if any(key.kind in KINDS for key in wanted):
-            documents += self._referring.values()
-        return [rule for document in documents for rule in document.rules]
-
-    def _put(self, key: PolicyKey, document: PolicyDocument | None) -> PolicyDocument | None:
-        """Replace or (None) delete a document; what was there."""
-        before = self.documents.pop(key, None)
-        for prefix in before.prefixes() if before else ():
-            self._prefixes[prefix] -= 1
-            if not self._prefixes[prefix]:
-                del self._prefixes[prefix]
-        for number, rule in enumerate(before.rules if before else ()):
-            handouts = self._by_subject[rule.subject]
-            del handouts[key, number]
-            if not handouts:
-                del self._by_subject[rule.subject]
-                self._subjects.remove(rule.subject)
-        for keeper in (self._referred, self._referring):
-            keeper.pop(key, None)
-        if document is not None:
-            self._file(key, document)
-        return before
-
-    def _file(self, key: PolicyKey, document: PolicyDocument) -> None:
-        self.documents[key] = document
-        self._prefixes.update(document.prefixes())
-        if key.kind in KINDS:
-            self._referred[key] = document
-        if refers(document):
-            self._referring[key] = document
-        for number, rule in enumerate(document.rules):
-            handout = Handout(fill(rule, self._referred, self._settings))
-            self._by_subject.setdefault(rule.subject, {})[key, number] = handout
-            self._subjects.add(rule.subject)
-
-    def prefixes(self) -> frozenset[Network]:
-        """The prefixes that any rule names."""
-        return frozenset(self._prefixes)
-
-    def handouts(self, subject: Party) -> list[Handout]:
-        """The rules about `subject`, in an order that does not depend on how they came."""
-        found = [
-            handout
-            for selector in self._subjects.matching(subject.labels)
-            for handout in self._by_subject[selector].values()
-            if governs(handout.rule, subject)
-        ]
-        found.sort(key=lambda handout: handout.rule.source)
-        rules = [handout.rule for handout in found]
-        confined = confine(rules)
-        return found if confined is rules else [Handout(rule) for rule in confined]
-
-    def governing(self, subject: Party) -> list[Rule]:
-        """The rules about `subject`, in that order."""
-        return [handout.rule for handout in self.handouts(subject)]
-
-
 #: An end of a connection: a party, the number of a known identity, or labels.
 PartyLike = Party | int | LabelsLike
 
@@ -172,7 +95,7 @@ class Repository:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self.settings = settings or PolicySettings()
-        self._rules = _Rules(self.settings)
+        self._rules = RuleStore(self.settings)
         self._cache = SelectorCache()
         self._lock = self._cache.lock
         self._derivations = Derivations()
@@ -415,6 +338,56 @@ class Repository:
         with self._lock:
             ends = self._party(src), self._party(dst)
             return explain(self._rules.governing, self.settings, *ends, port, request)
+
+    def reachability(
+        self, parties: Mapping[str, PartyLike] | Iterable[Party], port: Target
+    ) -> Reachability:
+        """The verdicts between all `parties`, by name, on one port.
+
+        Raises what `explain` raises.
+        """
+        with self._lock:
+            named = self._named(parties)
+            return reachability(self._rules.governing, self.settings, named, port)
+
+    def diff(
+        self,
+        source: PolicyInput | Documents,
+        parties: Mapping[str, PartyLike] | Iterable[Party] | None = None,
+        delete: Iterable[PolicyKey] = (),
+    ) -> PolicyDiff:
+        """What applying documents, and deleting others, would change; nothing is changed.
+
+        `parties` are whose connections count; without them, those of all identities. Raises what
+        `apply` raises.
+        """
+        with self._lock:
+            changed = Repository(self.settings)
+            kept = [d for key, d in self._rules.documents.items() if key not in set(delete)]
+            changed.apply(Documents(tuple(kept), tuple(self._namespaces.values())))
+            changed.apply(source)
+            if parties is None:
+                parties = {str(number): number for number in self._cache.index.labels}
+            return diff(self._rule_set(), changed._rule_set(), self._named(parties))
+
+    def _rule_set(self) -> RuleSet:
+        rules = [rule for document in self._rules.documents.values() for rule in document.rules]
+        return RuleSet(rules, self._rules.governing, self.settings)
+
+    def suggest(
+        self, flows: Iterable[Flow], *, dropped: bool = False, by_address: bool = False
+    ) -> Suggestion:
+        """The least CiliumNetworkPolicies that allow what `flows` tell of.
+
+        Connections that were dropped count with `dropped`; with `by_address` an end in the world is
+        allowed by its address. Raises NotFoundError for a flow of an identity that is not known.
+        """
+        return suggest(connections(flows, self.identity, dropped=dropped, by_address=by_address))
+
+    def _named(self, parties: Mapping[str, PartyLike] | Iterable[Party]) -> dict[str, Party]:
+        if isinstance(parties, Mapping):
+            return {name: self._party(party) for name, party in parties.items()}
+        return {str(party): party for party in parties}
 
     def _party(self, party: PartyLike) -> Party:
         if isinstance(party, Party):
