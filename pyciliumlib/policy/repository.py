@@ -19,12 +19,14 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.numeric import IDENTITY_MAX, ReservedIdentity
 from pyciliumlib.policy.analysis import (
+    Finding,
     PolicyDiff,
     Reachability,
     RuleSet,
     Suggestion,
     connections,
     diff,
+    lint,
     reachability,
     suggest,
 )
@@ -369,6 +371,13 @@ class Repository:
             if parties is None:
                 parties = {str(number): number for number in self._cache.index.labels}
             return diff(self._rule_set(), changed._rule_set(), self._named(parties))
+
+    def lint(self) -> tuple[Finding, ...]:
+        """What rules do that their author may not expect, as far as the identities are known."""
+        with self._lock:
+            names = {name for ports in self._cache.named_ports.values() for name, _ in ports}
+            names |= {n for e in self._endpoints.values() for n in e.party.named_ports}
+            return lint(self._rule_set().rules, self._cache.index.labels, frozenset(names))
 
     def _rule_set(self) -> RuleSet:
         rules = [rule for document in self._rules.documents.values() for rule in document.rules]
