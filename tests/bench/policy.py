@@ -28,6 +28,7 @@ from tests.bench.figure import Figure, at_most
 
 _WORKLOAD: Final = "PCL_POLICY_WORKLOAD"
 _ENDPOINTS: Final = 50
+_PARTIES: Final = 2000
 _FIRST_CIDR: Final = 1 << 24
 _ADDED: Final = {"app": "app-05", "tier": "backend", "env": "prod"}
 
@@ -116,7 +117,15 @@ class _Run:
         yield self._figure("one that selects cluster-wide", wide, size.wide_policy, 4)
         asked = _median(partial(self._explain, number) for number in range(9))
         yield Figure(f"{size}: explain", asked, "ms", target=at_most(1) if size.held else None)
+        several = dict(list(known.items())[:_PARTIES])
+        matrix = _ms(partial(self._reachability, several))
+        name = f"{size}: reachability of {_PARTIES:,}"
+        yield Figure(name, matrix, "ms", target=at_most(10_000) if size.held else None)
         yield from self._worst(known)
+
+    def _reachability(self, identities: Mapping[int, Labels]) -> None:
+        parties = {str(number): labels for number, labels in identities.items()}
+        self.repository.reachability(parties, "80/TCP")
 
     def _worst(self, known: Mapping[int, Labels]) -> Iterator[Figure]:
         """One selector that matches every pod, on three ports."""

@@ -154,6 +154,21 @@ def test_rules_follow_a_service(scene: Scene, version: int) -> None:
 
 
 @VERSIONS
+def test_what_was_seen_becomes_the_policy(scene: Scene, version: int) -> None:
+    """The flows of an open node suggest documents that allow them, and deny what was not seen."""
+    seen = [("web", "api", "80/TCP"), ("api", "db", "53/UDP"), ("web", "world", "80/TCP")]
+    unseen = [("db", "api", "80/TCP"), ("web", "api", "81/TCP"), ("api", "world", "80/TCP")]
+    scene.drain()
+    for src, dst, port in seen:
+        assert scene.host(src).connect(scenes.at(scene.host(dst), version), port).ok
+    documents = scene.dp.policy.repository.suggest(scene.dp.flows()).documents
+    scene.dp.policy.apply(documents)
+    assert [scene.verdict(*cell, version) for cell in seen] == [OPEN] * 3
+    assert [scene.verdict(*cell, version) for cell in unseen] == [POLICY] * 3
+    assert not scene.dp.drift()
+
+
+@VERSIONS
 def test_a_deleted_document_is_gone(scene: Scene, version: int) -> None:
     """Deleting the only rules opens the pod again, for connections that were refused too."""
     change = scene.dp.policy.apply(NOBODY_TO_API)

@@ -14,7 +14,14 @@ import pyciliumlib as pcl
 from tests.lab import documents
 from tests.lab.examples import EXAMPLES, ROOT, compile_examples
 
-PAGES = ("README.md", "docs/guide.md", "docs/policy.md", "docs/kernel.md", "docs/load-balancing.md")
+PAGES = (
+    "README.md",
+    "docs/guide.md",
+    "docs/policy.md",
+    "docs/policy-analysis.md",
+    "docs/kernel.md",
+    "docs/load-balancing.md",
+)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,16 @@ def test_identity_ipcache_needs_no_privilege() -> None:
     assert {line.split()[0] for line in lines[5:]} >= {"10.0.1.7/32", "198.51.100.0/24"}
 
 
+def test_policy_analysis_needs_no_privilege() -> None:
+    """Reachability, a request, a difference, a finding and a suggestion."""
+    out = well(run(EXAMPLES / "policy_analysis.py", under=UNPRIVILEGED))
+    assert out.startswith("80/TCP between 3: 6 allow, 1 redirect, 2 deny\n")
+    assert "api is reached by ('web',)\nDELETE: deny\n0 opened, 10 closed" in out
+    assert "  api -> db ICMP any type: allow becomes deny\n" in out
+    assert "is selected by any:app=apl," in out and "[selects-no-peer]\n" in out
+    assert out.endswith("  egress:\n  - {}\n")
+
+
 def test_maglev_needs_no_privilege() -> None:
     """Tables are built and compared by a process that may load no BPF."""
     lines = well(run(EXAMPLES / "maglev.py", under=UNPRIVILEGED)).splitlines()

@@ -24,7 +24,11 @@ class PortRange:
     last: int
 
     def __str__(self) -> str:
-        return str(PortMatch(self.protocol, self.first, self.last))
+        if self.protocol not in _ICMP or self.first == self.last:
+            return str(PortMatch(self.protocol, self.first, self.last))
+        if (self.first, self.last) == (0, _ICMP_TYPE_MAX):
+            return f"{self.protocol} any type"
+        return f"{self.protocol} types {self.first}-{self.last}"
 
 
 def boundaries(

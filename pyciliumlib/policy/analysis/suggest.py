@@ -109,7 +109,7 @@ class Suggestion:
     documents: tuple[dict[str, Any], ...]
 
     def __str__(self) -> str:
-        return yaml.safe_dump_all(self.documents, sort_keys=False)
+        return yaml.safe_dump_all(self.documents, sort_keys=False).rstrip("\n")
 
 
 def suggest(connections: Iterable[Connection]) -> Suggestion:

@@ -23,9 +23,10 @@ from pyciliumlib.policy.entries import (
     PolicyEntries,
     Slot,
     precedence,
+    priority_of,
 )
 from pyciliumlib.policy.explain import Target, parse_target
-from pyciliumlib.policy.model import Direction
+from pyciliumlib.policy.model import NORMAL, Direction
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
@@ -188,7 +189,7 @@ class PolicyMap:
     def _put(
         self, direction: DirectionName, identity: int, port: str | PortProto, action: int
     ) -> None:
-        value = EntryValue(precedence(action), rule=0)
+        value = EntryValue(precedence(action, priority_of(NORMAL)), rule=0)
         self._set({**self._rows, **dict.fromkeys(_keys(direction, identity, port), value)})
 
     def _set(self, rows: dict[tuple[Direction, int, Slot], EntryValue]) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
 Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
 
+#: The cell of revisions that counts every endpoint's changes; bumped after the endpoint's own.
+_ANY_CHANGE: Final = 0
 #: Slot 0 belongs to no endpoint; writing it makes the kernel wait for running programs.
 _BARRIER_SLOT: Final = 0
 #: Tries made ahead, so that adding an endpoint does not wait for the kernel's grace period.
@@ -173,8 +175,8 @@ class PolicyTries:
 
     def bump(self, endpoints: Iterable[int]) -> None:
         """Make every flow of these endpoints be decided again on its next packet."""
-        for endpoint in endpoints:
-            self._revisions[endpoint] = self._revisions[endpoint] + 1
+        for cell in (*endpoints, _ANY_CHANGE):
+            self._revisions[cell] = self._revisions[cell] + 1
 
     @property
     def generation(self) -> int:
