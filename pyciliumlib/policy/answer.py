@@ -24,6 +24,7 @@ from pyciliumlib.policy.l7 import (
     Parser,
 )
 from pyciliumlib.policy.model import Clause
+from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision
 
 Request = HTTPRequest | DNSQuery | KafkaRequest
@@ -64,7 +65,7 @@ def one_request(
     return given[0] if given else None
 
 
-def answer(decision: Decision, request: Request) -> Answer:
+def answer(decision: Decision, request: Request, settings: PolicySettings) -> Answer:
     """What the proxy says to which `decision` redirects."""
     if decision.beside:
         first = decision.beside[0]
@@ -82,14 +83,16 @@ def answer(decision: Decision, request: Request) -> Answer:
     if any(not clause.l7.rules for clause in asked if clause.l7):
         clause = next(c for c in asked if c.l7 and not c.l7.rules)
         return Answer(True, f"every request passes, {clause.source}", clause)
-    return _by_rules(asked, request, _REFUSALS[parser])
+    return _by_rules(asked, request, _REFUSALS[parser], settings)
 
 
-def _by_rules(asked: list[Clause], request: Request, refusal: str) -> Answer:
+def _by_rules(
+    asked: list[Clause], request: Request, refusal: str, settings: PolicySettings
+) -> Answer:
     near: list[str] = []
     for clause in asked:
         rules = clause.l7.rules if clause.l7 else ()
-        matched = _matching(rules, request)
+        matched = _matching(rules, request, settings)
         if matched is not None:
             return Answer(True, f"{matched}, {clause.source}", clause)
         near.extend(f"{clause.source} has {miss}" for miss in _misses(rules, request))
@@ -98,12 +101,15 @@ def _by_rules(asked: list[Clause], request: Request, refusal: str) -> Answer:
     return Answer(False, f"{refusal}, no rule allows {request}", near=tuple(near[:_NEAR_MAX]))
 
 
-def _matching(rules: tuple[object, ...], request: Request) -> object | None:
+def _matching(
+    rules: tuple[object, ...], request: Request, settings: PolicySettings
+) -> object | None:
     """The rule that lets a request pass, by itself."""
     if isinstance(request, HTTPRequest):
         return HTTPMatcher(r for r in rules if isinstance(r, HTTPRule)).match(request).rule
     if isinstance(request, DNSQuery):
-        return DNSMatcher(r for r in rules if isinstance(r, DNSRule)).match(request.name)
+        names = (r for r in rules if isinstance(r, DNSRule))
+        return DNSMatcher(names, subdomains=settings.is_current).match(request.name)
     kafka = (r for r in rules if isinstance(r, KafkaRule))
     return next((rule for rule in kafka if KafkaMatcher([rule]).allows(request)), None)
 

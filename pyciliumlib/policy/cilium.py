@@ -40,6 +40,7 @@ from pyciliumlib.policy.settings import PolicySettings
 CNP: Final = "CiliumNetworkPolicy"
 CCNP: Final = "CiliumClusterwideNetworkPolicy"
 API_VERSIONS: Final = ("cilium.io/v2",)
+LOG_MAX: Final = 32
 _AUTH_MODES: Final = {str(mode): mode for mode in Authentication}
 
 
@@ -145,6 +146,7 @@ class _Reader:
             item.get("description", ""),
             tuple(self._requires(item, scope)),
             self._bandwidth(item),
+            self._log(item),
         )
 
     def _source(self, path: str) -> Source:
@@ -221,6 +223,14 @@ class _Reader:
             if _is_limit(entry) and isinstance(entry["toBandwidth"], Mapping)
         ]
         return min((limit for limit in limits if limit), default=None)
+
+    def _log(self, item: Mapping[str, Any]) -> str:
+        path = f"{self.path}.log"
+        chosen = fields.LOG.read(item["log"], path, self.problems) if "log" in item else {}
+        value: str = chosen.get("value", "")
+        if len(value) > LOG_MAX or not value.isprintable():
+            self.problems.add(f"{path}.value", f"write at most {LOG_MAX} printable characters")
+        return value
 
     def _requires(
         self, item: Mapping[str, Any], scope: Scope

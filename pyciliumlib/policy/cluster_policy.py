@@ -117,6 +117,8 @@ def read_policy(
     """The ClusterNetworkPolicy `data`; what is wrong goes to `problems`."""
     item = fields.DOCUMENT.read(data, "", problems)
     key, labels = read_metadata(item, kind, False, problems)
+    if not settings.is_current:
+        problems.add("", "Cilium 1.17 has no tiers; leave PolicySettings.version at current")
     if "spec" not in item:
         problems.add("", "spec is missing")
     rule = _Reader(key, settings, problems).read(item.get("spec", {}))

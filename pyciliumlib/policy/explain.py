@@ -86,6 +86,8 @@ class Explanation:
                 yield topic, "allow: no policy applies here"
                 continue
             yield topic, _because(decision)
+            for text in decision.logged:
+                yield "log", text
             if decision.passed:
                 by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.passed))
                 yield "before that", f"passed on by {by}"
@@ -193,7 +195,7 @@ def explain(
     egress = side(source, destination, Direction.EGRESS)
     ingress = side(destination, source, Direction.INGRESS)
     answers = [
-        (decision.direction, answer(decision, request))
+        (decision.direction, answer(decision, request, settings))
         for decision in (egress, ingress)
         if request is not None and decision and decision.verdict is Verdict.REDIRECT
     ]

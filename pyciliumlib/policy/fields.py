@@ -70,9 +70,11 @@ RULE: Final = Schema(
         "enableDefaultDeny": OBJECT,
         "labels": LIST,
         "description": TEXT,
-        "log": refused(Form.OBJECT, "log values are not carried into flows; leave the field out"),
+        "log": OBJECT,
     },
 )
+
+LOG: Final = Schema("log", {"value": TEXT})
 
 DEFAULT_DENY: Final = Schema("enableDefaultDeny", {"ingress": BOOL, "egress": BOOL})
 

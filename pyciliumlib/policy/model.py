@@ -244,6 +244,8 @@ class Rule:
     requires: tuple[tuple[Direction, Requirement], ...] = ()
     #: Of what the subject sends.
     bandwidth: BandwidthLimit | None = None
+    #: What its author wants to read where it decides (`log.value`).
+    log: str = ""
 
 
 @frozen(order=True)

@@ -233,7 +233,9 @@ def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
 
 def _entities(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
     for name, where in texts(values, path, problems):
-        if name in ENTITIES:
+        if name == "cluster-mesh" and not scope.settings.is_current:
+            problems.add(where, "Cilium 1.17 has no entity cluster-mesh")
+        elif name in ENTITIES:
             yield from expand_entity(name, scope.settings)
         else:
             problems.add(
@@ -243,14 +245,14 @@ def _entities(values: list[Any], path: str, scope: Scope, problems: Problems) ->
             )
 
 
-def parse_prefix(text: str, path: str, problems: Problems) -> Network | None:
-    """A prefix with its length, or None after a problem."""
+def parse_prefix(text: str, path: str, problems: Problems, *, bare: bool = False) -> Network | None:
+    """A prefix with its length, or None after a problem; with `bare` an address will do."""
     try:
         network = parse_network(text)
     except UnitError as error:
         problems.add(path, str(error))
         return None
-    if "/" not in text:
+    if "/" not in text and not bare:
         problems.add(path, f"{text!r} has no length; write {network}")
         return None
     return network
@@ -258,7 +260,7 @@ def parse_prefix(text: str, path: str, problems: Problems) -> Network | None:
 
 def _cidrs(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
     for text, where in texts(values, path, problems):
-        network = parse_prefix(text, where, problems)
+        network = parse_prefix(text, where, problems, bare=not scope.settings.is_current)
         if network is not None:
             yield select_prefix(network, (), scope.settings)
 

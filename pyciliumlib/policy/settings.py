@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from attrs import field, frozen, validators
 
@@ -13,6 +14,13 @@ class Enforcement(str, enum.Enum):
     DEFAULT = "default"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class Version(str, enum.Enum):
+    """Whose meaning counts where it changed."""
+
+    CURRENT = "current"
+    V1_17 = "1.17"
 
 
 def _check_cluster(_: object, __: object, name: str) -> None:
@@ -27,7 +35,8 @@ class PolicySettings:
     `default_local_cluster` confines selectors that name no cluster to this one.
     `allow_localhost` lets the local host reach every endpoint, whatever the rules say, short of
     a deny. `node_selectors` and `host_firewall` switch on `fromNodes`/`toNodes` and policies with
-    a `nodeSelector`, as in Cilium.
+    a `nodeSelector`, as in Cilium. `version` chooses between meanings that changed: see
+    `PolicySettings.of_version`.
 
     >>> PolicySettings(enforcement="always").enforcement
     <Enforcement.ALWAYS: 'always'>
@@ -41,3 +50,25 @@ class PolicySettings:
     enable_ipv6: bool = field(default=True, validator=validators.instance_of(bool))
     node_selectors: bool = field(default=False, validator=validators.instance_of(bool))
     host_firewall: bool = field(default=False, validator=validators.instance_of(bool))
+    version: Version = field(default=Version.CURRENT, converter=Version)
+
+    @classmethod
+    def of_version(cls, version: str, **options: Any) -> PolicySettings:
+        """The defaults of a version of Cilium, "1.17" or "current", with `options` of your own.
+
+        In 1.17 selectors match pods of all clusters, `fromCIDR` takes addresses without a length,
+        two stars in a name are no more than one, and there are neither ClusterNetworkPolicy nor the
+        entity cluster-mesh.
+
+        >>> PolicySettings.of_version("1.17").default_local_cluster
+        False
+        """
+        chosen = Version(version)
+        if chosen is Version.V1_17:
+            options = {"default_local_cluster": False, **options}
+        return cls(version=chosen, **options)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether documents mean what they do in current Cilium."""
+        return self.version is Version.CURRENT

@@ -83,6 +83,16 @@ class Decision:
     beside: tuple[Clause, ...] = ()
 
     @property
+    def logged(self) -> tuple[str, ...]:
+        """What the rules that decided want to have told (`log.value`)."""
+        texts = (
+            rule.log
+            for rule in self.governing
+            if rule.log and any(clause in rule.clauses for clause in self.clauses)
+        )
+        return tuple(dict.fromkeys(texts))
+
+    @property
     def enforced(self) -> bool:
         """Whether some rule (or the mode) governs this direction of the subject."""
         return self.reason is not Reason.NO_ENFORCEMENT

@@ -216,6 +216,8 @@ WRONG = {
         "nodes belong to no namespace",
     ),
     "unknown auth mode": (ingress(authentication={"mode": "requird"}), '"required"'),
+    "long log": (cnp(ingress=[{}], log={"value": "x" * 33}), "at most 32 printable characters"),
+    "log in lines": (cnp(ingress=[{}], log={"value": "a\nb"}), "at most 32 printable characters"),
     "other kind": ({"apiVersion": "v1", "kind": "Secret"}, "'Secret' is no policy"),
     "misspelt kind": ({"kind": "CiliumNetworkPolcy"}, '(did you mean "CiliumNetworkPolicy"?)'),
     "wrong version": ({**cnp(ingress=[{}]), "apiVersion": "cilium.io/v1"}, "is of cilium.io/v2"),
@@ -233,7 +235,6 @@ def test_a_wrong_document_is_refused(document: dict[str, Any], words: str) -> No
 
 LATER = {
     "fromGroups": ingress(fromGroups=[{}]),
-    "log": cnp(ingress=[{}], log={"value": "x"}),
     "fromNodes": ingress(fromNodes=[{}]),
     "GRE": ingress(toPorts=ports({"port": "0", "protocol": "GRE"})),
     "CiliumEnvoyConfig": {"kind": "CiliumEnvoyConfig", "metadata": {"name": "x"}},
