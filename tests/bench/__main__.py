@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.bench.figure import Figure, table, write_json
 
-PARTS = ("maps", "ring", "fastpath", "traffic", "footprint", "policy", "maglev")
+PARTS = ("maps", "ring", "fastpath", "traffic", "footprint", "policy", "policy_maps", "maglev")
 _RESULT = Path(__file__).parents[2] / "build" / "bench.json"
 
 
