@@ -20,6 +20,10 @@ import pyciliumlib as pcl
 TIMEOUT = 0.4  # seconds: a packet that is dropped is not answered, however long one waits
 CLIENTS = 16  # at once
 FAMILIES = (("IPv4", 0), ("IPv6", 1))
+STAGES = (
+    ("Stage 1: the policies as written", "policies.yaml"),
+    ("Stage 2: with the two missing allows", "complete.yaml"),
+)
 
 
 @frozen
@@ -47,10 +51,15 @@ def attempts(scene: Scene) -> Iterator[tuple[str, str, str]]:
                 yield from ((src, dst, port) for port in scene.ports[dst])
 
 
+def explain(scene: Scene, src: str, dst: str, port: str) -> pcl.Explanation:
+    """What the policy model says of a pair; hosts outside are known by their addresses."""
+    ends = [name if name not in dict(OUTSIDERS) else scene.hosts[name].ip4 for name in (src, dst)]
+    return scene.datapath.policy.explain(ends[0], ends[1], port)
+
+
 def expected(scene: Scene, src: str, dst: str, port: str) -> tuple[str, str]:
     """What the policy model says, without a packet: the verdict, and in short why."""
-    ends = [name if name not in dict(OUTSIDERS) else scene.hosts[name].ip4 for name in (src, dst)]
-    explanation = scene.datapath.policy.explain(ends[0], ends[1], port)
+    explanation = explain(scene, src, dst, port)
     if explanation.verdict is pcl.Verdict.ALLOW:
         return "open", ""
     denied = [d for d in explanation.decisions if d.verdict is pcl.Verdict.DENY]
@@ -135,22 +144,26 @@ def show(title: str, cells: list[Cell], flows: list[pcl.Flow]) -> bool:
     return wrong == 0
 
 
+def explain_closed(scene: Scene, cells: list[Cell]) -> None:
+    """Print for each cell that is not open which rule, or which missing rule, closes it."""
+    closed = [cell for cell in cells if cell.expected != "open"]
+    print(f"\n  why the {len(closed)} closed paths are closed:\n")
+    for cell in closed:
+        print(f"    {explain(scene, cell.src, cell.dst, cell.port)}".replace("\n", "\n    "))
+
+
 def run() -> int:
     """Build, show both stages, clean up; 1 if any cell disagrees."""
     with pcl.Lab() as lab:
         node = lab.node()
         with pcl.Datapath(node) as datapath:
             scene = build(lab, datapath, node)
-            datapath.policy.apply(HERE / "policies.yaml")
-            right = show("Stage 1: the policies as written (policies.yaml)", *run_stage(scene))
-            print("\n  why the intended paths are closed:\n")
-            for src, dst, port in (
-                ("gateway", "frontend", "3000/TCP"),
-                ("frontend", "backend-api", "8080/TCP"),
-            ):
-                print(f"    {datapath.policy.explain(src, dst, port)}".replace("\n", "\n    "))
-            datapath.policy.apply(HERE / "complete.yaml")
-            right &= show("Stage 2: with the two missing allows (complete.yaml)", *run_stage(scene))
+            right = True
+            for title, name in STAGES:
+                datapath.policy.apply(HERE / name)
+                cells, flows = run_stage(scene)
+                right &= show(f"{title} ({name})", cells, flows)
+                explain_closed(scene, cells)
             print(f"\n{datapath.metrics()}")
             drift = datapath.drift()
             print(f"\n  drift: {drift}")

@@ -179,6 +179,17 @@ def test_explains_what_is_missing(demo: str) -> None:
     )
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_explains_every_closed_path(demo: str, number: int) -> None:
+    """Each cell that is not open has its explanation, and no other."""
+    out = stage(demo, number)
+    closed = re.findall(r"^  (\S+) +(\S+) +(\S+) +(?:dropped|no proxy) ", out, re.MULTILINE)
+    told = re.findall(r"^    (?:deny|redirect): (\S+) -> (\S+) (\S+)$", out, re.MULTILINE)
+    assert len(closed) > 30
+    pods = [cell for cell in told if ":" not in cell[0] + cell[1]]  # others are told by labels
+    assert len(told) == len(closed) and set(pods) <= set(closed)
+
+
 def test_shows_flows_and_reasons(demo: str) -> None:
     """Live flows with names, identities, verdicts and drop reasons, in each stage."""
     for number in (1, 2):
