@@ -50,6 +50,8 @@ class Codec(ABC):
         self.format = format_
         self.dtype = np.dtype(dtype)
         self._struct = struct.Struct("=" + format_)
+        self._pack = self._struct.pack
+        self._unpack = self._struct.unpack
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -64,11 +66,11 @@ class Codec(ABC):
 
     def encode(self, value: Any) -> bytes:
         """The bytes of a value; raises InvalidError if it does not fit the type."""
-        return self._struct.pack(self.store(value))
+        return self._pack(self.store(value))
 
     def decode(self, data: Any) -> Any:
         """The value of `size` bytes."""
-        return self.load(self._struct.unpack(data)[0])
+        return self.load(self._unpack(data)[0])
 
     def decode_all(self, data: Any) -> Iterator[Any]:
         """The values of an array of this type."""
@@ -107,6 +109,16 @@ class IntCodec(Codec):
             raise InvalidError(f"{value!r} is no integer, where {self.name} is expected") from None
         if not self.low <= number <= self.high:
             raise InvalidError(f"{number} does not fit {self.name} ({self.low}..{self.high})")
+        return number
+
+    def encode(self, value: Any) -> bytes:
+        try:
+            return self._pack(value)
+        except struct.error:  # `store` says what is wrong with it
+            return self._pack(self.store(value))
+
+    def decode(self, data: Any) -> int:
+        number: int = self._unpack(data)[0]
         return number
 
 
@@ -202,6 +214,14 @@ class BytesCodec(Codec):
         if len(data) != self.size:
             raise InvalidError(f"{len(data)} bytes do not fill {self.name}")
         return data
+
+    def encode(self, value: Any) -> bytes:
+        if type(value) is bytes and len(value) == self.size:
+            return value
+        return self.store(value)
+
+    def decode(self, data: Any) -> bytes:
+        return bytes(data)
 
 
 class TextCodec(Codec):

@@ -84,8 +84,10 @@ class StructCodec(Codec):
             return data
         if kind is not self.record and (kind is not tuple or len(value) != len(self.fields)):
             parts = self._parts(value)
-        items = list(parts)
         try:
+            if not self._stored:
+                return self._items.pack(*parts)
+            items = list(parts)
             for index, store in self._stored:
                 items[index] = store(items[index])
             return self._items.pack(*items)

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MODES = {"any": 0, "new": 1, "exist": 2}
+_lookup = lib.bpf_map_lookup_elem
+_update = lib.bpf_map_update_elem
+_delete = lib.bpf_map_delete_elem
 
 
 class Map(Resource):
@@ -61,7 +64,16 @@ class Map(Resource):
     moment of reading may be that of the next shorter prefix: the kernel cannot tell.)
     """
 
-    __slots__ = ("_key", "_layout", "_value", "spec")
+    __slots__ = (
+        "_decode",
+        "_encode_key",
+        "_encode_value",
+        "_key",
+        "_layout",
+        "_rooms",
+        "_value",
+        "spec",
+    )
 
     def __init__(self, fd: int, spec: MapSpec) -> None:
         """Takes over the descriptor `fd` of a map that `spec` describes."""
@@ -80,6 +92,12 @@ class Map(Resource):
         self._layout = batch.layout_of(
             fd, spec.type, self._key.size, self._value.size, spec.max_entries
         )
+        # What one entry's way needs, looked up once: the system call itself takes a microsecond.
+        self._encode_key = self._key.encode
+        self._encode_value = self._value.encode
+        self._decode = self._value.decode
+        #: Room for values that no thread uses now, and its bytes.
+        self._rooms: list[tuple[Any, Any]] = []
 
     # --- where maps come from
 
@@ -173,13 +191,20 @@ class Map(Resource):
 
     def lookup(self, key: Any) -> Any:
         """The value of `key`; raises NotFoundError where there is none."""
-        data = bytearray(self._value.size)
-        err = lib.bpf_map_lookup_elem(self.fd, self._key_of(key), ffi.from_buffer(data))
-        if err == -errno.ENOENT:
-            raise NotFoundError(f"{self._what()} has no {key!r}")
+        try:
+            room, data = self._rooms.pop()
+        except IndexError:
+            room = ffi.new("char[]", self._value.size)
+            data = ffi.buffer(room)
+        try:
+            err = _lookup(self._fd, self._encode_key(key), room)
+        except InvalidError as error:
+            raise self._bad_key(error) from None
         if err:
-            raise_for(err, f"look {key!r} up in {self._what()}", _READ_ONLY.get(-err, ""))
-        return self._value.decode(data)
+            self._raise_for_lookup(-err, key)
+        value = self._decode(data)
+        self._rooms.append((room, data))
+        return value
 
     def update(self, key: Any, value: Any, mode: UpdateMode = "any") -> None:
         """Write one entry: "any" creates or replaces, "new" only creates, "exist" only replaces.
@@ -190,13 +215,13 @@ class Map(Resource):
             flags = _MODES[mode]
         except KeyError:
             raise InvalidError(f"no update mode {mode!r}: use one of {', '.join(_MODES)}") from None
-        err = lib.bpf_map_update_elem(self.fd, self._key_of(key), self._value.encode(value), flags)
+        err = _update(self._fd, self._key_of(key), self._encode_value(value), flags)
         if err:
             self._raise_for_update(-err, f"{key!r}")
 
     def delete(self, key: Any) -> bool:
         """Remove one entry; False if it was not there."""
-        err = lib.bpf_map_delete_elem(self.fd, self._key_of(key))
+        err = _delete(self._fd, self._key_of(key))
         if err == -errno.ENOENT:
             return False
         if err:
@@ -206,7 +231,13 @@ class Map(Resource):
     __getitem__ = lookup
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.update(key, value)
+        try:
+            packed = self._encode_key(key)
+        except InvalidError as error:
+            raise self._bad_key(error) from None
+        err = _update(self._fd, packed, self._encode_value(value), 0)
+        if err:
+            self._raise_for_update(-err, f"{key!r}")
 
     def __delitem__(self, key: Any) -> None:
         if not self.delete(key):
@@ -321,9 +352,12 @@ class Map(Resource):
 
     def _key_of(self, key: Any) -> bytes:
         try:
-            return self._key.encode(key)
+            return self._encode_key(key)
         except InvalidError as error:
-            raise InvalidError(f"key of {self._what()}: {error}") from None
+            raise self._bad_key(error) from None
+
+    def _bad_key(self, error: InvalidError) -> InvalidError:
+        return InvalidError(f"key of {self._what()}: {error}")
 
     def _whole(self) -> Any:
         """The layout for the C loops, of a map that is open and has entries."""
@@ -361,7 +395,14 @@ class Map(Resource):
             return batch.pack_per_cpu(cells, self.value_dtype)
         return batch.checked(values, self.value_dtype, what)
 
+    def _raise_for_lookup(self, code: int, key: Any) -> NoReturn:
+        self._check_open()
+        if code == errno.ENOENT:
+            raise NotFoundError(f"{self._what()} has no {key!r}")
+        raise_for(code, f"look {key!r} up in {self._what()}", _READ_ONLY.get(code, ""))
+
     def _raise_for_update(self, code: int, entry: str) -> NoReturn:
+        self._check_open()
         doing = f"write {entry} to {self._what()}"
         if code == errno.E2BIG and "array" in self.type.name.lower():
             raise NotFoundError(f"cannot {doing}: it has {self.max_entries} slots")
@@ -383,6 +424,7 @@ class Map(Resource):
         raise_for(code, doing, _READ_ONLY.get(code, ""))
 
     def _raise_for_delete(self, code: int) -> NoReturn:
+        self._check_open()
         if code == errno.EINVAL and self.type in ARRAYS:
             raise InvalidError(f"the entries of {self._what()} cannot be deleted; write zero")
         raise_for(code, f"delete from {self._what()}", _READ_ONLY.get(code, ""))

@@ -33,6 +33,10 @@ class Resource:
             raise ClosedError(f"{self._what()} was closed; open or load it again")
         return self._fd
 
+    def _check_open(self) -> None:
+        """Raise ClosedError after `close()`: what a call on a closed descriptor failed of."""
+        _ = self.fd
+
     @property
     def closed(self) -> bool:
         return self._fd < 0
