@@ -165,7 +165,7 @@ class Selector:
 
     def with_requirement(self, *requirements: Requirement) -> Selector:
         """This selector with more conditions."""
-        return Selector((*self.requirements, *requirements))
+        return Selector((*self.requirements, *requirements)) if requirements else self
 
     def without_key(self, key: str) -> Selector:
         """This selector less its conditions on `key`, whatever their source."""

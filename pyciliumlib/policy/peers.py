@@ -82,6 +82,7 @@ def expand_entity(name: str, settings: PolicySettings) -> tuple[Selector, ...]:
     return (reserved(name),)
 
 
+@lru_cache(1 << 12)
 def select_prefix(
     network: Network, excepts: tuple[Network, ...], settings: PolicySettings
 ) -> Selector:
@@ -128,29 +129,35 @@ class Scope:
 
     def peer(self, selector: Selector) -> Selector:
         """The pods that a selector of peers means."""
-        requirements = selector.requirements
-        if any(r.source == SOURCE_RESERVED for r in requirements):
-            return selector
-        extra: list[Requirement] = []
-        if not any(_names_namespace(r) for r in requirements):
+        names_namespace = False
+        for requirement in selector.requirements:
+            if requirement.source == SOURCE_RESERVED:
+                return selector
+            names_namespace = names_namespace or _names_namespace(requirement)
+        extra = self._clusters(selector)
+        if not names_namespace:
             if self.namespace:
-                extra.append(_in_namespace(self.namespace))
+                extra = (_in_namespace(self.namespace), *extra)
             elif not self.selects_init:
-                extra.append(IN_NAMESPACE)
-        return self.settle(selector.with_requirement(*extra))
+                extra = (IN_NAMESPACE, *extra)
+        return selector.with_requirement(*extra)
 
     def settle(self, selector: Selector) -> Selector:
         """`selector` confined to the local cluster, unless it names one or settings say else."""
+        return selector.with_requirement(*self._clusters(selector))
+
+    def _clusters(self, selector: Selector) -> tuple[Requirement, ...]:
         if not self.settings.default_local_cluster or selector.names_key(
             CLUSTER_KEY, SOURCE_K8S, SOURCE_ANY
         ):
-            return selector
-        return selector.with_requirement(_in_cluster(self.settings.cluster_name))
+            return ()
+        return (_in_cluster(self.settings.cluster_name),)
 
 
 @lru_cache(1 << 14)
 def _with_own_namespace(selector: Selector, own: Requirement) -> Selector:
-    return selector.without_key(NAMESPACE_KEY).with_requirement(own)
+    kept = (r for r in selector.requirements if r.key != NAMESPACE_KEY)
+    return Selector((own, *kept))
 
 
 @lru_cache(1 << 12)
@@ -171,6 +178,7 @@ def _names_namespace(requirement: Requirement) -> bool:
 
 #: The field names of a peer kind, without their `from` or `to`.
 PEER_KINDS: Final = ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs", "Services")
+_FIELDS: Final = {word: {word + kind: kind for kind in PEER_KINDS} for word in ("from", "to")}
 
 
 def read_peers(
@@ -181,17 +189,17 @@ def read_peers(
     CIDR groups and services are references, which come beside.
     `word` is `from` or `to`. An entry may name one kind of peer only.
     """
-    named = [kind for kind in PEER_KINDS if word + kind in entry]
-    filled = [word + kind for kind in named if entry[word + kind]]
+    named = [field for field in _FIELDS[word] if field in entry]
+    filled = [field for field in named if entry[field]]
     if len(filled) > 1:
         problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
     if not named:
         return None
     found: list[Selector] = []
-    for kind in named:
-        field = word + kind
-        if kind in _READ:
-            found.extend(_READ[kind](entry[field], f"{path}.{field}", scope, problems))
+    for field in named:
+        read = _READ.get(_FIELDS[word][field])
+        if read is not None:
+            found.extend(read(entry[field], f"{path}.{field}", scope, problems))
     return tuple(dict.fromkeys(found))
 
 
@@ -282,8 +290,10 @@ def read_group_references(
 ) -> tuple[GroupReference, ...]:
     """The CIDR groups that an entry's CIDR sets refer to; `read_peers` has checked their fields."""
     field = f"{word}CIDRSet"
-    found = []
-    for index, item in enumerate(entry.get(field, ())):
+    found: list[GroupReference] = []
+    if field not in entry:
+        return ()
+    for index, item in enumerate(entry[field]):
         if not isinstance(item, Mapping) or item.get("cidr") is not None:
             continue
         where = f"{path}.{field}[{index}]"
@@ -307,8 +317,10 @@ def read_service_references(
     entry: Mapping[str, Any], path: str, problems: Problems
 ) -> tuple[ServiceReference, ...]:
     """The services that the `toServices` of an entry names."""
-    found = []
-    listed = entry.get("toServices", [])
+    found: list[ServiceReference] = []
+    listed = entry.get("toServices")
+    if not listed:
+        return ()
     for item, where in fields.SERVICE_PEER.read_list(listed, f"{path}.toServices", problems):
         if "k8sService" in item:
             at = f"{where}.k8sService"

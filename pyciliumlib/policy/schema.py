@@ -176,6 +176,14 @@ class Schema:
     fields: Mapping[str, FieldSpec]
     required: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
+    #: The Python types of the fields that are read without more ado.
+    _plain: Mapping[str, type] = field(init=False, eq=False)
+
+    @_plain.default
+    def _types_of_plain_fields(self) -> Mapping[str, type]:
+        specs = self.fields.items()
+        plain = {name: spec.form for name, spec in specs if not spec.refused and not spec.legacy}
+        return {n: dict if form is Form.OBJECT else form.type for n, form in plain.items()}
 
     def read(self, value: object, path: str, problems: Problems) -> dict[str, Any]:
         """The fields of `value` that are known, of the right form and not null.
@@ -186,7 +194,11 @@ class Schema:
             problems.add(path, f"expected {Form.OBJECT.value} ({self.name}), found {_show(value)}")
             return {}
         found: dict[str, Any] = {}
+        plain = self._plain
         for name, item in value.items():
+            if type(item) is plain.get(name):
+                found[name] = item
+                continue
             spec = self.fields.get(name) if isinstance(name, str) else None
             if spec is not None and not spec.refused and not spec.legacy and spec.fits(item):
                 if item is not None:
