@@ -8,41 +8,41 @@
 #include "lib/path.h"
 
 /* Fills in one end of a flow: an endpoint of this node, or whom the ipcache knows. */
-static __always_inline void resolve_side(const struct addr *addr, struct flow_side *side)
+static __always_inline void resolve_end(const struct addr *addr, struct flow *flow, __u32 end)
 {
-	struct endpoint *endpoint;
+	struct endpoint *endpoint = endpoint_lookup(addr);
+	struct endpoint_link *link;
 
-	side->ipcache_cell = ipcache_cell(addr);
-	side->ipcache_rev = ipcache_revision(side->ipcache_cell);
-	endpoint = endpoint_lookup(addr);
 	if (!endpoint) {
-		side->identity = ipcache_identity(addr);
+		flow->identity[end] = ipcache_identity(addr);
 		return;
 	}
-	side->identity = endpoint->identity;
-	side->ifindex = endpoint->ifindex;
-	side->endpoint = endpoint->id;
-	__builtin_memcpy(side->ethernet, endpoint->mac, 6);
-	__builtin_memcpy(side->ethernet + 6, endpoint->node_mac, 6);
+	flow->identity[end] = endpoint->identity;
+	flow->ifindex[end] = endpoint->ifindex;
+	flow->endpoint[end] = endpoint->id;
+	link = endpoint_link(endpoint->id);
+	if (!link)
+		return;
+	__builtin_memcpy(link->ethernet, endpoint->mac, 6);
+	__builtin_memcpy(link->ethernet + 6, endpoint->node_mac, 6);
 }
 
-static __always_inline void resolve_ends(const struct packet *packet, struct flow *flow,
-					 bool reversed, enum hook hook)
+static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
+					 enum hook hook)
 {
-	resolve_side(reversed ? &packet->dst : &packet->src, &flow->side[0]);
-	resolve_side(reversed ? &packet->src : &packet->dst, &flow->side[1]);
+	resolve_end(&key->low, flow, 0);
+	resolve_end(&key->high, flow, 1);
 }
 
 /* An endpoint's packets come from its own device, those of all others from none of ours. */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 sender, enum hook hook)
+					  __u32 from, enum hook hook)
 {
-	const struct flow_side *from = FLOW_SIDE(flow, sender);
-	const struct flow_side *to = FLOW_SIDE(flow, !sender);
+	__u32 device = flow->ifindex[END(from)];
 
 	if (hook == FROM_ENDPOINT)
-		return from->ifindex == skb->ifindex;
-	return from->ifindex == 0 && to->ifindex == skb->ifindex;
+		return device == skb->ifindex;
+	return device == 0 && flow->ifindex[END(!from)] == skb->ifindex;
 }
 
 /* A router on the way may speak for the stack's side, an endpoint only for itself. */
@@ -68,35 +68,43 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 	return endpoint ? endpoint->identity : ipcache_identity(addr);
 }
 
-/* Sends an admitted packet on its way and counts it; a tc action or a drop reason. */
-static __always_inline int send_on(struct __sk_buff *skb, const struct flow_side *to, bool ipv6,
-				   enum hook hook)
+/* Whether an admitted packet goes to an endpoint of this node from here, and not by the stack. */
+static __always_inline bool is_local(const struct flow *flow, __u32 to, enum hook hook)
 {
-	__u32 bytes = skb->len;
-	int result = TC_ACT_OK;
+	return hook == FROM_ENDPOINT && flow->ifindex[END(to)];
+}
 
-	if (hook == FROM_ENDPOINT && to->ifindex) {
-		result = forward_local(skb, to, ipv6);
-		if (is_drop(result))
-			return result;
-		metrics_count(DIRECTION_INGRESS, FORWARDED, bytes);
-	}
-	metrics_count((enum direction)hook, FORWARDED, bytes);
-	return result;
+static __always_inline int send_to_stack(struct __sk_buff *skb, enum hook hook)
+{
+	metrics_count(hook, FORWARDED, skb->len);
+	return TC_ACT_OK;
+}
+
+static __always_inline int send_to_endpoint(struct __sk_buff *skb, const struct flow *flow,
+					    __u32 to, struct ethhdr *eth, bool ipv6)
+{
+	metrics_count(DIRECTION_BOTH, FORWARDED, skb->len);
+	return forward_local(skb, eth, ipv6, flow->endpoint[END(to)], flow->ifindex[END(to)]);
 }
 
 /* The end of the slow path: the user's program has a look, then the packet goes on. */
 static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
 	struct packet *packet = &work->packet;
-	const struct flow_side *from = FLOW_SIDE(&work->flow, packet->sender);
-	const struct flow_side *to = FLOW_SIDE(&work->flow, !packet->sender);
-	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, from->identity, to->identity);
+	struct flow *flow = &work->flow;
+	__u32 to = !packet->from;
+	struct ethhdr *eth;
+	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, flow->identity[END(!to)],
+			       flow->identity[END(to)]);
 
 	if (is_drop(result))
 		return result;
-	result = send_on(skb, to, packet->ipv6, hook);
-	return is_drop(result) ? DROP(packet, FILE_FORWARD, result) : result;
+	if (!is_local(flow, to, hook))
+		return send_to_stack(skb, hook);
+	eth = forward_check(skb, packet->ipv6, &result);
+	if (!eth)
+		return DROP(packet, FILE_FORWARD, result);
+	return send_to_endpoint(skb, flow, to, eth, packet->ipv6);
 }
 
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
@@ -124,16 +132,18 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
 	struct work *work;
+	struct plain plain;
 	struct flow *flow;
-	__u32 sender;
-	bool ipv6;
 	int result;
 
 	/* The user's programs see every packet, so with them none is short-cut. */
-	flow = hooks_enabled ? NULL : established(skb, hook, &sender, &ipv6);
+	flow = hooks_enabled ? NULL : established(skb, hook, &plain);
 	if (flow) {
-		result = send_on(skb, FLOW_SIDE(flow, !sender), ipv6, hook);
-		return is_drop(result) ? TC_ACT_SHOT : result;
+		__u32 to = !(plain.high & 1);
+
+		if (is_local(flow, to, hook))
+			return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
+		return send_to_stack(skb, hook);
 	}
 	work = work_get();
 	if (!work)

@@ -12,27 +12,21 @@
 
 CONFIG(__u32, subject_identity, "identity of the subject, shown in events") = 0;
 
-static __always_inline void resolve_ends(const struct packet *packet, struct flow *flow,
-					 bool reversed, enum hook hook)
+static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
+					 enum hook hook)
 {
-	bool subject_sends = hook == FROM_ENDPOINT;
-	struct flow_side *subject = FLOW_SIDE(flow, subject_sends == reversed);
-	struct flow_side *remote = FLOW_SIDE(flow, subject_sends != reversed);
-	const struct addr *addr = subject_sends ? &packet->dst : &packet->src;
+	__u32 subject = hook == FROM_ENDPOINT ? from : !from;
 
-	subject->endpoint = SUBJECT;
-	subject->identity = subject_identity;
-	subject->ipcache_rev = flow->epoch;	/* cell 0: it has no address of its own */
-	remote->ipcache_cell = ipcache_cell(addr);
-	remote->ipcache_rev = ipcache_revision(remote->ipcache_cell);
-	remote->identity = ipcache_identity(addr);
+	flow->endpoint[END(subject)] = SUBJECT;
+	flow->identity[END(subject)] = subject_identity;
+	flow->identity[END(!subject)] = ipcache_identity(subject & 1 ? &key->low : &key->high);
 }
 
 /* The subject's packets leave through the one hook, the others' arrive at the other. */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 sender, enum hook hook)
+					  __u32 from, enum hook hook)
 {
-	return (FLOW_SIDE(flow, sender)->endpoint == SUBJECT) == (hook == FROM_ENDPOINT);
+	return (flow->endpoint[END(from)] == SUBJECT) == (hook == FROM_ENDPOINT);
 }
 
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
@@ -65,13 +59,12 @@ static __always_inline bool keeps_link(const struct packet *packet)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
+	struct plain plain;
 	struct work *work;
-	__u32 sender;
-	bool ipv6;
 	int reason;
 
-	if (established(skb, hook, &sender, &ipv6)) {
-		metrics_count((enum direction)hook, FORWARDED, skb->len);
+	if (established(skb, hook, &plain)) {
+		metrics_count(hook, FORWARDED, skb->len);
 		return TC_ACT_OK;
 	}
 	work = work_get();
@@ -87,7 +80,7 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 		reason = slow_path(skb, hook);
 	if (reason)
 		return report_drop(skb, reason);
-	metrics_count((enum direction)hook, FORWARDED, skb->len);
+	metrics_count(hook, FORWARDED, skb->len);
 	return TC_ACT_OK;
 }
 

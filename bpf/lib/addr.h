@@ -16,11 +16,20 @@ struct addr {
 /* The third word of every v4-mapped address, in network order. */
 #define ADDR_V4_MARK bpf_htonl(0x0000ffff)
 
+/* The second half of a v4-mapped address; the first is 0. */
+static __always_inline __u64 addr_v4_half(__be32 v4)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return (__u64)v4 << 32 | ADDR_V4_MARK;
+#else
+	return (__u64)ADDR_V4_MARK << 32 | v4;
+#endif
+}
+
 static __always_inline void addr_from_v4(struct addr *addr, __be32 v4)
 {
 	addr->halves[0] = 0;
-	addr->words[2] = ADDR_V4_MARK;
-	addr->words[3] = v4;
+	addr->halves[1] = addr_v4_half(v4);
 }
 
 static __always_inline bool addr_is_v4(const struct addr *addr)

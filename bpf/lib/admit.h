@@ -14,14 +14,13 @@
 struct found {
 	struct flow *flow;
 	bool in_pending;
-	bool source_is_low;
 };
 
-/* The live entry of this packet's flow, from either table. */
-static __always_inline void flow_find(const struct packet *packet, struct flow_key *key, __u32 now,
+/* The live entry of this packet's flow, from either table; sets `from`. */
+static __always_inline void flow_find(struct packet *packet, struct flow_key *key, __u32 now,
 				      struct found *found)
 {
-	found->source_is_low = flow_key_of(packet, key);
+	packet->from = flow_key_of(packet, key);
 	found->in_pending = false;
 	found->flow = bpf_map_lookup_elem(&flows, key);
 	/* A dead entry lies in `flows` until it is collected; the ports may be in use again. */
@@ -47,8 +46,8 @@ static __always_inline void verdict_event(struct __sk_buff *skb, struct work *wo
 					  const struct policy_query *query, int reason, __u32 rule)
 {
 	work->event = (struct event_context){
-		.src_identity = work->flow.side[reversed ? 1 : 0].identity,
-		.dst_identity = work->flow.side[reversed ? 0 : 1].identity,
+		.src_identity = work->flow.identity[END(work->packet.from)],
+		.dst_identity = work->flow.identity[END(!work->packet.from)],
 		.rule = rule,
 		.endpoint = query->endpoint,
 		.type = EVENT_VERDICT,
@@ -60,27 +59,25 @@ static __always_inline void verdict_event(struct __sk_buff *skb, struct work *wo
 }
 
 /*
- * Asks `work->query` of the policy of one end of `work->flow`: `side` 0 is the opener's egress, 1
- * the responder's ingress. A global function for the verifier's sake (work.h).
+ * Asks `work->query` of the policy of one end of `work->flow`: the opener's egress or the
+ * responder's ingress. A global function for the verifier's sake (work.h).
  */
-__noinline int admit_side(struct __sk_buff *skb, __u32 side, __u32 reversed)
+__noinline int admit_end(struct __sk_buff *skb, __u32 direction, __u32 reversed)
 {
 	struct work *work = work_get();
-	struct flow_side *self, *other;
 	struct policy_query *query;
-	__u32 rule = 0;
+	__u32 end, rule = 0;
 	int reason;
 
 	if (!work)
 		return DROP_POLICY;
-	self = FLOW_SIDE(&work->flow, side);
-	other = FLOW_SIDE(&work->flow, !side);
 	query = &work->query;
-	if (!self->endpoint)
+	end = work->flow.opener ^ (direction == DIRECTION_INGRESS);
+	query->endpoint = work->flow.endpoint[END(end)];
+	if (!query->endpoint)
 		return FORWARDED;
-	query->endpoint = self->endpoint;
-	query->identity = other->identity;
-	query->direction = side ? DIRECTION_INGRESS : DIRECTION_EGRESS;
+	query->identity = work->flow.identity[END(!end)];
+	query->direction = direction;
 	reason = policy_decide(query, &rule);
 	if (reason || query->tell)
 		verdict_event(skb, work, reversed, query, reason, rule);
@@ -97,9 +94,9 @@ static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *pack
 {
 	int egress, ingress = FORWARDED;
 
-	egress = admit_side(skb, 0, reversed);
+	egress = admit_end(skb, DIRECTION_EGRESS, reversed);
 	if (egress == FORWARDED || egress == DROP_NO_PROXY)
-		ingress = admit_side(skb, 1, reversed);
+		ingress = admit_end(skb, DIRECTION_INGRESS, reversed);
 	if (egress == FORWARDED && ingress == FORWARDED)
 		return FORWARDED;
 	if (ingress != FORWARDED && (egress == FORWARDED || ingress != DROP_NO_PROXY)) {
@@ -111,7 +108,7 @@ static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *pack
 }
 
 /*
- * Decides `work->flow`, whose two sides are filled in, and stores it under `work->key`.
+ * Decides `work->flow`, whose two ends are filled in, and stores it under `work->key`.
  * `known` is whether a live entry was found, in `pending` or not. 0 or a drop reason.
  *
  * On denial a stale entry stays as it is: were it gone, the other end's next packet would be
@@ -125,9 +122,6 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 	long failed;
 	int reason;
 
-	/* Revisions first: a change while we look makes the entry stale, not wrong. */
-	flow->side[0].policy_rev = policy_revision(flow->side[0].endpoint);
-	flow->side[1].policy_rev = policy_revision(flow->side[1].endpoint);
 	work->query = (struct policy_query){
 		.generation = policy_current_generation(),
 		.port = policy_port(packet, reversed),
@@ -139,7 +133,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 		return reason;
 
 	flow->expires = now + flow_timeout(flow, packet->proto);
-	flow->reported = now;
+	flow_review(flow, packet->proto, now);
 	if (known && !in_pending)
 		failed = bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);
 	else

@@ -8,7 +8,7 @@
 #define CONFIG(type, name, text) const volatile type name DOC(text)
 
 CONFIG(__u32, max_endpoints, "endpoint ids run from 1 to this less 1; half the slots of `policies`") = 256;
-CONFIG(__u32, ipcache_cells, "entries of `ipcache_rev`: the epoch and the address buckets") = 1024;
+CONFIG(__u32, ipcache_cells, "entries of `ipcache_rev`: any change, prefixes, and the address buckets") = 1024;
 CONFIG(__u32, jiffies_per_second, "the kernel's HZ, measured by a test run") = 250;
 CONFIG(__u32, timeout_tcp, "seconds that an established TCP flow may idle") = 8000;
 CONFIG(__u32, timeout_tcp_syn, "seconds that a TCP flow may idle before its handshake is done") = 60;

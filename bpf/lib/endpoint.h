@@ -36,6 +36,23 @@ struct {
 	__type(value, struct device);
 } devices SEC(".maps");
 
+/* By endpoint id: what an established packet to it needs, copied from `endpoints` by a flow's first. */
+struct endpoint_link {
+	__u8 ethernet[12];	/* destination and source MAC for delivery to it */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, struct endpoint_link);
+} endpoint_links SEC(".maps");
+
+static __always_inline struct endpoint_link *endpoint_link(__u32 id)
+{
+	return bpf_map_lookup_elem(&endpoint_links, &id);
+}
+
 static __always_inline struct endpoint *endpoint_lookup(const struct addr *addr)
 {
 	return bpf_map_lookup_elem(&endpoints, addr);

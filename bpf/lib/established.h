@@ -22,7 +22,8 @@ struct plain_l4 {
 
 struct plain {
 	struct flow_key key;
-	__u64 low;		/* all ones if the source is the low end, else 0 */
+	__u64 high;		/* all ones if the source is the high end, else 0 */
+	struct ethhdr *eth;	/* readable up to the flags */
 	bool ipv6;
 };
 
@@ -32,11 +33,11 @@ struct plain {
  */
 static __always_inline __u64 less_mask(__u64 a, __u64 b)
 {
-	__u64 mask = -(((~a & b) | ((~a | b) & (a - b))) >> 63);
+	__u64 borrow = (~a & b) | ((~a | b) & (a - b));
 
 	/* Or the compiler sees a comparison again. */
-	barrier_var(mask);
-	return mask;
+	barrier_var(borrow);
+	return (__s64)borrow >> 63;
 }
 
 /* Fills in the key's ports and protocol; false if the packet is not plain. */
@@ -53,19 +54,14 @@ static __always_inline bool plain_transport(struct __sk_buff *skb, const struct 
 	} else if (proto != IPPROTO_UDP && proto != PROTO_SCTP) {
 		return false;
 	}
-	differ = (l4->sport ^ l4->dport) & plain->low;
-	plain->key.low_port = l4->dport ^ differ;
-	plain->key.high_port = l4->sport ^ differ;
-	plain->key.proto = proto;
-	plain->key.pad[0] = 0;
-	plain->key.pad[1] = 0;
-	plain->key.pad[2] = 0;
+	differ = (l4->sport ^ l4->dport) & plain->high;
+	flow_key_transport(&plain->key, l4->sport ^ differ, l4->dport ^ differ, proto);
 	return true;
 }
 
 static __always_inline bool plain_ipv4(struct __sk_buff *skb, struct plain *plain)
 {
-	struct iphdr *ip = (void *)(long)skb->data + sizeof(struct ethhdr);
+	struct iphdr *ip = (void *)(plain->eth + 1);
 	__u32 differ;
 
 	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
@@ -74,44 +70,45 @@ static __always_inline bool plain_ipv4(struct __sk_buff *skb, struct plain *plai
 	    ip->saddr == ip->daddr)
 		return false;
 	/* As addr_less orders two v4-mapped addresses: by the word in which they differ. */
-	plain->low = less_mask(ip->saddr, ip->daddr);
-	differ = (ip->saddr ^ ip->daddr) & plain->low;
-	addr_from_v4(&plain->key.low, ip->daddr ^ differ);
-	addr_from_v4(&plain->key.high, ip->saddr ^ differ);
+	plain->high = less_mask(ip->daddr, ip->saddr);
+	differ = (ip->saddr ^ ip->daddr) & plain->high;
+	addr_from_v4(&plain->key.low, ip->saddr ^ differ);
+	addr_from_v4(&plain->key.high, ip->daddr ^ differ);
 	plain->ipv6 = false;
 	return plain_transport(skb, (void *)(ip + 1), ip->protocol, plain);
 }
 
 static __always_inline bool plain_ipv6(struct __sk_buff *skb, struct plain *plain)
 {
-	struct ipv6hdr *ip = (void *)(long)skb->data + sizeof(struct ethhdr);
+	struct ipv6hdr *ip = (void *)(plain->eth + 1);
 	struct addr src, dst;
 	__u64 differ;
 
 	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 		return false;
-	__builtin_memcpy(&src, &ip->saddr, sizeof(src));
-	__builtin_memcpy(&dst, &ip->daddr, sizeof(dst));
+	packet_addr(&src, &ip->saddr);
+	packet_addr(&dst, &ip->daddr);
 	if (ip->version != 6 || ip->hop_limit <= 1 || addr_is_v4(&src) || addr_is_v4(&dst) ||
 	    addr_equal(&src, &dst))
 		return false;
 	/* As addr_less; the halves that it compares first are seldom equal. */
 	if (src.halves[1] != dst.halves[1])
-		plain->low = less_mask(src.halves[1], dst.halves[1]);
+		plain->high = less_mask(dst.halves[1], src.halves[1]);
 	else
-		plain->low = less_mask(src.halves[0], dst.halves[0]);
-	differ = (src.halves[0] ^ dst.halves[0]) & plain->low;
-	plain->key.low.halves[0] = dst.halves[0] ^ differ;
-	plain->key.high.halves[0] = src.halves[0] ^ differ;
-	differ = (src.halves[1] ^ dst.halves[1]) & plain->low;
-	plain->key.low.halves[1] = dst.halves[1] ^ differ;
-	plain->key.high.halves[1] = src.halves[1] ^ differ;
+		plain->high = less_mask(dst.halves[0], src.halves[0]);
+	differ = (src.halves[0] ^ dst.halves[0]) & plain->high;
+	plain->key.low.halves[0] = src.halves[0] ^ differ;
+	plain->key.high.halves[0] = dst.halves[0] ^ differ;
+	differ = (src.halves[1] ^ dst.halves[1]) & plain->high;
+	plain->key.low.halves[1] = src.halves[1] ^ differ;
+	plain->key.high.halves[1] = dst.halves[1] ^ differ;
 	plain->ipv6 = true;
 	return plain_transport(skb, (void *)(ip + 1), ip->nexthdr, plain);
 }
 
 static __always_inline bool plain_key(struct __sk_buff *skb, struct plain *plain)
 {
+	plain->eth = (void *)(long)skb->data;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return plain_ipv4(skb, plain);
 	return skb->protocol == bpf_htons(ETH_P_IPV6) && plain_ipv6(skb, plain);

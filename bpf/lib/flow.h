@@ -3,8 +3,10 @@
  * The flow table: one entry serves both directions, and one lookup serves an established packet.
  *
  * An entry says from which interface each end must send (the anti-spoof check), under which
- * revisions it was decided, and how to deliver. A packet that finds it under other revisions is
+ * revisions it was decided, and where to deliver. A packet that finds it under other revisions is
  * decided again. Unreplied flows live in `pending`, so that a flood of them cannot evict `flows`.
+ *
+ * Ends are numbered as in the key: 0 is the low one, 1 the high one.
  */
 #ifndef PCL_FLOW_H
 #define PCL_FLOW_H
@@ -23,41 +25,42 @@ struct flow_key {
 	__u8 pad[3];
 };
 
-struct flow_side {
-	__u32 ifindex;		/* its host-side device, 0 = it is reached through the stack */
-	__u32 identity;
-	__u32 policy_rev;	/* decided under these revisions */
-	__u32 ipcache_rev;
-	__u16 ipcache_cell;
-	__u16 endpoint;		/* id, 0 = not an endpoint of this node */
-	__u8 ethernet[12];	/* destination and source MAC for delivery to it */
-	__u64 packets;		/* that it sent */
-	__u64 bytes;
+/*
+ * The number of an end, to index with. The mask stands right before its use, since the verifier of
+ * Linux 5.10 forgets the bounds of a number that was spilled to the stack.
+ */
+#define END(number) \
+	({ __u32 end_number = (number); barrier_var(end_number); end_number & 1; })
+
+enum flow_state {
+	FLOW_CLOSING_LOW = 1,	/* FIN or RST seen from the low end */
+	FLOW_CLOSING_HIGH = 2,
+	FLOW_CLOSING = 3,
+	FLOW_CONFIRMED = 4,	/* TCP: a packet without SYN has been seen */
 };
 
 /*
- * One end of a flow by a number that is not a constant. The mask stands right before its use, since
- * the verifier of Linux 5.10 forgets the bounds of a number that was spilled to the stack.
+ * The first 40 bytes are all that an established packet reads and writes. The kernel keeps an entry
+ * as 48 bytes of its own, the key and this, so those 40 share a cache line with the key's end, and
+ * the whole takes three lines and never touches a fourth (struct htab_elem, kernel/bpf/hashtab.c).
  */
-#define FLOW_SIDE(flow, number) \
-	({ __u32 side_number = (number); barrier_var(side_number); &(flow)->side[side_number & 1]; })
-
-enum flow_state {
-	FLOW_CLOSING_ORIGIN = 1,	/* FIN or RST seen from the side that opened */
-	FLOW_CLOSING_REPLY = 2,
-	FLOW_CLOSING = 3,
-	FLOW_CONFIRMED = 4,		/* TCP: a packet without SYN has been seen */
-};
-
 struct flow {
-	struct flow_side side[2];	/* who opened, who replies */
-	__u32 expires;			/* jiffies, low word */
-	__u32 reported;			/* jiffies of the last trace event */
-	__u32 epoch;			/* of `ipcache_rev[0]` */
-	__u32 rule;			/* cookie of the last entry that allowed it */
-	__u8 origin_low;		/* the opener is the key's low end */
-	__u8 state;			/* enum flow_state */
-	__u8 pad[6];
+	__u64 sent[2];		/* by each end: see flow_count */
+	__u32 ifindex[2];	/* its host-side device, 0 = it is reached through the stack */
+	__u16 endpoint[2];	/* its id, 0 = not an endpoint of this node */
+	__u32 due;		/* jiffies, low word: from then on the slow path looks after it */
+	__u32 changes;		/* of all revisions, when they were last compared */
+	__u8 opener;		/* the end that sent the first packet */
+	__u8 state;		/* enum flow_state */
+	__u8 pad[2];
+
+	__u32 expires;		/* jiffies, low word */
+	__u32 rule;		/* cookie of the last entry that allowed it */
+	__u64 revision;		/* it was decided under: see flow_address_revision */
+	__u32 identity[2];
+	__u64 packets[2];	/* that each end had sent when `due` was set */
+	__u64 bytes[2];
+	__u8 pad2[8];
 };
 
 struct {
@@ -74,8 +77,25 @@ struct {
 	__type(value, struct flow);
 } pending SEC(".maps");
 
-/* Fills in the key; returns whether the packet's source is the low end. */
-static __always_inline bool flow_key_of(const struct packet *packet, struct flow_key *key)
+/*
+ * Fills in the key's ports, protocol and padding. By one store: the kernel hashes and compares whole
+ * words, and a CPU that must gather one from several stores just made waits until they are done.
+ */
+static __always_inline void flow_key_transport(struct flow_key *key, __be16 low_port,
+					       __be16 high_port, __u8 proto)
+{
+	__u64 word;
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	word = low_port | (__u64)high_port << 16 | (__u64)proto << 32;
+#else
+	word = (__u64)low_port << 48 | (__u64)high_port << 32 | (__u64)proto << 24;
+#endif
+	__builtin_memcpy(&key->low_port, &word, sizeof(word));
+}
+
+/* Fills in the key; returns the end that the packet's source is. */
+static __always_inline __u32 flow_key_of(const struct packet *packet, struct flow_key *key)
 {
 	bool low = addr_equal(&packet->src, &packet->dst) ?
 		bpf_ntohs(packet->sport) <= bpf_ntohs(packet->dport) :
@@ -83,13 +103,9 @@ static __always_inline bool flow_key_of(const struct packet *packet, struct flow
 
 	key->low = low ? packet->src : packet->dst;
 	key->high = low ? packet->dst : packet->src;
-	key->low_port = low ? packet->sport : packet->dport;
-	key->high_port = low ? packet->dport : packet->sport;
-	key->proto = packet->proto;
-	key->pad[0] = 0;
-	key->pad[1] = 0;
-	key->pad[2] = 0;
-	return low;
+	flow_key_transport(key, low ? packet->sport : packet->dport,
+			   low ? packet->dport : packet->sport, packet->proto);
+	return !low;
 }
 
 static __always_inline __u32 flow_now(void)
@@ -102,22 +118,46 @@ static __always_inline bool flow_expired(const struct flow *flow, __u32 now)
 	return (__s32)(flow->expires - now) <= 0;
 }
 
-/* Whether nothing that the flow's verdict rests on has changed since. */
-static __always_inline bool flow_current(const struct flow *flow)
+/* How often anything has changed that some flow's verdict rests on. */
+static __always_inline __u32 flow_changes(void)
 {
-	const struct flow_side *origin = &flow->side[0], *reply = &flow->side[1];
-
-	return flow->epoch == ipcache_revision(0) &&
-	       origin->policy_rev == policy_revision(origin->endpoint) &&
-	       reply->policy_rev == policy_revision(reply->endpoint) &&
-	       origin->ipcache_rev == ipcache_revision(origin->ipcache_cell) &&
-	       reply->ipcache_rev == ipcache_revision(reply->ipcache_cell);
+	return policy_revision(POLICY_REV_ANY) + ipcache_revision(IPCACHE_REV_ANY);
 }
 
-/* Which side sent this packet: 0 the opener, 1 the other. */
-static __always_inline __u32 flow_sender(const struct flow *flow, bool source_is_low)
+/*
+ * The revision of what a flow's verdict rests on is the sum of its two ends' cells, of policy and of
+ * addresses. Cells only ever grow, so the sum is the same only if each of them is.
+ */
+static __always_inline __u64 flow_address_revision(const struct flow_key *key)
 {
-	return (source_is_low ^ flow->origin_low) & 1;
+	return ipcache_revision(ipcache_cell(&key->low)) +
+	       ipcache_revision(ipcache_cell(&key->high)) + ipcache_revision(IPCACHE_REV_PREFIX);
+}
+
+static __always_inline __u64 flow_policy_revision(const struct flow *flow)
+{
+	return policy_revision(flow->endpoint[0]) + policy_revision(flow->endpoint[1]);
+}
+
+/*
+ * Whether nothing that the flow's verdict rests on has changed since. Not inline: what it needs of
+ * the stack would be every packet's.
+ */
+static __noinline bool flow_current(struct flow *flow, const struct flow_key *key)
+{
+	/* First, so that a change while we look is met by the next packet. */
+	__u32 changes = flow_changes();
+
+	if (flow->revision != flow_address_revision(key) + flow_policy_revision(flow))
+		return false;
+	flow->changes = changes;
+	return true;
+}
+
+/* The same, told by two cells as long as nothing at all has changed. */
+static __always_inline bool flow_stands(struct flow *flow, const struct flow_key *key)
+{
+	return flow->changes == flow_changes() || flow_current(flow, key);
 }
 
 static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
@@ -133,39 +173,76 @@ static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
 	return seconds * jiffies_per_second;
 }
 
-/* Lengthens the flow's life, at most once a second so that the cache line is seldom written. */
-static __always_inline void flow_refresh(struct flow *flow, __u8 proto, __u32 now)
-{
-	__u32 expires;
+#define FLOW_BYTES_BITS 38
+#define FLOW_BYTES_MASK ((1ULL << FLOW_BYTES_BITS) - 1)
 
-	if ((flow->state & FLOW_CLOSING) == FLOW_CLOSING)
+/*
+ * Counts a packet by one atomic addition: `sent` is packets << 38 plus bytes, modulo 2^64. What was
+ * added since `packets` and `bytes` were set is known from the difference, as long as it is less
+ * than 2^25 packets and 2^38 bytes; flow_review, at least every five seconds, sees to that.
+ */
+static __always_inline void flow_count(struct flow *flow, __u32 from, __u32 bytes)
+{
+	__sync_fetch_and_add(&flow->sent[END(from)], (1ULL << FLOW_BYTES_BITS) + bytes);
+}
+
+/* Brings one end's `packets` and `bytes` up to date with `sent`. */
+static __always_inline void flow_add_up(struct flow *flow, __u32 end)
+{
+	__u64 packets = READ_ONCE(flow->packets[end]), bytes = READ_ONCE(flow->bytes[end]);
+	__s64 since = READ_ONCE(flow->sent[end]) - (packets << FLOW_BYTES_BITS) - bytes;
+
+	/* Less than nothing: another CPU was here in between. */
+	if (since <= 0)
 		return;
-	expires = now + flow_timeout(flow, proto);
-	if ((__s32)(expires - flow->expires) >= (__s32)jiffies_per_second)
-		flow->expires = expires;
+	flow->packets[end] = packets + (since >> FLOW_BYTES_BITS);
+	flow->bytes[end] = bytes + (since & FLOW_BYTES_MASK);
 }
 
-static __always_inline void flow_count(struct flow_side *side, __u32 bytes)
+#define FLOW_REVIEW 5 /* seconds, at most, between two looks of the slow path at a flow that goes on */
+
+/*
+ * Lengthens the flow's life and says when to look again. The packets between two looks do not
+ * lengthen it, so that time, at most an eighth of the timeout, is added: a flow may always idle as
+ * long as its timeout says.
+ */
+static __always_inline void flow_review(struct flow *flow, __u8 proto, __u32 now)
 {
-	__sync_fetch_and_add(&side->packets, 1);
-	__sync_fetch_and_add(&side->bytes, bytes);
+	__u32 timeout = flow_timeout(flow, proto), pause = FLOW_REVIEW * jiffies_per_second;
+
+	if (pause > timeout / 8)
+		pause = timeout / 8;
+	if ((flow->state & FLOW_CLOSING) != FLOW_CLOSING)
+		flow->expires = now + timeout + pause;
+	flow->due = now + pause;
+	if ((__s32)(flow->expires - flow->due) < 0)
+		flow->due = flow->expires;
+	flow_add_up(flow, 0);
+	flow_add_up(flow, 1);
 }
 
-/* Follows a TCP flow's handshake and end by one packet's flags. */
-static __always_inline void flow_track_tcp(struct flow *flow, __u8 tcp_flags, __u32 sender, __u32 now)
+/* Whether the slow path must look: a report is due, or the flow has expired. */
+static __always_inline bool flow_due(const struct flow *flow, __u32 now)
+{
+	return (__s32)(flow->due - now) <= 0;
+}
+
+/* Follows a TCP flow's handshake and end by one packet's flags; flow_review is to follow. */
+static __always_inline void flow_track_tcp(struct flow *flow, __u8 tcp_flags, __u32 from, __u32 now)
 {
 	__u8 state = flow->state;
 
 	if (tcp_flags & TCP_RST)
 		state |= FLOW_CLOSING;
 	else if (tcp_flags & TCP_FIN)
-		state |= sender ? FLOW_CLOSING_REPLY : FLOW_CLOSING_ORIGIN;
+		state |= from ? FLOW_CLOSING_HIGH : FLOW_CLOSING_LOW;
 	if (!(tcp_flags & TCP_SYN))
 		state |= FLOW_CONFIRMED;
 	if (state == flow->state)
 		return;
 	flow->state = state;
-	flow->expires = now + flow_timeout(flow, IPPROTO_TCP);
+	if ((state & FLOW_CLOSING) == FLOW_CLOSING)
+		flow->expires = now + flow_timeout(flow, IPPROTO_TCP);
 }
 
 #endif

@@ -3,60 +3,64 @@
 #ifndef PCL_FORWARD_H
 #define PCL_FORWARD_H
 
-#include "flow.h"
+#include "config.h"
+#include "endpoint.h"
+#include "packet.h"
 #include "result.h"
 
 /* Set on a packet that goes to the endpoint's own tc egress after its policy was decided. */
 #define MARK_MASK 0x0f00
 #define MARK_DECIDED 0x0f00
 
-/* One hop less to live, and the link-layer addresses of the next one. 0 or a drop reason. */
-static __always_inline int forward_rewrite(struct __sk_buff *skb, const struct flow_side *to,
-					   bool ipv6)
+/*
+ * One hop less to live, and the link-layer addresses of the next one; the packet has hops left and
+ * its headers can be read.
+ */
+static __always_inline void forward_rewrite(struct ethhdr *eth, const struct endpoint_link *link,
+					    bool ipv6)
 {
-	struct ethhdr *eth;
-
 	if (ipv6) {
-		struct ipv6hdr *ip;
-
-		eth = (void *)(long)skb->data;
-		ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-			return DROP_INVALID_PACKET;
-		if (ip->hop_limit <= 1)
-			return DROP_TTL_EXCEEDED;
-		ip->hop_limit--;
+		((struct ipv6hdr *)(eth + 1))->hop_limit--;
 	} else {
-		struct iphdr *ip;
-		__u32 sum;
-
-		eth = (void *)(long)skb->data;
-		ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
-			return DROP_INVALID_PACKET;
-		if (ip->ttl <= 1)
-			return DROP_TTL_EXCEEDED;
+		struct iphdr *ip = (void *)(eth + 1);
 		/* RFC 1624: the checksum grows by what the TTL's 16-bit word loses. */
-		sum = ip->check + bpf_htons(0x0100);
+		__u32 sum = ip->check + bpf_htons(0x0100);
+
 		ip->check = sum + (sum >> 16);
 		ip->ttl--;
 	}
-	__builtin_memcpy(eth, to->ethernet, sizeof(to->ethernet));
-	return 0;
+	*(packet_word *)eth = *(const packet_word *)link->ethernet;
+	*((packet_half *)eth + 2) = *((const packet_half *)link->ethernet + 2);
 }
 
-/* Hands the packet to a local endpoint; a tc action or a drop reason. */
-static __always_inline int forward_local(struct __sk_buff *skb, const struct flow_side *to,
-					 bool ipv6)
+/* The packet's headers where it may be forwarded, or NULL and a drop reason. */
+static __always_inline struct ethhdr *forward_check(struct __sk_buff *skb, bool ipv6, int *reason)
 {
-	int reason = forward_rewrite(skb, to, ipv6);
+	struct ethhdr *eth = (void *)(long)skb->data;
+	void *l3 = eth + 1, *end = (void *)(long)skb->data_end;
 
-	if (reason)
-		return reason;
+	*reason = DROP_INVALID_PACKET;
+	if (l3 + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) > end)
+		return NULL;
+	*reason = DROP_TTL_EXCEEDED;
+	if ((ipv6 ? ((struct ipv6hdr *)l3)->hop_limit : ((struct iphdr *)l3)->ttl) <= 1)
+		return NULL;
+	return eth;
+}
+
+/* Hands the packet, whose headers are checked, to a local endpoint at `ifindex`; the tc action. */
+static __always_inline int forward_local(struct __sk_buff *skb, struct ethhdr *eth, bool ipv6,
+					 __u32 endpoint, __u32 ifindex)
+{
+	const struct endpoint_link *link = endpoint_link(endpoint);
+
+	if (!link)
+		return TC_ACT_SHOT;
+	forward_rewrite(eth, link, ipv6);
 	if (redirect_peer)
-		return bpf_redirect_peer(to->ifindex, 0);
+		return bpf_redirect_peer(ifindex, 0);
 	skb->mark = (skb->mark & ~MARK_MASK) | MARK_DECIDED;
-	return bpf_redirect(to->ifindex, 0);
+	return bpf_redirect(ifindex, 0);
 }
 
 #endif

@@ -33,7 +33,14 @@ struct {
 	__type(value, struct ipcache_entry);
 } ipcache SEC(".maps");
 
-/* Cell 0: bumped when a prefix changes. The others: when an address of that hash changes. */
+/*
+ * Cell 1 counts changes of prefixes, the further ones those of the addresses that share a hash.
+ * Cell 0 counts them all: it is bumped after the others.
+ */
+#define IPCACHE_REV_ANY 0
+#define IPCACHE_REV_PREFIX 1
+#define IPCACHE_REV_ADDRESS 2
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024);
@@ -43,10 +50,10 @@ struct {
 
 static __always_inline __u32 ipcache_cell(const struct addr *addr)
 {
-	return 1 + addr_hash(addr) % (ipcache_cells - 1);
+	return IPCACHE_REV_ADDRESS + addr_hash(addr) % (ipcache_cells - IPCACHE_REV_ADDRESS);
 }
 
-static __always_inline __u32 ipcache_revision(__u32 cell)
+static __always_inline __u64 ipcache_revision(__u32 cell)
 {
 	__u64 *revision = bpf_map_lookup_elem(&ipcache_rev, &cell);
 

@@ -49,7 +49,7 @@ struct packet {
 	__u16 line;
 	__u16 l4_off;		/* from the start of the frame */
 	__u32 fragment_id;
-	__u32 sender;		/* of its flow: 0 it was sent by who opened, 1 by the other */
+	__u32 from;		/* the end of its flow that sent it */
 };
 
 /* `return DROP(packet, FILE_X, reason)`: remembers where a packet's fate was decided. */
@@ -57,6 +57,18 @@ struct packet {
 	({ (packet)->file = (file_id); (packet)->line = __LINE__; (reason); })
 
 #define ETHER_LEN ((__u32)sizeof(struct ethhdr))
+
+/* Words of a packet, where headers lie at even addresses: x86 and arm64 load them all the same. */
+typedef __u64 __attribute__((may_alias)) packet_word;
+typedef __u32 __attribute__((may_alias)) packet_half;
+
+static __always_inline void packet_addr(struct addr *addr, const struct in6_addr *wire)
+{
+	const packet_word *words = (const void *)wire;
+
+	addr->halves[0] = words[0];
+	addr->halves[1] = words[1];
+}
 
 static __always_inline __u8 icmp_class_of(const struct packet *packet, __u8 type)
 {

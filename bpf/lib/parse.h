@@ -144,7 +144,7 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 
 /*
  * Fills in `work->packet` from an Ethernet frame that carries IPv4 or IPv6; 0 or a drop reason.
- * `sender` and `direction` are the caller's to set.
+ * `from` and `direction` are the caller's to set.
  */
 __noinline int packet_parse(struct __sk_buff *skb)
 {

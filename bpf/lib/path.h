@@ -23,12 +23,12 @@ enum hook {
 	FROM_ENDPOINT = DIRECTION_EGRESS,
 };
 
-/* Fills in both sides of a new flow, revisions first; `reversed`: the packet is the replier's. */
-static __always_inline void resolve_ends(const struct packet *packet, struct flow *flow,
-					 bool reversed, enum hook hook);
-/* Whether the flow's sender may send from where this packet came (anti-spoofing). */
+/* Fills in who the ends of a new flow are, of which `from` sent a packet to this hook. */
+static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
+					 enum hook hook);
+/* Whether that end of the flow may send from where this packet came (anti-spoofing). */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 sender, enum hook hook);
+					  __u32 from, enum hook hook);
 /* Whether the source of an ICMP error may speak about flows that pass here. */
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
 					  enum hook hook);
@@ -37,43 +37,43 @@ static __always_inline __u16 subject_of(struct __sk_buff *skb);
 /* The identity behind an address, for a drop's event. */
 static __always_inline __u32 identity_of(const struct addr *addr);
 
-#define TRACE_INTERVAL 5 /* seconds between reports of a flow that goes on */
-
-static __always_inline bool trace_due(struct flow *flow, __u32 now)
-{
-	if (trace_every_packet)
-		return true;
-	return now - flow->reported >= TRACE_INTERVAL * jiffies_per_second;
-}
-
 static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 				  const struct flow *flow, enum hook hook, __u8 flags)
 {
-	const struct flow_side *from = FLOW_SIDE(flow, work->packet.sender);
-	const struct flow_side *to = FLOW_SIDE(flow, !work->packet.sender);
-	bool delivered = hook == TO_ENDPOINT || to->endpoint;
+	__u32 from = work->packet.from;
+	__u16 target = flow->endpoint[END(!from)];
+	bool delivered = hook == TO_ENDPOINT || target;
 
 	work->event = (struct event_context){
-		.src_identity = from->identity,
-		.dst_identity = to->identity,
+		.src_identity = flow->identity[END(from)],
+		.dst_identity = flow->identity[END(!from)],
 		.rule = flow->rule,
-		.endpoint = delivered ? to->endpoint : from->endpoint,
+		.endpoint = delivered ? target : flow->endpoint[END(from)],
 		.type = EVENT_TRACE,
 		.reason = delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK,
 		.direction = delivered ? DIRECTION_INGRESS : DIRECTION_EGRESS,
-		.flags = flags | (work->packet.sender ? EVENT_REPLY : 0),
+		.flags = flags | (from == flow->opener ? 0 : EVENT_REPLY),
 	};
 	event_send(skb);
 }
 
-/* Fills in both sides of `work->flow`; a function of its own for the verifier's sake (work.h). */
-__noinline int resolve(__u32 reversed)
+/*
+ * Fills in who the ends of `work->flow` are, and the revisions that its verdict is to rest on.
+ * Always those before what they tell of: a change while we look makes the entry stale, not wrong.
+ * A function of its own for the verifier's sake (work.h).
+ */
+__noinline int resolve(void)
 {
 	struct work *work = work_get();
+	struct flow *flow;
 
 	if (!work)
 		return DROP_POLICY;
-	resolve_ends(&work->packet, &work->flow, reversed, work->packet.direction);
+	flow = &work->flow;
+	flow->changes = flow_changes();
+	flow->revision = flow_address_revision(&work->key);
+	resolve_ends(&work->key, flow, work->packet.from, work->packet.direction);
+	flow->revision += flow_policy_revision(flow);
 	return 0;
 }
 
@@ -84,31 +84,26 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow, *old = opening ? NULL : found->flow;
 	/* An echo reply that nothing asked for is judged as the request would be. */
-	bool reversed = old ? flow_sender(old, found->source_is_low) == 1 :
-			      icmp_is_echo_reply(packet);
+	bool reversed = old ? packet->from != old->opener : icmp_is_echo_reply(packet);
 	int reason;
 
 	__builtin_memset(flow, 0, sizeof(*flow));
-	flow->epoch = ipcache_revision(0);
-	flow->origin_low = found->source_is_low != reversed;
-	packet->sender = reversed ? 1 : 0;
-	reason = resolve(reversed);
+	flow->opener = packet->from ^ reversed;
+	reason = resolve();
 	if (reason)
 		return reason;
-	if (!arrives_right(skb, flow, packet->sender, hook))
+	if (!arrives_right(skb, flow, packet->from, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (old) {
 		flow->state = old->state;
-		flow->side[0].packets = old->side[0].packets;
-		flow->side[0].bytes = old->side[0].bytes;
-		flow->side[1].packets = old->side[1].packets;
-		flow->side[1].bytes = old->side[1].bytes;
+		__builtin_memcpy(flow->sent, old->sent, sizeof(flow->sent));
+		__builtin_memcpy(flow->packets, old->packets, sizeof(flow->packets));
+		__builtin_memcpy(flow->bytes, old->bytes, sizeof(flow->bytes));
 	} else if (!(packet->tcp_flags & TCP_SYN)) {
 		flow->state = FLOW_CONFIRMED;
 	}
 	/* Counted before it is stored: from then on `work->flow` is a copy. */
-	FLOW_SIDE(flow, packet->sender)->packets++;
-	FLOW_SIDE(flow, packet->sender)->bytes += skb->len;
+	flow_count(flow, packet->from, skb->len);
 
 	reason = admit_flow(skb, work, old != NULL, found->in_pending, reversed, now);
 	if (reason)
@@ -126,20 +121,19 @@ static __always_inline int keep(struct __sk_buff *skb, struct work *work,
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = found->flow;
+	bool report = packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_every_packet ||
+		      flow_due(flow, now);
 
-	packet->sender = flow_sender(flow, found->source_is_low);
-	if (!arrives_right(skb, flow, packet->sender, hook))
+	if (!arrives_right(skb, flow, packet->from, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (packet->proto == IPPROTO_TCP)
-		flow_track_tcp(flow, packet->tcp_flags, packet->sender, now);
-	flow_refresh(flow, packet->proto, now);
-	flow_count(FLOW_SIDE(flow, packet->sender), skb->len);
-	if (packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_due(flow, now)) {
-		flow->reported = now;
+		flow_track_tcp(flow, packet->tcp_flags, packet->from, now);
+	flow_count(flow, packet->from, skb->len);
+	flow_review(flow, packet->proto, now);
+	if (report)
 		trace(skb, work, flow, hook, 0);
-	}
 	work->flow = *flow;
-	if (!found->in_pending || packet->sender == 0)
+	if (!found->in_pending || packet->from == flow->opener)
 		return 0;
 	/* The first packet back: the flow is real, and moves where a flood cannot evict it. */
 	if (bpf_map_update_elem(&flows, &work->key, &work->flow, BPF_ANY))
@@ -163,10 +157,10 @@ __noinline int related(struct __sk_buff *skb, __u32 hook)
 	if (!work || !icmp_quoted(skb, &work->packet, &about))
 		return NOT_RELATED;
 	flow_find(&about, &work->key, flow_now(), &found);
-	if (!found.flow || !flow_current(found.flow))
+	if (!found.flow || !flow_current(found.flow, &work->key))
 		return NOT_RELATED;
-	work->packet.sender = flow_sender(found.flow, found.source_is_low);
-	if (!arrives_right(skb, found.flow, work->packet.sender, hook))
+	work->packet.from = about.from;
+	if (!arrives_right(skb, found.flow, about.from, hook))
 		return NOT_RELATED;
 	if (!speaker_right(skb, &work->packet, hook))
 		return DROP(&work->packet, FILE_PATH, DROP_INVALID_SOURCE);
@@ -205,37 +199,32 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 	opening = packet->proto == IPPROTO_TCP &&
 		  (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	flow_find(packet, &work->key, now, &found);
-	if (found.flow && !opening && flow_current(found.flow))
+	if (found.flow && !opening && flow_current(found.flow, &work->key))
 		return keep(skb, work, &found, hook, now);
 	return decide(skb, work, &found, opening, hook, now);
 }
 
 /*
- * The flow of a plain packet, found by one lookup, with its sender in `*sender` and its family in
- * `*ipv6`. NULL: parse it and take the slow path, which also reports and counts.
+ * The flow of a plain packet, found by one lookup, and what it was found by. NULL: parse it and take
+ * the slow path, which also reports and counts.
  */
 static __always_inline struct flow *established(struct __sk_buff *skb, enum hook hook,
-						__u32 *sender, bool *ipv6)
+						struct plain *plain)
 {
-	struct plain plain;
 	struct flow *flow;
-	__u32 now;
+	__u32 from;
 
-	if (skb->vlan_present || !plain_key(skb, &plain))
+	if (skb->vlan_present || !plain_key(skb, plain))
 		return NULL;
-	flow = bpf_map_lookup_elem(&flows, &plain.key);
+	flow = bpf_map_lookup_elem(&flows, &plain->key);
 	if (!flow)
 		return NULL;
-	now = flow_now();
-	*sender = flow_sender(flow, plain.low & 1);
-	*ipv6 = plain.ipv6;
-	if (!arrives_right(skb, flow, *sender, hook) || flow_expired(flow, now) ||
-	    !flow_current(flow) || trace_due(flow, now))
+	from = plain->high & 1;
+	if (trace_every_packet || !arrives_right(skb, flow, from, hook) ||
+	    flow_due(flow, flow_now()) || !(flow->state & FLOW_CONFIRMED) ||
+	    !flow_stands(flow, &plain->key))
 		return NULL;
-	if (!(flow->state & FLOW_CONFIRMED))
-		flow->state |= FLOW_CONFIRMED;
-	flow_refresh(flow, plain.key.proto, now);
-	flow_count(FLOW_SIDE(flow, *sender), skb->len);
+	flow_count(flow, from, skb->len);
 	return flow;
 }
 

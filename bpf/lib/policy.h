@@ -66,7 +66,12 @@ struct {
 	__type(value, __u64);
 } policy_generation SEC(".maps");
 
-/* By endpoint id: counts changes of its policy. Monotonic, also when an id is used again. */
+/*
+ * By endpoint id: counts changes of its policy. Monotonic, also when an id is used again. Cell 0,
+ * no endpoint's, counts them all: it is bumped after the others.
+ */
+#define POLICY_REV_ANY 0
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 256);
@@ -74,7 +79,7 @@ struct {
 	__type(value, __u64);
 } policy_rev SEC(".maps");
 
-static __always_inline __u32 policy_revision(__u32 endpoint)
+static __always_inline __u64 policy_revision(__u32 endpoint)
 {
 	__u64 *cell = bpf_map_lookup_elem(&policy_rev, &endpoint);
 

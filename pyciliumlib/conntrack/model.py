@@ -25,6 +25,8 @@ _HZ: Final = (100, 250, 300, 1000)
 #: jiffies start this many seconds before they wrap in 32 bits (include/linux/jiffies.h).
 _INITIAL_SECONDS: Final = 300
 _CLOSING: Final = 3
+#: `struct flow` counts by one number: packets shifted left by this, plus bytes.
+_BYTES_BITS: Final = 38
 
 
 @frozen
@@ -100,24 +102,32 @@ class FlowEntry:
             (address_from_bytes(key["low"].tobytes()), int(key["low_port"])),
             (address_from_bytes(key["high"].tobytes()), int(key["high_port"])),
         ]
-        if not value["origin_low"]:
-            ends.reverse()
-        opener, other = value["side"][0], value["side"][1]
+        opener, other = (1, 0) if value["opener"] else (0, 1)
+        sent = _sent(value, opener), _sent(value, other)
         return cls(
-            src=ends[0][0],
-            dst=ends[1][0],
-            sport=ends[0][1],
-            dport=ends[1][1],
+            src=ends[opener][0],
+            dst=ends[other][0],
+            sport=ends[opener][1],
+            dport=ends[other][1],
             protocol=int(key["proto"]),
-            src_identity=int(opener["identity"]),
-            dst_identity=int(other["identity"]),
-            packets=(int(opener["packets"]), int(other["packets"])),
-            bytes=(int(opener["bytes"]), int(other["bytes"])),
+            src_identity=int(value["identity"][opener]),
+            dst_identity=int(value["identity"][other]),
+            packets=(sent[0][0], sent[1][0]),
+            bytes=(sent[0][1], sent[1][1]),
             expires_in=signed32(int(value["expires"]) - now_jiffies) / clock.hz,
             closing=int(value["state"]) & _CLOSING == _CLOSING,
             replied=replied,
             rule=int(value["rule"]),
         )
+
+
+def _sent(value: np.void, end: int) -> tuple[int, int]:
+    """Packets and bytes that one end has sent: up to the last review, and since."""
+    packets, size = int(value["packets"][end]), int(value["bytes"][end])
+    since = (int(value["sent"][end]) - (packets << _BYTES_BITS) - size) % (1 << 64)
+    if since >> 63:  # the value was read while it was written
+        return packets, size
+    return packets + (since >> _BYTES_BITS), size + since % (1 << _BYTES_BITS)
 
 
 def signed32(difference: int) -> int:

@@ -64,7 +64,7 @@ class DatapathConfig:
     pending: int = _size(4096, 64, 1 << 24)
     fragments: int = _size(1024, 64, 1 << 20)
     ipcache: int = _size(65536, 64, 1 << 24)
-    ipcache_cells: int = _size(1024, 2, 1 << 20)
+    ipcache_cells: int = _size(1024, 3, 1 << 20)
     policy: int = _size(16384, 16, 1 << 24)
     event_bytes: int = field(default=1 << 18, validator=_is_power_of_two)
     timeout_tcp: int = _size(8000, 1, 1 << 21)

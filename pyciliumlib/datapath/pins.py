@@ -15,15 +15,16 @@ from pyciliumlib.errors import InvalidError, LayoutError, LockedError, NotFoundE
 from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, ensure_bpffs, is_bpffs
 
 #: Counts changes of what is pinned that an older or newer version cannot use.
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 _STATE: Final = Path("/run/pyciliumlib/datapaths")
 
 
 class PinRoot:
     """A directory on a bpffs that one process at a time owns.
 
-    Maps are pinned below `maps`, links below `links`; what does not fit a map is in the file
-    `state`, outside of the bpffs. The lock goes with the process, however it ends.
+    Maps are pinned below `maps`, links below `links`, the maps of users' programs below `hooks`;
+    what does not fit a map is in the file `state`, outside of the bpffs. The lock goes with the
+    process, however it ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,9 +41,8 @@ class PinRoot:
             self._lock()
             self._check_layout()
             self.maps = self._directory("maps")
-            if not any(self.maps.iterdir()):  # the state of pins that somebody removed by hand
-                shutil.rmtree(self.state.parent)
             self.links = self._directory("links")
+            self.hooks = self._directory("hooks")
             if not any(self.maps.iterdir()):
                 # the state of maps that are gone, as after a bpffs was unmounted
                 shutil.rmtree(self.state.parent, ignore_errors=True)

@@ -49,6 +49,7 @@ def _sizes(config: DatapathConfig) -> dict[str, int]:
         "ipcache_rev": config.ipcache_cells,
         "endpoints": 16 * config.max_endpoints,
         "devices": config.max_endpoints,
+        "endpoint_links": config.max_endpoints,
         "flows": config.flows,
         "pending": config.pending,
         "fragments": config.fragments,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
@@ -12,6 +12,9 @@ from pyciliumlib.flow.reasons import reason_text
 
 if TYPE_CHECKING:
     from pyciliumlib.types import MapLike
+
+#: The programs count a packet between two endpoints of the node once, for both directions.
+_BOTH: Final = 2
 
 
 @frozen
@@ -36,15 +39,19 @@ class Metrics:
     events_lost: int
 
     @classmethod
-    def read(cls, metrics: MapLike, events_lost: MapLike) -> Metrics:
-        """From the maps of a loaded object."""
+    def read(cls, metrics: MapLike, events_lost: MapLike | None = None) -> Metrics:
+        """From the maps of a loaded object; one that tells no events has no `events_lost`."""
         keys, values = metrics.lookup_batch()
         packets, size = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
-        rows = tuple(
-            Metric(Direction(int(keys[i]) >> 8), int(keys[i]) & 0xFF, int(packets[i]), int(size[i]))
-            for i in packets.nonzero()[0]
-        )
-        return cls(rows, int(events_lost.lookup_batch()[1].sum()))
+        sums: dict[tuple[int, int], tuple[int, int]] = {}
+        for i in packets.nonzero()[0]:
+            direction, reason = divmod(int(keys[i]), 256)
+            for each in tuple(Direction) if direction == _BOTH else (Direction(direction),):
+                before = sums.get((each, reason), (0, 0))
+                sums[each, reason] = before[0] + int(packets[i]), before[1] + int(size[i])
+        rows = tuple(Metric(Direction(way), why, *sums[way, why]) for way, why in sorted(sums))
+        lost = 0 if events_lost is None else int(events_lost.lookup_batch()[1].sum())
+        return cls(rows, lost)
 
     def packets(self, reason: int = 0, direction: Direction | None = None) -> int:
         """Packets of one reason (0 = forwarded), of one direction or both."""

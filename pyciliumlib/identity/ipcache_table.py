@@ -1,9 +1,10 @@
 """The ipcache as entries of a longest-prefix map, and the cells that tell of its changes.
 
 Layouts are those of `bpf/lib/ipcache.h`: key {prefixlen, addr}, value {identity, flags}. Flows
-remember the cells they were decided under: cell 0 for every prefix that is shorter than an
-address, cell 1 + addr_hash(addr) % (n - 1) for an address. A cell is bumped after its entry has
-changed, so a flow that read the old entry also holds the old cell.
+remember the cells they were decided under: cell 1 for every prefix that is shorter than an
+address, cell 2 + addr_hash(addr) % (n - 2) for an address. A cell is bumped after its entry has
+changed, so a flow that read the old entry also holds the old cell; and cell 0 after every other,
+so that a flow need not look at the others while it stands.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 _ALL_IPV4: Final = parse_network("0.0.0.0/0")
 _SHOWN: Final = 20
+#: Cells: any change, a change of a prefix, and the first of those for addresses.
+_ANY: Final = 0
+_PREFIX: Final = 1
+_ADDRESS: Final = 2
 _Key = tuple[int, bytes]
 _Value = tuple[int, int]
 
@@ -81,8 +86,10 @@ class IPCacheTable:
     """
 
     def __init__(self, entries: MapLike, revisions: MapLike, dual_stack: bool = True) -> None:
-        if revisions.max_entries < 2:
-            raise InvalidError("ipcache revisions need at least 2 cells: prefixes and addresses")
+        if revisions.max_entries <= _ADDRESS:
+            raise InvalidError(
+                "ipcache revisions need at least 3 cells: any change, prefixes, addresses"
+            )
         self._entries = entries
         self._revisions = revisions
         self._floor = {network_to_key(_ALL_IPV4): (int(world_identity(4, ipv6=dual_stack)), 0)}
@@ -225,11 +232,12 @@ class IPCacheTable:
         wanted = set()
         addresses = [address for length, address in keys if length == ADDRESS_BITS]
         if len(addresses) < len(keys):
-            wanted.add(0)
+            wanted.add(_PREFIX)
         if addresses:
             hashes = _addr_hashes(np.frombuffer(b"".join(addresses), np.uint8).reshape(-1, 16))
-            wanted.update((1 + hashes % np.uint64(self._revisions.max_entries - 1)).tolist())
-        for cell in wanted:  # most changes touch a few of many cells, so no batch
+            buckets = np.uint64(self._revisions.max_entries - _ADDRESS)
+            wanted.update((_ADDRESS + hashes % buckets).tolist())
+        for cell in [*wanted, _ANY]:  # most changes touch a few of many cells, so no batch
             self._revisions.update(cell, self._revisions.lookup(cell) + 1)
 
 

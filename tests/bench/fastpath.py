@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.kernel import Object, ObjectSpec, Program
 from tests.bench.compiled import bpf_object
 from tests.bench.figure import Figure, at_most
@@ -104,7 +105,7 @@ def _fill(node: Rig, family: Family, count: int) -> None:
     number = np.arange(count)
     client, server = ("low_port", "high_port") if low_is_client else ("high_port", "low_port")
     keys[client], keys[server] = number & 0xFFFF, 80 + (number >> 16)
-    values["reported"] = jiffies()
+    values["due"] = (jiffies() + 3600 * kernel_clock().hz) & 0xFFFFFFFF
     flows.clear()
     flows.update_batch(keys, values)
 

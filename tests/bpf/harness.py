@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
-from pyciliumlib.conntrack.model import signed32
+from pyciliumlib.conntrack.model import FlowEntry, signed32
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
+from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.identity import addr_hash
 from pyciliumlib.kernel import Map, Object, ObjectSpec
 from pyciliumlib.kernel.ring import RingBuffer
@@ -47,12 +48,11 @@ _SIZES = {
 }
 _MAX_ENDPOINTS: Final = 8
 _serial = itertools.count()
-CLOCK: Final = kernel_clock()
 
 
 def jiffies() -> int:
     """The kernel's clock as the programs read it."""
-    return CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+    return kernel_clock().jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
 
 
 @frozen
@@ -244,14 +244,17 @@ class Rig:
         self.maps["ipcache"][prefix] = {"identity": identity, "flags": 0}
 
     def bump_policy(self, endpoint: int) -> None:
-        self.maps["policy_rev"][endpoint] += 1
+        for cell in (endpoint, 0):
+            self.maps["policy_rev"][cell] += 1
 
     def bump_address(self, address: str) -> None:
         data = address_to_bytes(parse_address(address))
-        self.maps["ipcache_rev"][1 + addr_hash(data) % (IPCACHE_CELLS - 1)] += 1
+        for cell in (2 + addr_hash(data) % (IPCACHE_CELLS - 2), 0):
+            self.maps["ipcache_rev"][cell] += 1
 
-    def bump_epoch(self) -> None:
-        self.maps["ipcache_rev"][0] += 1
+    def bump_prefixes(self) -> None:
+        for cell in (1, 0):
+            self.maps["ipcache_rev"][cell] += 1
 
     # ------------------------------------------------------------------ packets
 
@@ -283,6 +286,12 @@ class Rig:
         (value,) = self.maps[table].values()
         return value
 
+    def only_entry(self, table: str = "flows") -> FlowEntry:
+        """The same, with its key, as user space shows it: from the opener's end."""
+        keys, values = self.maps[table].lookup_batch()
+        ((key, value),) = zip(keys, values, strict=True)
+        return FlowEntry.decode(key, value, kernel_clock(), jiffies(), table == "flows")
+
     def forget_flows(self) -> None:
         """Delete every entry of both tables."""
         for name in ("flows", "pending"):
@@ -293,21 +302,17 @@ class Rig:
         flows = self.maps[table]
         keys, values = flows.lookup_batch()
         now = jiffies()
-        values["expires"] = np.uint32((now - CLOCK.hz) & 0xFFFFFFFF)
+        values["expires"] = values["due"] = np.uint32((now - kernel_clock().hz) & 0xFFFFFFFF)
         flows.update_batch(keys, values)
 
     def seconds_left(self, table: str = "flows") -> float:
         """How long the only entry of a table still lives."""
-        return signed32(self.only_flow(table).expires - jiffies()) / CLOCK.hz
+        return signed32(self.only_flow(table).expires - jiffies()) / kernel_clock().hz
 
     def metrics(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(direction, reason) to packets and bytes, of those that are not zero."""
-        _, values = self.maps["metrics"].lookup_batch()
-        packets_sum, bytes_sum = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
-        return {
-            divmod(int(index), 256): (int(packets_sum[index]), int(bytes_sum[index]))
-            for index in packets_sum.nonzero()[0]
-        }
+        rows = Metrics.read(self.maps["metrics"], self.maps["events_lost"])
+        return {(row.direction, row.reason): (row.packets, row.bytes) for row in rows}
 
 
 @contextmanager
@@ -322,7 +327,7 @@ def rig(
         {
             "max_endpoints": _MAX_ENDPOINTS,
             "ipcache_cells": IPCACHE_CELLS,
-            "jiffies_per_second": CLOCK.hz,
+            "jiffies_per_second": kernel_clock().hz,
             **config,
         }
     )

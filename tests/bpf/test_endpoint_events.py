@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from tests.bpf import harness
 from tests.bpf.harness import (
@@ -21,7 +22,6 @@ from tests.bpf.harness import (
     TO,
     Devices,
     Rig,
-    jiffies,
 )
 from tests.bpf.packets import ACK, FAMILIES, SYN, SYN_ACK, V6, Family
 from tests.bpf.test_endpoint_flows import answer, client_may_reach_server, establish, request
@@ -98,7 +98,7 @@ def test_a_flow_that_goes_on_is_told_now_and_then(rig: Rig, family: Family) -> N
     assert [request(rig, family, ACK).events for _ in range(3)] == [(), (), ()]
     flows = rig.maps["flows"]
     keys, values = flows.lookup_batch()
-    values["reported"] = (jiffies() - 6 * harness.CLOCK.hz) & 0xFFFFFFFF
+    values["due"] -= 6 * kernel_clock().hz
     flows.update_batch(keys, values)
     assert [event.type for event in request(rig, family, ACK).events] == [TRACE]
     assert request(rig, family, ACK).events == ()

@@ -13,6 +13,8 @@ from tests.bpf.packets import ACK, FAMILIES, FIN_ACK, RST, SYN, SYN_ACK, Family
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
 TCP = 6
 SYN_SECONDS, TCP_SECONDS, FIN_SECONDS, ANY_SECONDS = 60, 8000, 10, 60
+#: The slow path looks after a flow this often, so it may live so much longer.
+REVIEW_SECONDS = 5
 
 
 def request(rig: Rig, family: Family, flags: str, payload: bytes = b"") -> Outcome:
@@ -48,14 +50,14 @@ def test_a_handshake(rig: Rig, family: Family) -> None:
     client_may_reach_server(rig)
     request(rig, family, SYN)
     assert rig.flow_count() == (0, 1)
-    assert SYN_SECONDS - 2 <= rig.seconds_left("pending") <= SYN_SECONDS
+    assert SYN_SECONDS < rig.seconds_left("pending") <= SYN_SECONDS + REVIEW_SECONDS
 
     answer(rig, family, SYN_ACK)
     assert rig.flow_count() == (1, 0)
-    assert rig.seconds_left() <= SYN_SECONDS
+    assert rig.seconds_left() <= SYN_SECONDS + REVIEW_SECONDS
 
     request(rig, family, ACK)
-    assert TCP_SECONDS - 2 <= rig.seconds_left() <= TCP_SECONDS
+    assert TCP_SECONDS < rig.seconds_left() <= TCP_SECONDS + REVIEW_SECONDS
 
 
 @families
@@ -80,12 +82,10 @@ def test_both_ends_are_seen_as_the_flow_has_them(rig: Rig, family: Family) -> No
     ):
         rig.forget_flows()
         rig.send(FROM, hook_endpoint, family.tcp(src, dst, 80, SYN, 50000))
-        key, flow = next(iter(rig.maps["pending"].items()))
-        opener = key.low if flow.origin_low else key.high
-        opener_port = key.low_port if flow.origin_low else key.high_port
-        assert (str(opener), opener_port) == (src, 50000)
-        assert flow.side[0].endpoint == hook_endpoint
-        assert flow.side[0].ifindex == rig.where.ifindex[hook_endpoint]
+        entry, flow = rig.only_entry("pending"), rig.only_flow("pending")
+        assert (str(entry.src), entry.sport) == (src, 50000)
+        assert flow.endpoint[flow.opener] == hook_endpoint
+        assert flow.ifindex[flow.opener] == rig.where.ifindex[hook_endpoint]
 
 
 @families
@@ -188,7 +188,7 @@ def test_ports_are_used_again_while_the_flow_closes(rig: Rig, family: Family) ->
     request(rig, family, RST)
     establish(rig, family)
     assert rig.seconds_left() > SYN_SECONDS
-    assert rig.only_flow().side[0].packets == 2
+    assert rig.only_entry().packets[0] == 2
 
 
 @families
@@ -232,7 +232,8 @@ def test_an_allowed_syn_the_other_way_turns_the_flow(rig: Rig, family: Family) -
     establish(rig, family)
     assert answer(rig, family, SYN).action == REDIRECT
     assert rig.flow_count() == (0, 1)
-    assert rig.only_flow("pending").side[0].endpoint == SERVER
+    flow = rig.only_flow("pending")
+    assert flow.endpoint[flow.opener] == SERVER
     assert request(rig, family, SYN_ACK).action == REDIRECT
     assert rig.flow_count() == (1, 0)
 
@@ -245,12 +246,12 @@ def test_udp_without_an_answer_stays_pending(rig: Rig, family: Family) -> None:
     for _ in range(3):
         assert rig.send(FROM, CLIENT, query).action == OK
     assert rig.flow_count() == (0, 1)
-    assert rig.only_flow("pending").side[0].packets == 3
+    assert rig.only_entry("pending").packets[0] == 3
 
     reply = family.udp(family.world, family.client, 40000, 53)
     assert rig.send(TO, CLIENT, reply).action == OK
     assert rig.flow_count() == (1, 0)
-    assert ANY_SECONDS - 2 <= rig.seconds_left() <= ANY_SECONDS
+    assert ANY_SECONDS < rig.seconds_left() <= ANY_SECONDS + REVIEW_SECONDS
 
 
 @families
@@ -274,9 +275,32 @@ def test_each_packet_is_counted_on_its_senders_side(rig: Rig, family: Family) ->
     bare = len(family.tcp(family.client, family.server))
     request(rig, family, ACK, payload=bytes(100))
     answer(rig, family, ACK)
-    opener, other = rig.only_flow().side
-    assert (opener.packets, opener.bytes) == (3, 3 * bare + 100)
-    assert (other.packets, other.bytes) == (2, 2 * bare)
+    entry = rig.only_entry()
+    assert entry.packets == (3, 2)
+    assert entry.bytes == (3 * bare + 100, 2 * bare)
+
+
+@families
+def test_counters_survive_a_review_and_the_wrap_of_their_sum(rig: Rig, family: Family) -> None:
+    """What was counted is added up by the slow path, however large the sum of the counts is."""
+    client_may_reach_server(rig)
+    establish(rig, family)
+    before = rig.only_entry()
+    keys, values = rig.maps["flows"].lookup_batch()
+    packets, size = (1 << 40) + 7, (1 << 50) + 11
+    values["packets"], values["bytes"] = packets, size
+    values["sent"] = ((packets << 38) + size) % (1 << 64)
+    rig.maps["flows"].update_batch(keys, values)
+    bare = len(family.tcp(family.client, family.server))
+    request(rig, family, ACK)
+    assert rig.only_entry().packets == (packets + 1, packets)
+    assert rig.only_entry().bytes == (size + bare, size)
+    rig.bump_policy(SERVER)  # so that the slow path looks
+    request(rig, family, ACK)
+    entry, flow = rig.only_entry(), rig.only_flow()
+    assert before.packets == (2, 1)
+    assert (entry.packets, entry.bytes) == ((packets + 2, packets), (size + 2 * bare, size))
+    assert flow.packets[flow.opener] == packets + 2
 
 
 def test_ipv4_and_ipv6_flows_do_not_meet(rig: Rig) -> None:

@@ -109,6 +109,22 @@ def test_the_stack_does_its_own_hop(rig: Rig, family: Family) -> None:
 
 
 @families
+def test_established_packets_get_the_addresses_of_the_link(rig: Rig, family: Family) -> None:
+    """Those of now: an endpoint's new ones count from the next decision on."""
+    rig.allow_all()
+    frame = family.tcp(family.client, family.server, flags="A")
+    rig.send(FROM, CLIENT, frame)
+    rig.send(FROM, SERVER, family.tcp(family.server, family.client, 40000, "A", 80))
+    established = rig.send(FROM, CLIENT, frame)
+    assert (established.events, established.packet) == ((), _forwarded(frame, family, 63))
+    moved = dict(rig.maps["endpoints"][family.server]._asdict(), mac=bytes([2, 0, 0, 0, 9, 9]))
+    rig.maps["endpoints"][family.server] = moved
+    rig.bump_address(family.server)
+    for _ in range(2):
+        assert Ether(rig.send(FROM, CLIENT, frame).packet).dst == "02:00:00:00:09:09"
+
+
+@families
 def test_an_answer_goes_to_the_openers_device(rig: Rig, family: Family) -> None:
     """The entry holds the addresses of both ends' links."""
     rig.allow_all()

@@ -31,7 +31,7 @@ def test_later_fragments_go_with_the_first(rig: Rig, family: Family) -> None:
     outcomes = [rig.send(FROM, CLIENT, piece) for piece in _datagram(family)]
     assert [outcome.action for outcome in outcomes] == [REDIRECT] * 3
     assert rig.flow_count() == (0, 1)
-    assert rig.only_flow("pending").side[0].packets == 3
+    assert rig.only_entry("pending").packets[0] == 3
 
 
 @families
@@ -94,7 +94,7 @@ def test_fragments_of_a_reply_from_the_stack(rig: Rig, family: Family) -> None:
     for piece in family.fragments(answer, 24):
         assert rig.send(TO, CLIENT, piece).action == OK
     assert rig.flow_count() == (1, 0)
-    assert rig.only_flow().side[1].packets == 3
+    assert rig.only_entry().packets[1] == 3
 
 
 @families
@@ -120,7 +120,7 @@ def test_fragments_of_an_established_tcp_flow(rig: Rig, family: Family) -> None:
     for piece in family.fragments(data, 40):
         assert rig.send(FROM, CLIENT, piece).action == REDIRECT
     assert rig.flow_count() == (1, 0)
-    assert rig.only_flow().side[0].packets == 3
+    assert rig.only_entry().packets[0] == 3
 
 
 @families

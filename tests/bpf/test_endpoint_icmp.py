@@ -65,7 +65,7 @@ def test_an_unasked_answer_opens_no_way_for_requests(rig: Rig, family: Family) -
     assert pong(rig, family) == 0
     assert ping_back(rig, family) == DropReason.POLICY
     (flow,) = rig.maps["pending"].values()
-    assert flow.side[0].endpoint == CLIENT
+    assert flow.endpoint[flow.opener] == CLIENT
 
 
 @families

@@ -26,8 +26,8 @@ STRUCTS = {
     "endpoint": 24,
     "device": 8,
     "flow_key": 40,
-    "flow_side": 48,
-    "flow": 120,
+    "endpoint_link": 12,
+    "flow": 104,
     "fragment_key": 48,
     "fragment_ports": 8,
     "counter": 16,
@@ -102,8 +102,19 @@ def test_no_struct_has_padding_that_is_not_written_down(name: str) -> None:
 def test_both_objects_have_one_layout() -> None:
     """What the one writes the other may read."""
     endpoint, policy = (ObjectSpec.open(object_path(name)) for name in ("endpoint", "policy"))
-    for name in set(STRUCTS) - {"endpoint", "device", "hook_args"}:
+    for name in set(STRUCTS) - {"endpoint", "endpoint_link", "device", "hook_args"}:
         assert endpoint.type(name).dtype == policy.type(name).dtype
+
+
+def test_an_established_packet_touches_two_cache_lines() -> None:
+    """The kernel's 48 bytes, the key and the hot fields; a whole entry is three lines."""
+    spec = ObjectSpec.open(object_path("endpoint"))
+    fields = spec.type("flow").dtype.fields
+    assert fields is not None
+    key_end = 48 + spec.type("flow_key").dtype.itemsize
+    hot = ("sent", "ifindex", "endpoint", "due", "changes", "opener", "state")
+    assert max(fields[name][1] + fields[name][0].itemsize for name in hot) + key_end <= 128
+    assert key_end + STRUCTS["flow"] == 192
 
 
 def test_policy_entries_are_laid_out_alike() -> None:

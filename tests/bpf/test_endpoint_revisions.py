@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from tests.bpf.harness import (
     CLIENT,
@@ -34,7 +35,7 @@ BUMPS: dict[str, Callable[[Rig, Family], None]] = {
     "the replier's policy": lambda rig, family: rig.bump_policy(SERVER),
     "the opener's address": lambda rig, family: rig.bump_address(family.client),
     "the replier's address": lambda rig, family: rig.bump_address(family.server),
-    "a prefix": lambda rig, family: rig.bump_epoch(),
+    "a prefix": lambda rig, family: rig.bump_prefixes(),
 }
 
 
@@ -65,8 +66,8 @@ def test_a_flow_that_is_still_allowed_goes_on(rig: Rig, family: Family, sender: 
     assert outcome.verdicts == []
     assert rig.flow_count() == (1, 0)
     flow = rig.only_flow()
-    assert flow.side[0].endpoint == CLIENT
-    assert flow.side[0].packets + flow.side[1].packets == 4
+    assert flow.endpoint[flow.opener] == CLIENT
+    assert sum(rig.only_entry().packets) == 4
     assert sender(rig, family, ACK).action == REDIRECT
     assert rig.seconds_left() > 60
 
@@ -157,7 +158,8 @@ def test_an_address_that_moved_to_another_device(rig: Rig, family: Family) -> No
     rig.bump_address(family.client)
     assert request(rig, family, ACK).drop == DropReason.INVALID_SOURCE
     assert answer(rig, family, ACK).action == REDIRECT
-    assert rig.only_flow().side[0].ifindex == rig.where.ifindex[SERVER]
+    flow = rig.only_flow()
+    assert flow.ifindex[flow.opener] == rig.where.ifindex[SERVER]
 
 
 @families
@@ -181,7 +183,7 @@ def test_a_prefix_that_is_anothers_now(rig: Rig, family: Family) -> None:
     frame = family.udp(family.client, family.peer)
     assert rig.send(FROM, CLIENT, frame).action == OK
     rig.set_identity(family.prefix, 5001)
-    rig.bump_epoch()
+    rig.bump_prefixes()
     assert rig.send(FROM, CLIENT, frame).drop == DropReason.POLICY
 
 
@@ -213,8 +215,34 @@ def test_a_flip_alone_leaves_established_flows(rig: Rig, family: Family) -> None
 
 
 @families
+def test_a_change_that_was_not_announced_is_found_in_seconds(rig: Rig, family: Family) -> None:
+    """A writer may die between an endpoint's cell and the one that counts all changes."""
+    client_may_reach_server(rig)
+    establish(rig, family)
+    rig.clear_rules(SERVER)
+    rig.maps["policy_rev"][SERVER] += 1
+    assert request(rig, family, ACK).action == REDIRECT
+    keys, values = rig.maps["flows"].lookup_batch()
+    values["due"] -= 6 * kernel_clock().hz
+    rig.maps["flows"].update_batch(keys, values)
+    assert request(rig, family, ACK).drop == DropReason.POLICY
+
+
+@families
+def test_other_endpoints_changes_are_met_once(rig: Rig, family: Family) -> None:
+    """A flow that they do not concern goes on, and takes note."""
+    client_may_reach_server(rig)
+    establish(rig, family)
+    rig.bump_policy(5)
+    rig.clear_rules(SERVER)  # and no revision of its own is bumped
+    assert request(rig, family, ACK).action == REDIRECT
+    cells = rig.maps["policy_rev"][0] + rig.maps["ipcache_rev"][0]
+    assert rig.only_flow().changes == cells
+
+
+@families
 def test_revisions_of_64_bits_do_not_stick(rig: Rig, family: Family) -> None:
-    """A flow keeps the low 32 bits; passing 2**32 is a change like any other."""
+    """Passing 2**32 is a change like any other."""
     client_may_reach_server(rig)
     rig.maps["policy_rev"][SERVER] = 0xFFFFFFFF
     establish(rig, family)

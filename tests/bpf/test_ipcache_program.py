@@ -47,7 +47,7 @@ int ask(struct xdp_md *ctx)
 	answer.hash = addr_hash(&copy);
 	answer.cell = ipcache_cell(&copy);
 	answer.identity = ipcache_identity(&copy);
-	answer.revision = ipcache_revision(answer.cell) + ipcache_revision(0);
+	answer.revision = ipcache_revision(answer.cell) + ipcache_revision(IPCACHE_REV_PREFIX);
 	bpf_map_update_elem(&answers, &zero, &answer, 0);
 	return XDP_PASS;
 }}
@@ -100,7 +100,7 @@ def test_hash_and_cell(loaded: tuple[Object, bool], addresses: list[Address]) ->
         answer = Answer(obj, address)
         expected = addr_hash(address_to_bytes(address))
         assert answer.hash == expected
-        assert answer.cell == 1 + expected % (cells - 1)
+        assert answer.cell == 2 + expected % (cells - 2)
 
 
 @given(

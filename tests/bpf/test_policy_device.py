@@ -105,16 +105,16 @@ def test_each_side_comes_through_its_own_hook(device: Rig, family: Family) -> No
 
 
 @families
-@pytest.mark.parametrize("epoch", [0, 3])
-def test_established_flows_and_a_change(device: Rig, family: Family, epoch: int) -> None:
+@pytest.mark.parametrize("changes", [0, 3])
+def test_established_flows_and_a_change(device: Rig, family: Family, changes: int) -> None:
     """Decided once, and again when the policy, the remote address or a prefix has changed."""
     bumps: tuple[Callable[[], None], ...] = (
         lambda: device.bump_policy(SUBJECT),
         lambda: device.bump_address(family.peer),
-        device.bump_epoch,
+        device.bump_prefixes,
     )
-    for _ in range(epoch):
-        device.bump_epoch()
+    for _ in range(changes):
+        device.bump_prefixes()
     for bump in bumps:
         device.reset()
         device.rule(SUBJECT, EGRESS)

@@ -201,7 +201,7 @@ def frames(pod: Pod) -> socket.socket:
 
 #: Maps whose contents are no state of the datapath but of its traffic, or only count.
 _TRAFFIC = {"flows", "pending", "fragments", "metrics", "events", "events_lost", "work"}
-_COUNTERS = {"hook_args", "policy_rev", "ipcache_rev", "policy_generation"}
+_COUNTERS = {"hook_args", "policy_rev", "ipcache_rev", "policy_generation", "endpoint_links"}
 
 
 def traces(dp: Datapath, node: Node) -> dict[str, Any]:

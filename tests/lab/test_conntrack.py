@@ -53,7 +53,7 @@ def test_a_connection_is_one_entry(scene: Scene, version: int) -> None:
             assert [entry.src_identity, entry.dst_identity] == ids
             assert entry.replied and not entry.closing
             assert min(entry.packets) >= 2 and min(entry.bytes) > 100
-            assert 7990 < entry.expires_in <= 8000 + TICK
+            assert 7990 < entry.expires_in <= 8005 + TICK
             key = FlowKey.of(entry.dst, entry.src, entry.dport, entry.sport, Protocol.TCP)
             assert scene.dp.conntrack.get(key) == entry or scene.dp.conntrack.get(key)
 
@@ -119,7 +119,7 @@ def test_an_idle_flow_ends_and_is_opened_again(scene: Scene, version: int) -> No
     """After its time it is not used any more: the next packet is decided as a first one."""
     with scene.web.dial(at(scene.api, version), "53/UDP") as connection:
         assert connection.exchange().ok
-        time.sleep(2.2)
+        time.sleep(2.4)  # a flow may live an eighth of its timeout longer
         assert not entries(scene, Protocol.UDP)
         scene.drain()
         assert connection.exchange().ok

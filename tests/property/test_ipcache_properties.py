@@ -82,13 +82,13 @@ class IPCacheMachine(RuleBasedStateMachine):
         return self.world(address) if found is None else int(found.identity)
 
     def snapshot(self) -> dict[Address, tuple[int, int, int]]:
-        """Identity, epoch and cell of each address, as a program reads them."""
+        """Identity, and the cells of prefixes and of each address, as a program reads them."""
         cells = list(self.revisions.values())
         return {
             address: (
                 self.by_table(address),
-                cells[0],
-                cells[1 + addr_hash(address_to_bytes(address)) % (CELLS - 1)],
+                cells[1],
+                cells[2 + addr_hash(address_to_bytes(address)) % (CELLS - 2)],
             )
             for address in ADDRESSES
         }

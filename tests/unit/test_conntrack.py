@@ -103,7 +103,6 @@ class Tables:
         value = np.zeros(1, VALUE)
         now = CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         value["expires"] = (now + int(seconds * CLOCK.hz)) & 0xFFFFFFFF
-        value["origin_low"] = 1
         for name, data in fields.items():
             value[name] = data
         table.update_batch(key.packed(KEY), value)
@@ -115,20 +114,27 @@ def tables() -> Tables:
 
 
 def test_entries_are_seen_from_the_opener(tables: Tables) -> None:
-    """Ends, identities and counters turn round with `origin_low`."""
+    """Ends, identities and counters turn round with `opener`; what was counted since is added."""
     key = FlowKey.of("10.0.0.1", "10.0.0.2", 40000, 80, 6)
-    for origin_low in (1, 0):
-        value = np.zeros(1, VALUE)
-        value["side"]["identity"] = [[1001, 1002]]
-        value["side"]["packets"] = [[7, 5]]
-        value["side"]["bytes"] = [[700, 500]]
+    for opener in (0, 1):
+        low_first = [opener, 1 - opener]
+        packets, size = np.array([6, 5])[low_first], np.array([640, 500])[low_first]
         tables.put(
-            tables.flows, key, 60, origin_low=origin_low, side=value["side"], state=3, rule=9
+            tables.flows,
+            key,
+            60,
+            opener=opener,
+            identity=np.array([1001, 1002])[low_first],
+            packets=packets,
+            bytes=size,
+            sent=(packets << 38) + size + np.array([(1 << 38) + 60, 0])[low_first],
+            state=3,
+            rule=9,
         )
         (entry,) = tables.conntrack
         low, high = (key.low, key.low_port), (key.high, key.high_port)
         ends = ((entry.src, entry.sport), (entry.dst, entry.dport))
-        assert ends == ((low, high) if origin_low else (high, low))
+        assert ends == ((high, low) if opener else (low, high))
         assert (entry.src_identity, entry.dst_identity) == (1001, 1002)
         assert (entry.packets, entry.bytes, entry.rule) == ((7, 5), (700, 500), 9)
         assert entry.closing and entry.replied
