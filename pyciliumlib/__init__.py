@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyciliumlib.errors import PolicyError as PolicyError
     from pyciliumlib.errors import PrivilegeError as PrivilegeError
     from pyciliumlib.errors import PyCiliumError as PyCiliumError
+    from pyciliumlib.errors import ServiceError as ServiceError
     from pyciliumlib.errors import StateError as StateError
     from pyciliumlib.errors import UnitError as UnitError
     from pyciliumlib.errors import UnsupportedError as UnsupportedError
@@ -91,9 +92,18 @@ if TYPE_CHECKING:
     from pyciliumlib.lab import Server as Server
     from pyciliumlib.lab import http_reply as http_reply
     from pyciliumlib.loadbalancer import Backend as Backend
+    from pyciliumlib.loadbalancer import BackendState as BackendState
+    from pyciliumlib.loadbalancer import Balancer as Balancer
     from pyciliumlib.loadbalancer import FlowTuple as FlowTuple
+    from pyciliumlib.loadbalancer import Frontend as Frontend
+    from pyciliumlib.loadbalancer import LoadBalancerConfig as LoadBalancerConfig
+    from pyciliumlib.loadbalancer import LocalNode as LocalNode
     from pyciliumlib.loadbalancer import Maglev as Maglev
     from pyciliumlib.loadbalancer import MaglevTable as MaglevTable
+    from pyciliumlib.loadbalancer import Service as Service
+    from pyciliumlib.loadbalancer import read_services as read_services
+    from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
+    from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
     from pyciliumlib.policy import Direction as Direction
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
@@ -148,6 +158,7 @@ _EXPORTS = {
         "PolicyError",
         "PrivilegeError",
         "PyCiliumError",
+        "ServiceError",
         "StateError",
         "UnitError",
         "UnsupportedError",
@@ -208,9 +219,20 @@ _EXPORTS = {
     ),
     "loadbalancer": (
         "Backend",
+        "BackendState",
+        "Balancer",
         "FlowTuple",
+        "Frontend",
+        "LoadBalancerConfig",
+        "LocalNode",
         "Maglev",
         "MaglevTable",
+        "Service",
+        "read_services",
+    ),
+    "loadbalancer.program": (
+        "DSRBackend",
+        "LoadBalancer",
     ),
     "policy": (
         "Direction",

@@ -4,8 +4,9 @@
     ├── InvalidError(ValueError)            a value that can never be right
     │   ├── LabelError                      a label or a label selector
     │   ├── UnitError                       "10Mbit", "80/TCP" and the like
-    │   └── PolicyError                     a policy document; has .problems, one per field
-    │       └── UnsupportedError            known to Cilium, not implemented here (yet)
+    │   ├── PolicyError                     a policy document; has .problems, one per field
+    │   │   └── UnsupportedError            known to Cilium, not implemented here (yet)
+    │   └── ServiceError                    a service document or config; has .problems as well
     ├── NotFoundError(KeyError)             no such map, endpoint, rule, config variable
     ├── ExistsError                         the name or address is taken
     ├── ExhaustedError                      no number is left: identities, endpoint ids
@@ -62,6 +63,17 @@ class PolicyError(InvalidError):
 
 class UnsupportedError(PolicyError):
     """A field that Cilium knows and this version does not implement; refused, never ignored."""
+
+
+class ServiceError(InvalidError):
+    """A Service or EndpointSlice document, or a load balancer's config, that is refused.
+
+    `problems` holds one line for each fault found, so that all can be mended in one go.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n  ".join([message, *self.problems]))
 
 
 class NotFoundError(PyCiliumError, KeyError):

@@ -2,9 +2,61 @@
 
 from __future__ import annotations
 
-from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.backend import Backend, BackendState
+from pyciliumlib.loadbalancer.balancer import Balancer, Client, Placement, Why
+from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.documents import LocalNode, ServiceDocuments, read_services
 from pyciliumlib.loadbalancer.flow_hash import FlowHash, FlowTuple
+from pyciliumlib.loadbalancer.kinds import (
+    Acceleration,
+    Algorithm,
+    BalancerMode,
+    Direction,
+    DSRDispatch,
+    ForwardingMode,
+    FrontendType,
+    MeshAffinity,
+    NoBackendResponse,
+    ProxyDelegation,
+    SourceRangesPolicy,
+    TrafficPolicy,
+)
 from pyciliumlib.loadbalancer.maglev import Maglev, MaglevSeed
 from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable
+from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
 
-__all__ = ["Backend", "Disruption", "FlowHash", "FlowTuple", "Maglev", "MaglevSeed", "MaglevTable"]
+__all__ = [
+    "Acceleration",
+    "Algorithm",
+    "Backend",
+    "BackendState",
+    "Balancer",
+    "BalancerMode",
+    "Client",
+    "DSRDispatch",
+    "Direction",
+    "Disruption",
+    "FlowHash",
+    "FlowTuple",
+    "ForwardingMode",
+    "Frontend",
+    "FrontendType",
+    "LoadBalancerConfig",
+    "LocalNode",
+    "Maglev",
+    "MaglevSeed",
+    "MaglevTable",
+    "Mesh",
+    "MeshAffinity",
+    "NoBackendResponse",
+    "NodeExposure",
+    "Placement",
+    "ProxyDelegation",
+    "Service",
+    "ServiceDocuments",
+    "ServiceKey",
+    "SourceRangesPolicy",
+    "TrafficPolicy",
+    "Why",
+    "read_services",
+]

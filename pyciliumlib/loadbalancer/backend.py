@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from pyciliumlib.errors import UnitError
+from pyciliumlib.errors import InvalidError, UnitError
 from pyciliumlib.types import Address, AddressLike, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
@@ -19,6 +20,61 @@ CLUSTER_ID_MAX: Final = 255
 _TRANSPORT: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 
 
+class BackendState(enum.IntEnum):
+    """Whether a backend takes new connections; the numbers of the first four are Cilium's.
+
+    A terminating one still serves: it keeps its connections, and takes new ones where no active
+    one is left.
+    """
+
+    ACTIVE = 0
+    TERMINATING = 1
+    QUARANTINED = 2
+    MAINTENANCE = 3
+    TERMINATING_NOT_SERVING = 4
+
+    def may_become(self, state: BackendState) -> bool:
+        """Whether Cilium lets a backend go from this state to `state`.
+
+        >>> BackendState.TERMINATING.may_become(BackendState.ACTIVE)
+        False
+        """
+        return state is self or state in _TRANSITIONS[self]
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+_STATE = BackendState
+_TRANSITIONS: Final[dict[BackendState, frozenset[BackendState]]] = {
+    _STATE.ACTIVE: frozenset(_STATE),
+    _STATE.TERMINATING: frozenset({_STATE.TERMINATING_NOT_SERVING}),
+    _STATE.QUARANTINED: frozenset(
+        {_STATE.ACTIVE, _STATE.TERMINATING, _STATE.TERMINATING_NOT_SERVING}
+    ),
+    _STATE.MAINTENANCE: frozenset({_STATE.ACTIVE}),
+    _STATE.TERMINATING_NOT_SERVING: frozenset(),
+}
+
+
+def transport(value: str | int) -> Protocol:
+    """A protocol that services can have; UnitError for any other."""
+    protocol = Protocol.parse(value)
+    if protocol not in _TRANSPORT:
+        raise UnitError(f"{protocol} has no services; write TCP, UDP or SCTP")
+    return protocol
+
+
+def split_endpoint(text: str) -> tuple[str, int, str]:
+    """Address, port and protocol of "10.0.0.1:80", "[fd00::1]:53/UDP"; UnitError otherwise."""
+    place, _, protocol = text.strip().partition("/")
+    host, colon, port = place.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not (port.isascii() and port.isdigit()) or (":" in host and not bracketed):
+        raise UnitError(f"{text!r} is no endpoint; write 10.0.0.1:80/TCP or [fd00::1]:80/TCP")
+    return host[1:-1] if bracketed else host, int(port), protocol or "TCP"
+
+
 def _address(value: AddressLike) -> Address:
     try:
         return ipaddress.ip_address(value)
@@ -26,19 +82,23 @@ def _address(value: AddressLike) -> Address:
         raise UnitError(f"{value!r} is no address; write 10.0.0.1 or fd00::1") from error
 
 
-def _protocol(value: str | int) -> Protocol:
-    protocol = Protocol.parse(value)
-    if protocol not in _TRANSPORT:
-        raise UnitError(f"{protocol} has no services; write TCP, UDP or SCTP")
-    return protocol
+def number(first: int, last: int, what: str) -> Callable[[Any, Any, int], None]:
+    """A validator for whole numbers from `first` to `last`."""
 
-
-def _number(first: int, last: int, what: str) -> Callable[[Any, Any, int], None]:
     def check(_: Any, __: Any, value: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not first <= value <= last:
             raise UnitError(f"{what} {value!r}: write a whole number, {first} to {last}")
 
     return check
+
+
+def _state(value: BackendState | str) -> BackendState:
+    if isinstance(value, BackendState):
+        return value
+    known = {str(state): state for state in BackendState}
+    if value not in known:
+        raise UnitError(f"state {value!r}: write one of {', '.join(known)}")
+    return known[value]
 
 
 @frozen(order=True, cache_hash=True)
@@ -47,18 +107,45 @@ class Backend:
 
     `weight` is its share beside the others (Maglev only), 0 to 65535. `cluster_id` is that of a
     remote cluster whose addresses may overlap with ours; `internal` marks the backend of a
-    frontend that only this cluster sees.
+    frontend that only this cluster sees. `node` is the name of the node it runs on, "" unknown.
 
     >>> Backend("10.0.0.1", 8080).hash_string
     '[10.0.0.1:8080/TCP,State:active]'
     """
 
     address: Address = field(converter=_address)
-    port: int = field(validator=_number(1, PORT_MAX, "port"))
-    protocol: Protocol = field(default=Protocol.TCP, converter=_protocol)
-    weight: int = field(default=WEIGHT_DEFAULT, validator=_number(0, WEIGHT_MAX, "weight"))
-    cluster_id: int = field(default=0, validator=_number(0, CLUSTER_ID_MAX, "cluster id"))
+    port: int = field(validator=number(1, PORT_MAX, "port"))
+    protocol: Protocol = field(default=Protocol.TCP, converter=transport)
+    weight: int = field(default=WEIGHT_DEFAULT, validator=number(0, WEIGHT_MAX, "weight"))
+    cluster_id: int = field(default=0, validator=number(0, CLUSTER_ID_MAX, "cluster id"))
     internal: bool = False
+    state: BackendState = field(default=BackendState.ACTIVE, converter=_state)
+    node: str = ""
+
+    @classmethod
+    def parse(cls, text: str | Backend) -> Backend:
+        """Read "10.0.0.1:80" (TCP) or "[fd00::1]:53/UDP"; raises UnitError that quotes the text.
+
+        >>> print(Backend.parse("[fd00::1]:53/UDP"))
+        [fd00::1]:53/UDP
+        """
+        return text if isinstance(text, Backend) else cls(*split_endpoint(text))
+
+    def in_state(self, state: BackendState | str) -> Backend:
+        """The same backend in another state.
+
+        Raises InvalidError where Cilium knows no such change.
+        """
+        wanted = _state(state)
+        if not self.state.may_become(wanted):
+            allowed = ", ".join(str(s) for s in sorted(_TRANSITIONS[self.state])) or "nothing else"
+            raise InvalidError(f"{self} is {self.state} and cannot become {wanted}, but {allowed}")
+        return evolve(self, state=wanted)
+
+    @property
+    def key(self) -> tuple[Address, int, Protocol, int]:
+        """What tells it from all others: address, port, protocol, cluster."""
+        return self.address, self.port, self.protocol, self.cluster_id
 
     @cached_property
     def hash_string(self) -> str:

@@ -95,7 +95,7 @@ class Maglev:
     seed: MaglevSeed = field(factory=_default_seed, converter=_seed)
     _offsets: dict[str, int] = field(init=False, factory=dict, repr=False)
     _skips: dict[str, int] = field(init=False, factory=dict, repr=False)
-    _tables: WeakValueDictionary[tuple[tuple[str, ...], tuple[int, ...]], MaglevTable] = field(
+    _tables: WeakValueDictionary[tuple[Backend, ...], MaglevTable] = field(
         init=False, factory=WeakValueDictionary, repr=False
     )
 
@@ -109,11 +109,11 @@ class Maglev:
         if len(set(texts)) < len(texts):
             twice = next(one for one, other in itertools.pairwise(texts) if one == other)
             raise InvalidError(f"backend {twice} is there twice; give it once, with one weight")
-        key = texts, tuple(backend.weight for backend in ordered)
-        table = self._tables.get(key)
+        table = self._tables.get(ordered)
         if table is None:
-            table = MaglevTable(ordered, self._fill(*key), self.seed.flow)
-            self._tables[key] = table
+            weights = [backend.weight for backend in ordered]
+            table = MaglevTable(ordered, self._fill(texts, weights), self.seed.flow)
+            self._tables[ordered] = table
         return table
 
     def placement(self, backend: Backend) -> tuple[int, int]:

@@ -99,6 +99,19 @@ def test_maglev_needs_no_privilege() -> None:
     assert lines[6] == "192.0.2.7 -> 10.0.0.10:8080/TCP and 10.0.0.10:8080/TCP"
 
 
+def test_load_balancer() -> None:
+    """Fifty connections outlive the director that they came by, each at its backend."""
+    lines = well(run(EXAMPLES / "load_balancer.py")).splitlines()
+    assert lines[:2] == [
+        f"director-{number} + default/web: 1 frontend(s), 5 backend(s)" for number in (1, 2)
+    ]
+    assert lines[2:4] == ["True", "backends that answer: 5"]
+    assert lines[4].endswith(":80/TCP: the Maglev table says so (default/web)")
+    assert lines[5:] == [
+        "the same backends by the other director: True", "connections that director-2 knows: 50",
+    ]  # fmt: skip
+
+
 def test_hooks(objects: Path) -> None:
     """One program closes port 80 to everybody; the other counts what each identity sends."""
     out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What user space tells the load balancer: services, their backends, and who may use them.
+ *
+ * A service's slots name a backend each: all slots of its Maglev table, or as many as there are
+ * candidates. They lie in rows of one array, and not in a map of their own for each service, since
+ * writing a map of maps makes the kernel wait for running programs, ten thousand times.
+ */
+#ifndef PCL_LB_H
+#define PCL_LB_H
+
+#include "addr.h"
+
+struct lb_service_key {
+	struct addr addr;
+	__be16 port;		/* 0 with proto 0: any other port of the address */
+	__u8 proto;
+	__u8 pad[5];
+};
+
+enum lb_service_flags {
+	LB_MAGLEV = 1,		/* the flow's hash chooses the slot, not chance */
+	LB_DENY_RANGES = 2,	/* source ranges are those who may not */
+	LB_OTHER_PORTS = 4,	/* no service: what else is sent to a service's address */
+	LB_CLUSTER_IP = 8,	/* not for clients from outside */
+};
+
+struct lb_service {
+	__u32 id;		/* of its revision and counters */
+	__u32 first;		/* its first slot */
+	__u32 slots;		/* how many it has; 0: no backend */
+	__u32 ranges;		/* its source ranges, 0: none are checked */
+	__u32 affinity;		/* seconds that a client may be silent, 0: none */
+	__u32 revision;		/* flows that were decided by this entry have it */
+	__u8 flags;		/* enum lb_service_flags */
+	__u8 pad[7];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct lb_service_key);
+	__type(value, struct lb_service);
+} lb_services SEC(".maps");
+
+#define LB_ROW_BITS 4
+#define LB_ROW (1 << LB_ROW_BITS)
+
+struct lb_row {
+	__u32 backend[LB_ROW];	/* ids, 0: none */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct lb_row);
+} lb_slots SEC(".maps");
+
+enum lb_backend_state {
+	LB_ACTIVE = 0,
+	LB_TERMINATING = 1,
+	LB_QUARANTINED = 2,
+	LB_MAINTENANCE = 3,
+	LB_TERMINATING_NOT_SERVING = 4,
+};
+
+struct lb_backend {
+	struct addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 state;		/* enum lb_backend_state */
+	__u32 revision;		/* odd while it is there; goes up when it comes and when it goes */
+};
+
+/* By id; 0 is nobody's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct lb_backend);
+} lb_backends SEC(".maps");
+
+/* By the service's id: the revision of its entries; flows of another one are decided again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} lb_revisions SEC(".maps");
+
+struct lb_range_key {
+	__u32 prefixlen;	/* 32 and the address's bits */
+	__u32 ranges;
+	struct addr addr;
+};
+
+/* 1 for a range of the set; 0 for IPv4 beside an IPv6 range that would cover its 16-byte form. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lb_range_key);
+	__type(value, __u32);
+} lb_ranges SEC(".maps");
+
+struct lb_member_key {
+	__u32 service;
+	__u32 backend;
+};
+
+/* Which backends a service has; 1 for one that takes new connections, else 0. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct lb_member_key);
+	__type(value, __u32);
+} lb_members SEC(".maps");
+
+/* NULL if the backend is none of the service's. */
+static __always_inline __u32 *lb_member(__u32 service, __u32 backend)
+{
+	struct lb_member_key key = { .service = service, .backend = backend };
+
+	return bpf_map_lookup_elem(&lb_members, &key);
+}
+
+#endif

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The way to a backend, by the kernel's own routes and neighbours.
+ *
+ * A lookup in them costs more than all else together, so each CPU keeps the answer for a second:
+ * a route or neighbour that changes counts no later than that.
+ */
+#ifndef PCL_LB_HOP_H
+#define PCL_LB_HOP_H
+
+#include <linux/if_ether.h>
+
+#include "lb.h"
+#include "lb_config.h"
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+
+struct lb_hop {
+	__u32 resolved;		/* jiffies, low word */
+	__u32 ifindex;		/* 0: not known */
+	__u8 ethernet[12];	/* destination and source */
+};
+
+/* By the backend's id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct lb_hop);
+} lb_hops SEC(".maps");
+
+static __always_inline bool lb_hop_resolve(struct xdp_md *ctx, const struct addr *to,
+					   struct lb_hop *hop)
+{
+	struct bpf_fib_lookup fib = { .ifindex = ctx->ingress_ifindex };
+
+	if (addr_is_v4(to)) {
+		fib.family = AF_INET;
+		fib.ipv4_src = source_ipv4;
+		fib.ipv4_dst = to->words[3];
+	} else {
+		fib.family = AF_INET6;
+		fib.ipv6_src[0] = source_ipv6[0];
+		fib.ipv6_src[1] = source_ipv6[1];
+		fib.ipv6_src[2] = source_ipv6[2];
+		fib.ipv6_src[3] = source_ipv6[3];
+		__builtin_memcpy(fib.ipv6_dst, to, 16);
+	}
+	if (bpf_fib_lookup(ctx, &fib, sizeof(fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
+		return false;
+	__builtin_memcpy(hop->ethernet, fib.dmac, 6);
+	__builtin_memcpy(hop->ethernet + 6, fib.smac, 6);
+	hop->ifindex = fib.ifindex;
+	return true;
+}
+
+/* The hop towards backend `id`; NULL if there is no route or the neighbour is not known. */
+static __always_inline struct lb_hop *lb_hop_to(struct xdp_md *ctx, __u32 id, const struct addr *to)
+{
+	struct lb_hop *hop = bpf_map_lookup_elem(&lb_hops, &id);
+	__u32 now = bpf_jiffies64();
+
+	if (!hop)
+		return NULL;
+	if (hop->ifindex && now - hop->resolved < jiffies_per_second)
+		return hop;
+	hop->ifindex = 0;
+	hop->resolved = now;
+	return lb_hop_resolve(ctx, to, hop) ? hop : NULL;
+}
+
+#endif

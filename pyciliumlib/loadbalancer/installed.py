@@ -1,0 +1,71 @@
+"""What services and backends have in the maps, and a change of it on its way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import define, field
+
+from pyciliumlib.loadbalancer.backend import Backend, BackendState
+from pyciliumlib.loadbalancer.mirror import Undo
+from pyciliumlib.loadbalancer.rows import Entry, RangeRow, Spot
+from pyciliumlib.loadbalancer.service import Service, ServiceKey
+from pyciliumlib.loadbalancer.slots import Slots
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+BackendKey = tuple[object, ...]
+
+
+@define(eq=False)
+class Installed:
+    """What a service has in the maps."""
+
+    service: Service
+    id: int
+    revision: int = 0
+    ranges: int = 0
+    range_rows: list[RangeRow] = field(factory=list)
+    entries: dict[Spot, Entry] = field(factory=dict)
+    members: dict[int, int] = field(factory=dict)
+    slots: list[Slots | None] = field(factory=list)
+    bits: npt.NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
+
+
+@define(eq=False)
+class Held:
+    """A backend's number, and in which state each service that has it sees it."""
+
+    id: int
+    backend: Backend
+    revision: int
+    users: dict[ServiceKey, BackendState] = field(factory=dict)
+
+    @property
+    def state(self) -> BackendState:
+        """One for all services: the one that takes least."""
+        return max(self.users.values(), default=BackendState.MAINTENANCE)
+
+
+@define
+class Applied:
+    """What a change has made of numbers: those of new backends, and those that are nobody's now."""
+
+    backends: dict[int, Backend]
+    unused_backends: list[int]
+    unused_services: list[int]
+
+
+@define(eq=False)
+class Change:
+    """A change on its way: what it has taken, and what would undo what it has written."""
+
+    fresh: dict[ServiceKey, Installed] = field(factory=dict)
+    gone: dict[ServiceKey, Installed] = field(factory=dict)
+    held: dict[BackendKey, Held] = field(factory=dict)
+    backend_ids: list[int] = field(factory=list)
+    service_ids: list[int] = field(factory=list)
+    range_ids: list[int] = field(factory=list)
+    undo: Undo = field(factory=list)

@@ -1,0 +1,76 @@
+"""What a change of services would do, before it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from attrs import frozen
+
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.service import Service, ServiceKey
+
+_SHOWN: Final = 20
+
+
+@frozen
+class ServicePlan:
+    """Services that come or change (with what they were, or None), and those that go."""
+
+    upserts: Mapping[ServiceKey, tuple[Service | None, Service]]
+    deletes: Mapping[ServiceKey, Service]
+
+    @classmethod
+    def between(
+        cls, present: Mapping[ServiceKey, Service], wanted: Iterable[Service], *, whole: bool
+    ) -> ServicePlan:
+        """What makes `present` hold `wanted`, and with `whole` nothing else."""
+        by_key: dict[ServiceKey, Service] = {}
+        for service in wanted:
+            if service.key in by_key:
+                raise InvalidError(f"service {service.key} is there twice")
+            by_key[service.key] = service
+        upserts = {
+            key: (present.get(key), service)
+            for key, service in by_key.items()
+            if present.get(key) != service
+        }
+        deletes = {key: old for key, old in present.items() if whole and key not in by_key}
+        return cls(upserts, deletes)
+
+    def __len__(self) -> int:
+        return len(self.upserts) + len(self.deletes)
+
+    def __str__(self) -> str:
+        lines = [
+            *(_upsert(key, old, new) for key, (old, new) in self.upserts.items()),
+            *(f"- {key}: {_size(old)}" for key, old in self.deletes.items()),
+        ]
+        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        return "\n".join([*lines[:_SHOWN], *more]) or "nothing to do"
+
+
+def _upsert(key: ServiceKey, old: Service | None, new: Service) -> str:
+    if old is None:
+        return f"+ {key}: {_size(new)}"
+    return f"~ {key}: {', '.join(_differences(old, new)) or 'its options'}"
+
+
+def _size(service: Service) -> str:
+    return f"{len(service.frontends)} frontend(s), {len(service.backends)} backend(s)"
+
+
+def _differences(old: Service, new: Service) -> Iterator[str]:
+    was: dict[object, Backend] = {backend.key: backend for backend in old.backends}
+    now: dict[object, Backend] = {backend.key: backend for backend in new.backends}
+    yield from (f"+{backend}" for key, backend in now.items() if key not in was)
+    yield from (f"-{backend}" for key, backend in was.items() if key not in now)
+    for key, backend in now.items():
+        before = was.get(key)
+        if before is not None and before.state is not backend.state:
+            yield f"{backend} {before.state} to {backend.state}"
+        elif before is not None and before != backend:
+            yield f"{backend} otherwise"
+    yield from (f"+{frontend}" for frontend in new.frontends if frontend not in old.frontends)
+    yield from (f"-{frontend}" for frontend in old.frontends if frontend not in new.frontends)

@@ -1,0 +1,9 @@
+"""Load balancing in the kernel."""
+
+from __future__ import annotations
+
+from pyciliumlib.loadbalancer.program.dsr_backend import DSRBackend
+from pyciliumlib.loadbalancer.program.load_balancer import Count, LoadBalancer
+from pyciliumlib.loadbalancer.program.loading import Sizes
+
+__all__ = ["Count", "DSRBackend", "LoadBalancer", "Sizes"]

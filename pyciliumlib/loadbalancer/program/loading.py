@@ -1,0 +1,89 @@
+"""The load balancer's object, loaded for one place: its sizes, addresses and seeds."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+import numpy as np
+from attrs import field, frozen
+
+from pyciliumlib.conntrack.program import kernel_clock
+from pyciliumlib.kernel import Object, ObjectSpec
+from pyciliumlib.loadbalancer.backend import number
+from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.slots import ROW
+from pyciliumlib.resources import object_path
+from pyciliumlib.types import Address
+
+_MAX = 1 << 24
+
+
+@frozen
+class Sizes:
+    """How much the maps hold: each a number of entries, 1 to 16,777,216.
+
+    `slots` are those of all services together: a Maglev service takes the table's size for each
+    family, unless it shares its backends with another; at random it takes its backends' number.
+    They cost 4 bytes each, `flows` about 120.
+    """
+
+    services: int = field(default=1024, validator=number(1, _MAX, "services"))
+    frontends: int = field(default=4096, validator=number(1, _MAX, "frontends"))
+    backends: int = field(default=4096, validator=number(1, _MAX, "backends"))
+    slots: int = field(default=1 << 20, validator=number(1, 1 << 28, "slots"))
+    source_ranges: int = field(default=16384, validator=number(1, _MAX, "source ranges"))
+    flows: int = field(default=65536, validator=number(1, _MAX, "flows"))
+    clients: int = field(default=16384, validator=number(1, _MAX, "clients"))
+
+    def entries(self) -> Mapping[str, int]:
+        """The maps' sizes by their names."""
+        services, backends = self.services + 1, self.backends + 1  # number 0 is nobody's
+        return {
+            "lb_services": 2 * self.frontends,  # an address may have an entry of its own
+            "lb_revisions": services,
+            "lb_service_counters": services,
+            "lb_backends": backends,
+            "lb_backend_counters": backends,
+            "lb_hops": backends,
+            "lb_members": max(self.backends, 4 * self.services),
+            "lb_slots": -(-self.slots // ROW),
+            "lb_ranges": self.source_ranges,
+            "lb_flows": self.flows,
+            "lb_pending": max(64, self.flows // 4),
+            "lb_affinity": self.clients,
+        }
+
+
+@frozen
+class Place:
+    """The device's side of the balancer: the sources of outer headers, and what fits it."""
+
+    ipv4: ipaddress.IPv4Address | None
+    ipv6: ipaddress.IPv6Address | None
+    mtu: int
+
+    def source(self, version: int) -> Address | None:
+        """The address of outer headers of a family."""
+        return self.ipv4 if version == 4 else self.ipv6
+
+
+def load(config: LoadBalancerConfig, place: Place, sizes: Sizes) -> Object:
+    """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
+    spec = ObjectSpec.open(object_path("loadbalancer"))
+    for name, entries in sizes.entries().items():
+        spec.resize(name, entries)
+    seed = config.maglev().seed.flow
+    ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
+    spec.config.update(
+        {
+            "jiffies_per_second": kernel_clock().hz,
+            "filter_cells": spec.maps["lb_filter"].max_entries,
+            "flow_seed_ipv4": seed.seed_ipv4,
+            "flow_seed_ipv6": seed.seed_ipv6,
+            "source_ipv4": int(place.ipv4) if place.ipv4 else 0,
+            "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
+            "mtu": place.mtu,
+        }
+    )
+    return spec.load()

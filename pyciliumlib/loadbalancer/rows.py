@@ -1,0 +1,91 @@
+"""One service as rows of the maps: its frontends' entries, source ranges, and filter bits."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+
+from attrs import frozen
+
+from pyciliumlib.loadbalancer import selection
+from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.documents import LocalNode
+from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, port_bit
+from pyciliumlib.loadbalancer.kinds import Algorithm, Direction, SourceRangesPolicy
+from pyciliumlib.loadbalancer.service import Frontend, Service
+from pyciliumlib.types import Network, address_to_bytes, network_to_key
+from pyciliumlib.types.addresses import covers_ipv4
+
+# enum lb_service_flags
+FLAG_MAGLEV: Final = 1
+FLAG_DENY_RANGES: Final = 2
+FLAG_OTHER_PORTS: Final = 4
+FLAG_CLUSTER_IP: Final = 8
+#: Bits of a source range's key before the address: the number of its set.
+_SET_BITS: Final = 32
+_ALL_IPV4: Final = ipaddress.IPv4Network("0.0.0.0/0")
+_OUTSIDE: Final = Direction.NORTH_SOUTH
+
+#: 16-byte address, port, protocol.
+Spot = tuple[bytes, int, int]
+#: Prefix length in bits, 16-byte address, whether it is inside.
+RangeRow = tuple[int, bytes, int]
+
+
+@frozen
+class Entry:
+    """The value of a frontend's entry (`struct lb_service`)."""
+
+    id: int
+    first: int = 0
+    slots: int = 0
+    ranges: int = 0
+    affinity: int = 0
+    revision: int = 0
+    flags: int = 0
+
+
+def spots(service: Service, node: LocalNode) -> dict[Spot, Frontend]:
+    """Where clients find the service on this node; the unspecified address is each of its own."""
+    found: dict[Spot, Frontend] = {}
+    for frontend in service.frontends:
+        addresses = [frontend.address]
+        if frontend.address.is_unspecified:
+            addresses = [a for a in node.addresses if a.version == frontend.address.version]
+        for address in addresses:
+            spot = address_to_bytes(address), frontend.port, int(frontend.protocol)
+            found.setdefault(spot, frontend)
+    return found
+
+
+def flags_of(service: Service, frontend: Frontend, config: LoadBalancerConfig) -> int:
+    """What a program must know of a frontend beside its slots."""
+    how = selection.algorithm(service, frontend, _OUTSIDE, config)
+    deny = service.source_ranges_policy is SourceRangesPolicy.DENY
+    return (
+        (FLAG_MAGLEV if how is Algorithm.MAGLEV else 0)
+        | (FLAG_DENY_RANGES if deny else 0)
+        | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, _OUTSIDE, config) else 0)
+    )
+
+
+def range_rows(networks: Iterable[Network]) -> list[RangeRow]:
+    """A service's source ranges; IPv4 lies inside the 16-byte space of IPv6."""
+    given = list(networks)
+    rows: dict[tuple[int, bytes], int] = {}
+    if any(covers_ipv4(network) for network in given) and _ALL_IPV4 not in given:
+        rows[network_to_key(_ALL_IPV4)] = 0
+    rows.update(dict.fromkeys(map(network_to_key, given), 1))
+    return [(_SET_BITS + bits, address, inside) for (bits, address), inside in rows.items()]
+
+
+def filter_needs(found: Iterable[Spot], own: frozenset[bytes]) -> list[tuple[bytes, int]]:
+    """The filter's bits for these spots; the node's `own` addresses have other ports as well."""
+    needs = []
+    for address, port, protocol in found:
+        needs.append((address, port_bit(port, protocol)))
+        needs.append((address, FRAGMENTS))
+        if address not in own:
+            needs.append((address, OTHER_PORTS))
+    return needs

@@ -1,0 +1,114 @@
+"""The slots of services: Maglev tables and lists of backends in rows of one array.
+
+Services with the same backends share their slots. See `bpf/lib/lb.h`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import define
+
+from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.kinds import Algorithm
+from pyciliumlib.loadbalancer.maglev import Maglev
+from pyciliumlib.loadbalancer.numbers import Clock, Rows
+from pyciliumlib.types import MapLike
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+ROW: Final = 16
+#: Rows that are written at once.
+_BATCH: Final = 1 << 16
+SlotKey = tuple[Algorithm, tuple[tuple[int, int], ...]]
+
+
+@define(eq=False)
+class Slots:
+    """Where slots lie: the first one's number, how many there are, and how many services' it is."""
+
+    key: SlotKey
+    first: int
+    count: int
+    users: int = 1
+
+
+class SlotTable:
+    """Hands out slots with their backends in them; the array is written by `flush`."""
+
+    def __init__(self, rows: MapLike, maglev: Maglev, clock: Clock) -> None:
+        self._map = rows
+        self._maglev = maglev
+        self._rows = Rows(rows.max_entries, clock)
+        self._known: dict[SlotKey, Slots] = {}
+        self._unwritten: list[tuple[int, npt.NDArray[np.uint32]]] = []
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return self._rows.free * ROW
+
+    def acquire(self, how: Algorithm, backends: dict[int, Backend]) -> Slots | None:
+        """Slots for these backends, by id; None for none. MapFullError if there is no room."""
+        if not backends:
+            return None
+        key = how, tuple(sorted((number, b.weight) for number, b in backends.items()))
+        found = self._known.get(key)
+        if found is not None:
+            found.users += 1
+            return found
+        ids = self._ids(how, backends)
+        start = self._rows.take(_rows_of(len(ids)))
+        self._unwritten.append((start, ids))
+        found = self._known[key] = Slots(key, start * ROW, len(ids))
+        return found
+
+    def release(self, slots: Slots | None) -> None:
+        """One service less has them."""
+        if slots is None:
+            return
+        slots.users -= 1
+        if not slots.users:
+            del self._known[slots.key]
+            self._rows.give_back(slots.first // ROW, _rows_of(slots.count))
+
+    def flush(self) -> int:
+        """Write the slots that were handed out; how many rows."""
+        written = 0
+        keys: list[npt.NDArray[Any]] = []
+        values: list[npt.NDArray[Any]] = []
+        for start, ids in self._unwritten:
+            rows = np.zeros((_rows_of(len(ids)), ROW), np.uint32)
+            rows.reshape(-1)[: len(ids)] = ids
+            keys.append(np.arange(start, start + len(rows), dtype=self._map.key_dtype))
+            values.append(rows)
+            written += len(rows)
+            if sum(map(len, keys)) > _BATCH:
+                self._write(keys, values)
+        self._write(keys, values)
+        self._unwritten.clear()
+        return written
+
+    def forget_unwritten(self) -> None:
+        """A change was given up; its slots are given back by `release`."""
+        self._unwritten.clear()
+
+    def _write(self, keys: list[npt.NDArray[Any]], values: list[npt.NDArray[Any]]) -> None:
+        if keys:
+            rows = np.concatenate(values).view(self._map.value_dtype).reshape(-1)
+            self._map.update_batch(np.concatenate(keys), rows)
+        keys.clear()
+        values.clear()
+
+    def _ids(self, how: Algorithm, backends: dict[int, Backend]) -> npt.NDArray[np.uint32]:
+        if how is Algorithm.RANDOM:
+            return np.fromiter(backends, np.uint32, len(backends))
+        table = self._maglev.build(backends.values())
+        numbers = {backend.key: number for number, backend in backends.items()}
+        return table.ids([numbers[backend.key] for backend in table.backends])
+
+
+def _rows_of(slots: int) -> int:
+    return -(-slots // ROW)

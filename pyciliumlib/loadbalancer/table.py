@@ -1,0 +1,368 @@
+"""Services as entries of the load balancer's maps, changed in an order that is always safe.
+
+What comes is written from the end to the beginning (backends, slots, ranges, members, then the
+service's entries, then the filter's bits), and what goes is removed the other way, so that a
+program that runs meanwhile finds everything that it is led to. Layouts: `bpf/lib/lb.h`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from attrs import evolve
+
+from pyciliumlib.errors import ExistsError, MapFullError, PyCiliumError
+from pyciliumlib.loadbalancer import columns, rows, selection
+from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.documents import LocalNode
+from pyciliumlib.loadbalancer.filter import FilterTable
+from pyciliumlib.loadbalancer.installed import Applied, BackendKey, Change, Held, Installed
+from pyciliumlib.loadbalancer.kinds import Direction
+from pyciliumlib.loadbalancer.mirror import Mirror
+from pyciliumlib.loadbalancer.numbers import Clock, Numbers
+from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.rows import Entry, Spot
+from pyciliumlib.loadbalancer.service import Service, ServiceKey
+from pyciliumlib.loadbalancer.slots import SlotTable
+from pyciliumlib.types import MapLike, address_to_bytes
+
+_OUTSIDE = Direction.NORTH_SOUTH
+
+
+class ServiceTable:
+    """Keeps the maps of a load balancer equal to a set of services.
+
+    `maps` are those of `bpf/lib/lb*.h` by name, empty at first. One writer at a time; the caller
+    holds the lock.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, MapLike],
+        config: LoadBalancerConfig,
+        node: LocalNode | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._config, self._node = config, node or LocalNode()
+        self._own = frozenset(map(address_to_bytes, self._node.addresses))
+        self._entries = Mirror(maps["lb_services"], "frontends")
+        self._members = Mirror(maps["lb_members"], "backends of services")
+        self._ranges = Mirror(maps["lb_ranges"], "source ranges")
+        self._backend_rows = Mirror(maps["lb_backends"], "backends", array=True)
+        self._revision_rows = Mirror(maps["lb_revisions"], "services", array=True)
+        self._filter = FilterTable(maps["lb_filter"])
+        self._slots = SlotTable(maps["lb_slots"], config.maglev(), clock)
+        last_service = maps["lb_revisions"].max_entries - 1
+        last_backend = maps["lb_backends"].max_entries - 1
+        self._service_ids = Numbers(1, last_service, "services", clock)
+        self._backend_ids = Numbers(1, last_backend, "backends", clock)
+        self._range_ids = Numbers(1, (1 << 32) - 1, "sets of source ranges", clock)
+        self._installed: dict[ServiceKey, Installed] = {}
+        self._services: dict[ServiceKey, Service] = {}
+        self._backends: dict[int, Backend] = {}
+        self._held: dict[BackendKey, Held] = {}
+        self._revisions: dict[int, int] = {}
+        self._backend_revisions: dict[int, int] = {}
+        self._owners: dict[Spot, ServiceKey] = {}
+        self._others: dict[bytes, int] = {}
+
+    # ------------------------------------------------------------------ what is there
+
+    @property
+    def services(self) -> Mapping[ServiceKey, Service]:
+        """The services that the maps hold; a view that follows."""
+        return MappingProxyType(self._services)
+
+    def service_id(self, key: ServiceKey) -> int:
+        """The number by which the maps know a service."""
+        return self._installed[key].id
+
+    @property
+    def backends(self) -> Mapping[int, Backend]:
+        """The backends by the numbers by which the maps know them; a view that follows."""
+        return MappingProxyType(self._backends)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no service has."""
+        return self._slots.free
+
+    # ------------------------------------------------------------------ changes
+
+    def plan(self, wanted: Iterable[Service], *, whole: bool = True) -> ServicePlan:
+        """What makes the maps hold `wanted`, and with `whole` nothing else."""
+        return ServicePlan.between(self.services, wanted, whole=whole)
+
+    def apply(self, plan: ServicePlan) -> Applied:
+        """Carry out a plan, all of it or nothing; who is new, and which numbers are nobody's now.
+
+        Raises ExistsError where two services would have one frontend, MapFullError where
+        something does not fit, KernelError.
+        """
+        change = Change(gone={key: self._installed[key] for key in plan.deletes})
+        try:
+            self._check_owners(plan)
+            for key, (_, service) in plan.upserts.items():
+                change.fresh[key] = self._prepare(service, change)
+            for key, found in change.gone.items():
+                self._let_go(key, found.service.backends, change)
+            self._write(change)
+        except BaseException:
+            for step in reversed(change.undo):
+                with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
+                    step()
+            self._give_up(change)
+            raise
+        new = {held.id: held.backend for key, held in change.held.items() if key not in self._held}
+        unused = [held.id for held in change.held.values() if not held.users]
+        self._commit(change)
+        return Applied(new, unused, [found.id for found in change.gone.values()])
+
+    def _check_owners(self, plan: ServicePlan) -> None:
+        touched = plan.upserts.keys() | plan.deletes.keys()
+        new: dict[Spot, ServiceKey] = {}
+        for key, (_, service) in plan.upserts.items():
+            for spot, frontend in self._spots(service).items():
+                there = new.get(spot, self._owners.get(spot))
+                if there is not None and there != key and (spot in new or there not in touched):
+                    raise ExistsError(f"{frontend} of service {key} is {there}'s already")
+                new[spot] = key
+
+    def _spots(self, service: Service) -> dict[Spot, Any]:
+        here = selection.is_installed(service, self._node)
+        return dict(rows.spots(service, self._node)) if here else {}
+
+    # ------------------------------------------------------------------ one service
+
+    def _prepare(self, service: Service, change: Change) -> Installed:
+        """Take what the service needs; nothing is written yet."""
+        key = service.key
+        old = self._installed.get(key)
+        made = Installed(service, old.id if old else self._take_service_id(change))
+        ids = {backend.key: self._hold(key, backend, change) for backend in service.backends}
+        if old is not None:
+            kept = ids.keys()
+            self._let_go(key, (b for b in old.service.backends if b.key not in kept), change)
+        change.fresh[key] = made  # from here on its slots are given back if all is given up
+        self._set_ranges(made, old, change)
+        bare = {spot: self._entry(made, frontend, ids)
+                for spot, frontend in self._spots(service).items()}  # fmt: skip
+        made.revision = self._revisions.get(made.id, 0)
+        if old is None or _decides_anew(old, bare, made):
+            made.revision += 1
+        made.entries = {spot: evolve(e, revision=made.revision) for spot, e in bare.items()}
+        made.bits = self._filter.bits(rows.filter_needs(bare, self._own))
+        return made
+
+    def _take_service_id(self, change: Change) -> int:
+        change.service_ids.append(self._service_ids.take())
+        return change.service_ids[-1]
+
+    def _set_ranges(self, made: Installed, old: Installed | None, change: Change) -> None:
+        networks = made.service.source_ranges
+        made.range_rows = rows.range_rows(networks) if networks else []
+        if old is not None and old.range_rows == made.range_rows:
+            made.ranges = old.ranges
+        elif made.range_rows:
+            made.ranges = self._range_ids.take()
+            change.range_ids.append(made.ranges)
+
+    def _entry(self, made: Installed, frontend: Any, ids: dict[Any, int]) -> Entry:
+        service, config = made.service, self._config
+        found = selection.candidates(service, frontend, _OUTSIDE, self._node)
+        for backend in service.backends:
+            made.members.setdefault(ids[backend.key], 0)
+        made.members.update(dict.fromkeys((ids[backend.key] for backend in found), 1))
+        how = selection.algorithm(service, frontend, _OUTSIDE, config)
+        slots = self._slots.acquire(how, {ids[backend.key]: backend for backend in found})
+        made.slots.append(slots)
+        return Entry(
+            id=made.id,
+            first=slots.first if slots else 0,
+            slots=slots.count if slots else 0,
+            ranges=made.ranges if selection.checks_source(service, frontend, config) else 0,
+            affinity=service.affinity_timeout,
+            flags=rows.flags_of(service, frontend, config),
+        )
+
+    # ------------------------------------------------------------------ backends
+
+    def _staged(self, backend: Backend, change: Change) -> Held:
+        """The backend as it will be; what is in force stays as it is until all is written."""
+        held = change.held.get(backend.key)
+        if held is None:
+            known = self._held.get(backend.key)
+            if known is not None:
+                held = Held(known.id, backend, known.revision, dict(known.users))
+            else:
+                number = self._backend_ids.take()
+                change.backend_ids.append(number)
+                held = Held(number, backend, self._backend_revisions.get(number, 0) + 1)
+            change.held[backend.key] = held
+        return held
+
+    def _hold(self, key: ServiceKey, backend: Backend, change: Change) -> int:
+        held = self._staged(backend, change)
+        held.users[key] = backend.state
+        held.backend = backend
+        return held.id
+
+    def _let_go(self, key: ServiceKey, backends: Iterable[Backend], change: Change) -> None:
+        for backend in backends:
+            self._staged(backend, change).users.pop(key, None)
+
+    # ------------------------------------------------------------------ writing
+
+    def _write(self, change: Change) -> None:
+        fresh, gone = change.fresh, change.gone
+        before = [self._installed[key] for key in fresh if key in self._installed]
+        leaving = [*before, *gone.values()]
+        entries = {spot: e for made in fresh.values() for spot, e in made.entries.items()}
+        old_spots = [spot for found in leaving for spot in found.entries]
+        others = self._others_after(entries, old_spots)
+        entries.update(
+            {(address, 0, 0): Entry(0, flags=rows.FLAG_OTHER_PORTS)
+             for address, count in others.items() if count}
+        )  # fmt: skip
+        dead_spots = [spot for spot in old_spots if spot not in entries]
+        dead_spots += [(address, 0, 0) for address, count in others.items() if not count]
+
+        self._put(self._backend_rows, self._backend_columns(change, alive=True), change)
+        self._slots.flush()
+        self._put(self._ranges, columns.range_columns(self._ranges, fresh.values()), change)
+        self._put(self._members, columns.member_columns(self._members, fresh.values()), change)
+        self._put(self._entries, columns.entry_columns(self._entries, entries), change)
+        self._put(
+            self._revision_rows, columns.revision_columns(self._revision_rows, change), change
+        )
+        self._change_filter(fresh.values(), leaving, change)
+
+        self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
+        dead_members = self._dead_members(before, change)
+        self._members.drop(columns.member_keys(self._members, dead_members), change.undo)
+        kept = {made.ranges for made in fresh.values()}
+        dead = [found for found in leaving if found.ranges not in kept]
+        self._ranges.drop(columns.range_columns(self._ranges, dead)[0], change.undo)
+        self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+
+    def _backend_columns(self, change: Change, *, alive: bool) -> columns.Columns:
+        return columns.backend_columns(self._backend_rows, change.held.values(), alive=alive)
+
+    def _dead_members(self, before: Iterable[Installed], change: Change) -> list[tuple[int, int]]:
+        dead = [(found.id, backend) for found in change.gone.values() for backend in found.members]
+        for found in before:
+            kept = change.fresh[found.service.key].members
+            dead += [(found.id, backend) for backend in found.members if backend not in kept]
+        return dead
+
+    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> None:
+        keys, values = wanted
+        missing = mirror.missing(keys)
+        if missing > mirror.free:
+            raise MapFullError(
+                errno.ENOSPC,
+                f"{missing} new {mirror.name} do not fit, {mirror.free} more do; load with larger "
+                "maps",
+            )
+        mirror.put(keys, values, change.undo)
+
+    def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
+        """How many frontends the addresses that are touched will have; not the node's own."""
+        counts: dict[bytes, int] = {}
+        for spots, step in ((new, 1), (old, -1)):
+            for address, _, _ in spots:
+                if address not in self._own:
+                    present = counts.setdefault(address, self._others.get(address, 0))
+                    counts[address] = present + step
+        return counts
+
+    def _change_filter(
+        self, fresh: Iterable[Installed], leaving: Iterable[Installed], change: Change
+    ) -> None:
+        none = [np.empty(0, np.int64)]
+        added = np.concatenate(none + [made.bits for made in fresh])
+        removed = np.concatenate(none + [found.bits for found in leaving])
+        change.undo.append(lambda: self._filter.change(removed, added))
+        self._filter.change(added, removed)
+
+    # ------------------------------------------------------------------ afterwards
+
+    def _give_up(self, change: Change) -> None:
+        self._slots.forget_unwritten()
+        for made in change.fresh.values():
+            for slots in made.slots:
+                self._slots.release(slots)
+        # a program may have met them for a moment, so the next who has the number differs
+        for held in change.held.values():
+            if held.id in change.backend_ids:
+                self._backend_revisions[held.id] = held.revision + 1
+        for numbers, taken in (
+            (self._backend_ids, change.backend_ids),
+            (self._service_ids, change.service_ids),
+            (self._range_ids, change.range_ids),
+        ):
+            for number in taken:
+                numbers.give_back(number)
+
+    def _commit(self, change: Change) -> None:
+        """Everything is written: take it down, and give back what nobody has any more."""
+        for key, found in [*self._before(change), *change.gone.items()]:
+            for slots in found.slots:
+                self._slots.release(slots)
+            made = change.fresh.get(key)
+            if found.ranges and (made is None or made.ranges != found.ranges):
+                self._range_ids.give_back(found.ranges)
+            self._count_addresses(found.entries, -1)
+            for spot in found.entries:
+                if self._owners.get(spot) == key:
+                    del self._owners[spot]
+        for key, found in change.gone.items():
+            self._revisions[found.id] = found.revision + 1
+            self._service_ids.give_back(found.id)
+            del self._installed[key], self._services[key]
+        for key, made in change.fresh.items():
+            self._revisions[made.id] = made.revision
+            self._owners.update(dict.fromkeys(made.entries, key))
+            self._count_addresses(made.entries, 1)
+            self._installed[key] = made
+            self._services[key] = made.service
+        for backend_key, held in change.held.items():
+            if held.users:
+                self._held[backend_key] = held
+                self._backends[held.id] = held.backend
+            else:
+                self._backend_revisions[held.id] = held.revision + 1
+                self._held.pop(backend_key, None)
+                self._backends.pop(held.id, None)
+                self._backend_ids.give_back(held.id)
+
+    def _before(self, change: Change) -> list[tuple[ServiceKey, Installed]]:
+        return [(key, self._installed[key]) for key in change.fresh if key in self._installed]
+
+    def _count_addresses(self, spots: Iterable[Spot], step: int) -> None:
+        for address, _, _ in spots:
+            if address not in self._own:
+                count = self._others.get(address, 0) + step
+                if count:
+                    self._others[address] = count
+                else:
+                    self._others.pop(address, None)
+
+
+def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:
+    """Whether flows that are known must be decided again."""
+    return (
+        old.ranges != made.ranges
+        or any(
+            spot not in entries or entries[spot].flags != entry.flags
+            for spot, entry in old.entries.items()
+        )
+        or any(backend not in made.members for backend in old.members)
+    )

@@ -1,0 +1,249 @@
+"""A client, a router, a director and backends in namespaces, with real servers and real packets.
+
+    client --- router === bridge === director, backend 1, backend 2, ...
+
+The router sends the services' addresses to the director; backends answer by way of the router. The
+links behind the router are a little larger, so that the outer header fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from attrs import define, frozen
+
+from pyciliumlib.kernel import ObjectSpec, attach_xdp
+from pyciliumlib.net import Netlink, NetNS, write_sysctls
+from tests.bpf.compiled import compile_bpf
+
+T = TypeVar("T")
+VIP: Final = {4: "203.0.113.10", 6: "2001:db8:a::10"}
+CLIENT: Final = {4: "198.51.100.7", 6: "2001:db8:c::7"}
+DIRECTOR: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+ROUTER: Final = {4: "192.0.2.254", 6: "2001:db8::254"}
+UPLINK: Final = {4: "198.51.100.254", 6: "2001:db8:c::254"}
+LENGTH: Final = {4: 24, 6: 64}
+INSIDE_MTU: Final = 1600
+PATIENCE: Final = 3.0
+_serial = itertools.count()
+_PASS: Final = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+SEC("xdp") int let_pass(struct xdp_md *ctx) { return XDP_PASS; }
+char LICENSE[] SEC("license") = "GPL";
+"""
+
+
+def backend_address(number: int, version: int) -> str:
+    """The address of backend 1, 2, ..."""
+    return f"192.0.2.{10 + number}" if version == 4 else f"2001:db8::{10 + number}"
+
+
+@frozen
+class Scene:
+    """The namespaces, and the servers of the backends."""
+
+    client: NetNS
+    router: NetNS
+    director: NetNS
+    backends: tuple[NetNS, ...]
+    servers: tuple[Server, ...]
+
+    def ask(self, version: int, port: int = 80, source: int = 0) -> str:
+        """Connect to the service, and read who answered and whom it saw; raises OSError."""
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        with self.client.socket(family, socket.SOCK_STREAM) as tcp:
+            tcp.settimeout(PATIENCE)
+            if source:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tcp.bind((CLIENT[version], source))
+            tcp.connect((VIP[version], port))
+            tcp.sendall(b"who?")
+            return tcp.recv(200).decode()
+
+    def ask_udp(self, version: int, port: int = 53) -> str:
+        """The same by a datagram."""
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        with self.client.socket(family, socket.SOCK_DGRAM) as udp:
+            udp.settimeout(PATIENCE)
+            udp.sendto(b"who?", (VIP[version], port))
+            data, peer = udp.recvfrom(200)
+            assert peer[0] == VIP[version]
+            return data.decode()
+
+    def who(self, version: int, times: int, **options: int) -> Counter[str]:
+        """Which backends answered so many connections."""
+        return Counter(self.ask(version, **options).split()[0] for _ in range(times))
+
+
+@define(eq=False)
+class Server:
+    """Answers "<name> <peer>" on TCP 80 (and goes on while asked) and UDP 53, in its namespace."""
+
+    name: str
+    netns: NetNS
+    _ending: threading.Event
+    _threads: list[threading.Thread]
+    _sockets: list[socket.socket]
+
+    @classmethod
+    def start(cls, name: str, netns: NetNS) -> Server:
+        server = cls(name, netns, threading.Event(), [], [])
+        for version in (4, 6):
+            family = socket.AF_INET if version == 4 else socket.AF_INET6
+            tcp = server._socket(family, socket.SOCK_STREAM, 80)
+            tcp.listen(128)
+            server._run(server._accept, tcp)
+            server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, 53))
+        return server
+
+    def _socket(self, family: int, kind: int, port: int) -> socket.socket:
+        made = self.netns.socket(family, kind)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("", port))
+        made.settimeout(0.1)
+        self._sockets.append(made)
+        return made
+
+    def _run(self, target: Callable[[socket.socket], None], argument: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=(argument,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._ending.is_set():
+            try:
+                connection, peer = listener.accept()
+            except OSError:
+                continue
+            self._sockets.append(connection)
+            connection.settimeout(0.1)
+            self._run(lambda c, p=peer[0]: self._answer(c, p), connection)
+
+    def _answer(self, connection: socket.socket, peer: str) -> None:
+        while not self._ending.is_set():
+            try:
+                data = connection.recv(65536)
+                if not data:
+                    return
+                if not data.endswith(b"\0"):  # the middle of something long
+                    connection.sendall(f"{self.name} {peer}\n".encode())
+                else:
+                    connection.sendall(b"got it")
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    def _datagrams(self, udp: socket.socket) -> None:
+        while not self._ending.is_set():
+            try:
+                _, peer = udp.recvfrom(65536)
+                # from the address that was asked: a wildcard socket would choose its own
+                with self.netns.socket(udp.family, socket.SOCK_DGRAM) as answer:
+                    answer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    version = 4 if udp.family == socket.AF_INET else 6
+                    answer.bind((VIP[version], 53))
+                    answer.sendto(f"{self.name} {peer[0]}\n".encode(), peer)
+            except OSError:
+                continue
+
+    def stop(self) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        for made in self._sockets:
+            made.close()
+
+
+@contextmanager
+def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iterator[Scene]:
+    """All of it, without a balancer and with no service's address at a backend."""
+    prefix = f"pclL{os.getpid()}-{next(_serial)}"
+    with ExitStack() as stack:
+
+        def namespace(name: str) -> NetNS:
+            made = stack.enter_context(NetNS.create(f"{prefix}-{name}"))
+            stack.callback(made.delete)
+            write_sysctls(made, {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1})
+            with Netlink(made) as netlink:
+                netlink.set_link("lo", up=True)
+            return made
+
+        router, client, director = map(namespace, ("router", "client", "director"))
+        served = [namespace(f"b{number}") for number in range(1, backends + 1)]
+        passing = stack.enter_context(ObjectSpec.open(compile_bpf(_PASS, folder)).load())
+        with Netlink(router) as netlink:
+            netlink.add_bridge("br0", mtu=inside_mtu)
+            netlink.set_link("br0", up=True)
+            _connect(netlink, "up0", client, 1500)
+            _address(netlink, "up0", UPLINK)
+            _address(netlink, "br0", ROUTER)
+            for name, netns in (
+                ("director", director),
+                *((f"b{i}", n) for i, n in enumerate(served, 1)),
+            ):
+                _connect(netlink, name, netns, inside_mtu)
+                netlink.set_link(name, master="br0")
+                # a frame that XDP sends back is lost unless this end runs a program too
+                link = router.call(
+                    lambda name=name: attach_xdp(passing.programs["let_pass"], name, "native")
+                )
+                stack.callback(link.close)
+        _host(client, CLIENT, UPLINK)
+        _host(director, DIRECTOR, ROUTER)
+        for number, netns in enumerate(served, 1):
+            _host(netns, {v: backend_address(number, v) for v in (4, 6)}, ROUTER)
+        # checksums are to be in the packets, since XDP sends them as they are
+        for netns, name in (
+            (client, "eth0"),
+            (router, "director"),
+            (router, "br0"),
+            (router, "up0"),
+        ):
+            netns.call(lambda name=name: _checksums(name))
+        with Netlink(router) as netlink:
+            for version in (4, 6):
+                netlink.wait_usable("br0", ROUTER[version])
+                netlink.wait_usable("up0", UPLINK[version])
+                netlink.add_route(VIP[version], via=DIRECTOR[version], dev="br0")
+        servers = []
+        for number, netns in enumerate(served, 1):
+            servers.append(Server.start(f"b{number}", netns))
+            stack.callback(servers[-1].stop)
+        yield Scene(client, router, director, tuple(served), tuple(servers))
+
+
+def _connect(netlink: Netlink, name: str, netns: NetNS, mtu: int) -> None:
+    netlink.add_veth(name, "eth0", peer_netns=netns, mtu=mtu)
+    netlink.set_link(name, up=True)
+
+
+def _address(netlink: Netlink, device: str, addresses: dict[int, str]) -> None:
+    for version, address in addresses.items():
+        netlink.add_address(device, f"{address}/{LENGTH[version]}")
+
+
+def _host(netns: NetNS, addresses: dict[int, str], gateway: dict[int, str]) -> None:
+    with Netlink(netns) as netlink:
+        netlink.set_link("eth0", up=True)
+        _address(netlink, "eth0", addresses)
+        netlink.wait_operational("eth0")
+        for version, address in addresses.items():
+            netlink.wait_usable("eth0", address)
+            netlink.add_route(f"default{version}", via=gateway[version], dev="eth0")
+
+
+def _checksums(device: str) -> None:
+    subprocess.run(["ethtool", "-K", device, "tx", "off"], check=True, capture_output=True)

@@ -1,0 +1,98 @@
+"""The load balancer's maps, read as the program reads them, in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyciliumlib.flow import DropReason
+from pyciliumlib.loadbalancer import FlowTuple, LoadBalancerConfig, Service
+from pyciliumlib.loadbalancer.filter import OTHER_PORTS, filter_hashes, port_bit
+from pyciliumlib.loadbalancer.slots import ROW
+from pyciliumlib.types import MapLike, Protocol, address_to_bytes, parse_address
+
+MAGLEV, DENY, OTHER, CLUSTER_IP = 1, 2, 4, 8
+
+
+class Reader:
+    """Answers for a client's first packet, and checks that everything leads somewhere."""
+
+    def __init__(self, maps: Mapping[str, MapLike], config: LoadBalancerConfig) -> None:
+        self._maps, self._hash = maps, config.maglev().seed.flow
+
+    def ask(
+        self, client: str, port: int, to: str, dport: int, protocol: str
+    ) -> tuple[int, set[str]]:
+        """The drop reason (0 none, -1 not a service's), and the backends that it may meet."""
+        number = Protocol.parse(protocol)
+        address = address_to_bytes(parse_address(to))
+        if not (self._bit(address, port_bit(dport, number)) or self._bit(address, OTHER_PORTS)):
+            return -1, set()
+        entry = self._entry(address, dport, number) or self._entry(address, 0, 0)
+        if entry is None:
+            return -1, set()
+        if entry.flags & OTHER:
+            return DropReason.NO_SERVICE_BACKEND, set()
+        if entry.flags & CLUSTER_IP:
+            return DropReason.IS_CLUSTER_IP, set()
+        if entry.ranges and self._inside(entry.ranges, client) is bool(entry.flags & DENY):
+            return DropReason.LB_SOURCE_RANGE, set()
+        slots = self._slots(entry)
+        if not len(slots):
+            return DropReason.NO_SERVICE_BACKEND, set()
+        if entry.flags & MAGLEV:
+            flow = FlowTuple(client, port, dport, number)
+            found = slots[self._hash.of(flow, affinity=bool(entry.affinity)) % len(slots)]
+            return 0, {self._address(int(found))}
+        return 0, {self._address(int(found)) for found in slots}
+
+    def check_links(self) -> None:
+        """Every entry's slots name backends that are there and that the service has."""
+        for _, entry in self._maps["lb_services"].items():
+            for backend in {int(found) for found in self._slots(entry)}:
+                row = self._maps["lb_backends"].lookup(backend)
+                assert backend and row.revision % 2 == 1, (entry, backend)
+                member = {"service": entry.id, "backend": backend}
+                assert self._maps["lb_members"].lookup(member) in (0, 1)
+
+    def check(self, services: Iterable[Service]) -> None:
+        """Exactly these services are there, by their frontends; nothing else is left."""
+        self.check_links()
+        wanted = {(str(f.address), f.port) for one in services for f in one.frontends}
+        others = {(address, 0) for address, _ in wanted}
+        there = {(str(key.addr), key.port) for key, _ in self._maps["lb_services"].items()}
+        assert there == wanted | others
+        members = {(key.service, key.backend) for key, _ in self._maps["lb_members"].items()}
+        assert len(members) == sum(len(one.backends) for one in services)
+        _, backends = self._maps["lb_backends"].lookup_batch()
+        alive = int((backends["revision"] % 2 == 1).sum())
+        assert alive == len({b.key for one in services for b in one.backends})
+
+    def _bit(self, address: bytes, what: int) -> bool:
+        cells = self._maps["lb_filter"]
+        found = filter_hashes(
+            np.frombuffer(address, np.uint8)[np.newaxis], np.array([what], np.uint64)
+        )
+        place = int(found[0]) % (64 * cells.max_entries)
+        return bool(int(cells.lookup(place // 64)) >> place % 64 & 1)
+
+    def _entry(self, address: bytes, port: int, protocol: int) -> Any:
+        key = {"addr": address, "port": port, "proto": protocol, "pad": bytes(5)}
+        services = self._maps["lb_services"]
+        return services.lookup(key) if key in services else None
+
+    def _inside(self, ranges: int, client: str) -> bool:
+        key = {"prefixlen": 160, "ranges": ranges, "addr": client}
+        found = self._maps["lb_ranges"]
+        return key in found and bool(found.lookup(key))
+
+    def _slots(self, entry: Any) -> np.ndarray[Any, Any]:
+        _, rows = self._maps["lb_slots"].lookup_batch()
+        first = entry.first
+        assert first % ROW == 0
+        return rows["backend"].reshape(-1)[first : first + entry.slots]
+
+    def _address(self, number: int) -> str:
+        return str(self._maps["lb_backends"].lookup(number).addr)
