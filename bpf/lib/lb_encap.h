@@ -27,13 +27,13 @@ static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
 		(__u32)packet->key.service_port << 4) & bpf_htonl(0x000fffff);
 }
 
-static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *packet,
 					  __be32 to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct iphdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);
@@ -56,13 +56,13 @@ static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_pa
 	return true;
 }
 
-static __always_inline bool lb_encap_ipv6(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_encap_ipv6(CTX *ctx, const struct lb_packet *packet,
 					  const struct addr *to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct ipv6hdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);

@@ -75,19 +75,18 @@ static __always_inline void turn_ethernet(struct ethhdr *eth, const struct ethhd
 }
 
 /* Leaves of the packet the part that is quoted, with `room` bytes before it. */
-static __always_inline bool make_room(struct xdp_md *ctx, struct ethhdr *came, int room)
+static __always_inline bool make_room(CTX *ctx, struct ethhdr *came, __u32 room)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	int length = (int)(ctx->data_end - ctx->data);
 
-	if ((void *)(eth + 1) > (void *)(long)ctx->data_end || length < (int)sizeof(*eth) + LB_QUOTED)
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end ||
+	    ctx_length(ctx) < sizeof(*eth) + LB_QUOTED)
 		return false;
 	*came = *eth;
-	return !bpf_xdp_adjust_tail(ctx, (int)sizeof(*eth) + LB_QUOTED - length) &&
-	       !bpf_xdp_adjust_head(ctx, -room);
+	return ctx_cut(ctx, sizeof(*eth) + LB_QUOTED) && ctx_room(ctx, room);
 }
 
-static __always_inline bool lb_too_big_ipv4(struct xdp_md *ctx, __u32 fits)
+static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
 {
 	struct icmp_too_big *icmp;
 	struct iphdr *ip, *quoted;
@@ -119,7 +118,7 @@ static __always_inline bool lb_too_big_ipv4(struct xdp_md *ctx, __u32 fits)
 	return true;
 }
 
-static __always_inline bool lb_too_big_ipv6(struct xdp_md *ctx, __u32 fits)
+static __always_inline bool lb_too_big_ipv6(CTX *ctx, __u32 fits)
 {
 	struct ipv6hdr *ip, *quoted;
 	struct icmp_too_big *icmp;
@@ -152,7 +151,7 @@ static __always_inline bool lb_too_big_ipv6(struct xdp_md *ctx, __u32 fits)
 }
 
 /* Turns the packet into the answer that goes back the way it came; false if there is to be none. */
-static __always_inline bool lb_too_big(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_too_big(CTX *ctx, const struct lb_packet *packet,
 				       __u32 fits)
 {
 	if (packet->quoted || !lb_may_answer())

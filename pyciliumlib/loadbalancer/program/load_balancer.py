@@ -14,24 +14,29 @@ import numpy as np
 from attrs import evolve, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import ClosedError, DeviceError, InvalidError, NotFoundError, ServiceError
+from pyciliumlib.errors import (
+    ClosedError,
+    DeviceError,
+    FeatureError,
+    InvalidError,
+    NotFoundError,
+    ServiceError,
+)
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.kernel import Map, attach_xdp, possible_cpus
-from pyciliumlib.kernel.xdp import XdpMode
+from pyciliumlib.kernel import Map, Object, possible_cpus
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.balancer import Balancer, Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.connections import Connection, Connections
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.kinds import (
-    Acceleration,
     DSRDispatch,
     ForwardingMode,
     FrontendType,
     ProxyDelegation,
 )
 from pyciliumlib.loadbalancer.plan import ServicePlan
-from pyciliumlib.loadbalancer.program.loading import Place, Sizes, load
+from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.loadbalancer.table import ServiceTable
@@ -41,11 +46,6 @@ from pyciliumlib.net import Netlink, NetNS, read_sysctl
 DEFAULTS: Final = LoadBalancerConfig(
     algorithm="maglev", mode="dsr", dispatch="ipip", acceleration="native"
 )
-_XDP_MODES: Final[dict[Acceleration, XdpMode]] = {
-    Acceleration.NATIVE: "native",
-    Acceleration.BEST_EFFORT: "auto",
-    Acceleration.GENERIC: "generic",
-}
 
 
 @frozen
@@ -80,11 +80,13 @@ class LoadBalancer:
     ) -> None:
         """Balance at `device` of the calling thread's network namespace.
 
-        `node` is this one, for NodePorts and traffic policies; by default it has the device's
-        addresses and no name. Raises DeviceError, ExistsError where the device runs another XDP
-        program, FeatureError where its driver cannot, InvalidError, PrivilegeError.
+        `config.acceleration` says where it runs: in the driver's XDP ("native"), in the stack's
+        ("generic"), at tc ("disabled"), or in the driver if that can, else at tc ("best-effort");
+        `hook` tells which it became. `node` is this one, for NodePorts and traffic policies; by
+        default it has the device's addresses and no name.
+        Raises DeviceError, ExistsError where the device runs another balancer or XDP program,
+        FeatureError where its driver cannot, InvalidError, PrivilegeError.
         """
-        mode = _xdp_mode(config)
         self.config = config
         self.device = device
         self._lock = threading.RLock()
@@ -94,19 +96,31 @@ class LoadBalancer:
             self._netns = self._resources.enter_context(NetNS.current())
             self._place, found = _place_of(self._netns, device)
             self.node = node or found
-            self._object = self._resources.enter_context(
-                load(config, self._place, sizes or Sizes())
-            )
+            self._object, self.hook = self._start(sizes or Sizes())
             maps = self._object.maps
             self._table = ServiceTable(maps, config, self.node)
             self._model = Balancer((), config, self.node)
             self._flows = Connections(maps, kernel_clock())
             self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
-            link = attach_xdp(self._object.programs["loadbalancer"], device, mode)
-            self._resources.callback(link.close)
         except BaseException:
             self._resources.close()
             raise
+
+    def _start(self, sizes: Sizes) -> tuple[Object, Hook]:
+        """The program at its device, where it passes everything by as long as it has no service."""
+        *better, last = HOOKS[self.config.acceleration]
+        for hook in better:
+            with contextlib.suppress(FeatureError):
+                return self._start_at(hook, sizes), hook
+        return self._start_at(last, sizes), last
+
+    def _start_at(self, hook: Hook, sizes: Sizes) -> Object:
+        with contextlib.ExitStack() as stack:
+            loaded = stack.enter_context(load(self.config, self._place, sizes, hook))
+            link = hook.attach(loaded.programs[hook.program], self.device)
+            stack.callback(link.close)
+            self._resources.push(stack.pop_all())
+        return loaded
 
     # ------------------------------------------------------------------ services
 
@@ -276,15 +290,6 @@ class LoadBalancer:
 
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"
-
-
-def _xdp_mode(config: LoadBalancerConfig) -> XdpMode:
-    if config.acceleration not in _XDP_MODES:
-        raise InvalidError(
-            "acceleration is disabled, and this balancer is XDP; write native, best-effort, or "
-            "generic for a device whose driver has none"
-        )
-    return _XDP_MODES[config.acceleration]
 
 
 def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
