@@ -21,6 +21,8 @@ Failure = Literal["", "timeout", "refused", "unreachable", "reset", "closed"]
 
 HELLO = b"hello\n"
 _ECHO_REQUEST4, _ECHO_REQUEST6 = 8, 128
+#: struct linger: on, 0 seconds.
+_RESET_AT_ONCE = struct.pack("ii", 1, 0)
 _RECEIVE_MAX = 65536
 # linux/in.h and linux/in6.h; the socket module has them from Python 3.14 on
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -124,11 +126,14 @@ def connect(
 ) -> ConnectResult:
     """Connect from `netns`, send `data`, wait for a reply, close; `timeout` seconds for the whole.
 
-    What the network does is the result; bad arguments raise.
+    What the network does is the result; bad arguments raise. A connection from a `source_port` is
+    reset at the end, so that the port can be used again at once.
     """
     address, wanted = parse_address(dst), single_port(port)
     deadline = time.monotonic() + timeout
     with _client_socket(netns, address.version, wanted.protocol, source_port) as sock:
+        if source_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_ONCE)
         try:
             rtt = _handshake(sock, address, wanted, timeout)
         except OSError as error:
