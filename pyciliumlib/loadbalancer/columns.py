@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from attrs import fields
 
 from pyciliumlib.loadbalancer.installed import Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
@@ -15,6 +16,8 @@ from pyciliumlib.types import address_to_bytes
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+#: The fields of a frontend's entry.
+ENTRY: Final = tuple(field.name for field in fields(Entry))
 Columns = tuple["npt.NDArray[Any]", "npt.NDArray[Any]"]
 
 
@@ -23,7 +26,7 @@ def entry_columns(mirror: Mirror, entries: Mapping[Spot, Entry]) -> Columns:
     keys, values = mirror.new_rows(len(entries))
     if entries:
         _set_spots(keys, entries)
-        for name in ("id", "first", "slots", "ranges", "affinity", "revision", "flags"):
+        for name in ENTRY:
             values[name] = [getattr(entry, name) for entry in entries.values()]
     return keys, values
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -29,18 +29,20 @@ from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
 from pyciliumlib.loadbalancer.plan import ServicePlan
 from pyciliumlib.loadbalancer.rows import Entry, Spot
+from pyciliumlib.loadbalancer.saved import Journal, Saved
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
 
 _OUTSIDE = Direction.NORTH_SOUTH
+_UNTOLD = Journal()
 
 
 class ServiceTable:
     """Keeps the maps of a load balancer equal to a set of services.
 
-    `maps` are those of `bpf/lib/lb*.h` by name, empty at first. One writer at a time; the caller
-    holds the lock.
+    `maps` are those of `bpf/lib/lb*.h` by name, empty at first (else: `RestoredTable`). One writer
+    at a time; the caller holds the lock.
     """
 
     def __init__(
@@ -57,6 +59,9 @@ class ServiceTable:
         self._ranges = Mirror(maps["lb_ranges"], "source ranges")
         self._backend_rows = Mirror(maps["lb_backends"], "backends", array=True)
         self._revision_rows = Mirror(maps["lb_revisions"], "services", array=True)
+        self._mirrors = (
+            self._entries, self._members, self._ranges, self._backend_rows, self._revision_rows,
+        )  # fmt: skip
         self._filter = FilterTable(maps["lb_filter"])
         self._slots = SlotTable(maps["lb_slots"], config.maglev(), clock)
         last_service = maps["lb_revisions"].max_entries - 1
@@ -94,17 +99,28 @@ class ServiceTable:
         """Slots that no service has."""
         return self._slots.free
 
+    def saved(self) -> list[Saved]:
+        """The services with their numbers, for a `RestoredTable`."""
+        return [_saved_one(made, self._held) for made in self._installed.values()]
+
+    def differences(self) -> Iterator[str]:
+        """How the maps differ from what was written, in words."""
+        for mirror in self._mirrors:
+            yield from mirror.differences()
+        yield from self._slots.differences(self._backends)
+        yield from self._filter.differences()
+
     # ------------------------------------------------------------------ changes
 
     def plan(self, wanted: Iterable[Service], *, whole: bool = True) -> ServicePlan:
         """What makes the maps hold `wanted`, and with `whole` nothing else."""
         return ServicePlan.between(self.services, wanted, whole=whole)
 
-    def apply(self, plan: ServicePlan) -> Applied:
+    def apply(self, plan: ServicePlan, journal: Journal = _UNTOLD) -> Applied:
         """Carry out a plan, all of it or nothing; who is new, and which numbers are nobody's now.
 
         Raises ExistsError where two services would have one frontend, MapFullError where
-        something does not fit, KernelError.
+        something does not fit, KernelError, and what `journal` raises.
         """
         change = Change(gone={key: self._installed[key] for key in plan.deletes})
         try:
@@ -113,12 +129,15 @@ class ServiceTable:
                 change.fresh[key] = self._prepare(service, change)
             for key, found in change.gone.items():
                 self._let_go(key, found.service.backends, change)
+            journal.begin(_saved(change))
             self._write(change)
+            journal.commit()
         except BaseException:
             for step in reversed(change.undo):
                 with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
                     step()
             self._give_up(change)
+            journal.abort()
             raise
         new = {held.id: held.backend for key, held in change.held.items() if key not in self._held}
         unused = [held.id for held in change.held.values() if not held.users]
@@ -300,6 +319,9 @@ class ServiceTable:
             for slots in made.slots:
                 self._slots.release(slots)
         # a program may have met them for a moment, so the next who has the number differs
+        for made in change.fresh.values():
+            if made.revision > self._revisions.get(made.id, 0):
+                self._revisions[made.id] = made.revision + 1
         for held in change.held.values():
             if held.id in change.backend_ids:
                 self._backend_revisions[held.id] = held.revision + 1
@@ -354,6 +376,17 @@ class ServiceTable:
                     self._others[address] = count
                 else:
                     self._others.pop(address, None)
+
+
+def _saved(change: Change) -> dict[ServiceKey, Saved | None]:
+    after: dict[ServiceKey, Saved | None] = dict.fromkeys(change.gone)
+    after.update({key: _saved_one(made, change.held) for key, made in change.fresh.items()})
+    return after
+
+
+def _saved_one(made: Installed, held: Mapping[BackendKey, Held]) -> Saved:
+    numbers = tuple(held[backend.key].id for backend in made.service.backends)
+    return Saved(made.service, made.id, made.ranges, numbers)
 
 
 def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:
