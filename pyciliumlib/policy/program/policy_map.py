@@ -26,11 +26,11 @@ from pyciliumlib.policy.entries import (
     priority_of,
 )
 from pyciliumlib.policy.explain import Target, parse_target
-from pyciliumlib.policy.model import NORMAL, Direction
+from pyciliumlib.policy.model import NORMAL
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 DirectionName: TypeAlias = Literal["ingress", "egress"]
 Facing: TypeAlias = Literal["subject", "world"]
