@@ -252,13 +252,9 @@ class SQLiteStore:
             if os.getpid() != self._pid:
                 raise StateError(f"store {self._path} was opened before a fork; open it again")
             try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
+                with self._db as db:  # ends what was begun, also if Ctrl-C comes right after it
+                    db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                    yield db
             except sqlite3.Error as error:
                 raise self._unusable(error) from error
 
