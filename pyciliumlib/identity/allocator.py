@@ -11,10 +11,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from attrs import field, frozen
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, InvalidError, LabelError, NotFoundError, nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels, LabelsLike
 from pyciliumlib.identity.local import LocalNumbers
@@ -72,7 +72,7 @@ class AllocatorSettings:
             raise InvalidError("fixed identities: two numbers have the same name")
 
 
-class IdentityAllocator:
+class IdentityAllocator(Closeable):
     """Reference-counted numbers for sets of labels; safe under threads.
 
     >>> with IdentityAllocator() as allocator:
@@ -258,17 +258,6 @@ class IdentityAllocator:
                 self._shared.close()
                 if self._own_store is not None:
                     self._own_store.close()
-
-    def __enter__(self) -> IdentityAllocator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<IdentityAllocator node {self.settings.node}, {len(self._shared)} global>"
