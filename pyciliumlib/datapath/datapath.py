@@ -7,9 +7,9 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.datapath.changes import Changes
@@ -54,8 +54,11 @@ from pyciliumlib.types import (
     parse_network,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Datapath:
+
+class Datapath(Closeable):
     """Cilium's datapath on one node.
 
         with Lab() as lab, Datapath(lab.node()) as dp:
@@ -398,17 +401,9 @@ class Datapath:
         self._changes.close()
         self._resources.close()
 
-    def __enter__(self) -> Datapath:
+    def __enter__(self) -> Self:
         self._changes.check()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -8,9 +8,9 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError, LayoutError, LockedError, NotFoundError
 from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, ensure_bpffs, is_bpffs
 
@@ -19,7 +19,7 @@ LAYOUT: Final = 2
 _STATE: Final = Path("/run/pyciliumlib/datapaths")
 
 
-class PinRoot:
+class PinRoot(Closeable):
     """A directory on a bpffs that one process at a time owns.
 
     Maps are pinned below `maps`, links below `links`, the maps of users' programs below `hooks`;
@@ -77,17 +77,6 @@ class PinRoot:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> PinRoot:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _lock(self) -> None:
         try:

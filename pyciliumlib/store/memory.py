@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, StateError
 from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
 
-class MemoryStore:
+class MemoryStore(Closeable):
     """The store protocol over a dict; what it holds ends with the process.
 
     >>> with MemoryStore() as store:
@@ -124,17 +124,6 @@ class MemoryStore:
             self._entries.clear()
             self._watches.clear()
             self._changed.notify_all()
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- for sessions and watches
 

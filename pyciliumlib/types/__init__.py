@@ -15,6 +15,7 @@ from pyciliumlib.types.addresses import (
     parse_address,
     parse_network,
 )
+from pyciliumlib.types.direction import Direction
 from pyciliumlib.types.maps import Column, MapLike, UpdateMode
 from pyciliumlib.types.ports import PortProto, Protocol
 
@@ -22,6 +23,7 @@ __all__ = [
     "Address",
     "AddressLike",
     "Column",
+    "Direction",
     "MapLike",
     "Network",
     "NetworkLike",
