@@ -42,6 +42,12 @@ def candidates(
     return _in_state(found, BackendState.ACTIVE) or _in_state(found, BackendState.TERMINATING)
 
 
+def has_two_scopes(service: Service, frontend: Frontend) -> bool:
+    """Whether clients in the cluster have other backends there than those outside of it."""
+    outside = _policy(service, frontend, Direction.NORTH_SOUTH)
+    return outside is not _policy(service, frontend, Direction.EAST_WEST)
+
+
 def keeps(backend: Backend, *, opening: bool) -> bool:
     """Whether a connection that has this backend keeps it; `opening` is that of a SYN."""
     return backend.state is BackendState.ACTIVE or not opening
