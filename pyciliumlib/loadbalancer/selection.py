@@ -57,6 +57,8 @@ def algorithm(
     service: Service, frontend: Frontend, direction: Direction, config: LoadBalancerConfig
 ) -> Algorithm:
     """How a backend is chosen: the balancer's Maglev is for clients from outside alone."""
+    if direction is Direction.SOCKET:
+        return Algorithm.RANDOM
     if service.algorithm is not None or config.algorithm is Algorithm.RANDOM:
         return config.algorithm_of(service)
     outside = frontend.type.external or config.external_cluster_ip
@@ -85,7 +87,7 @@ def hidden_cluster_ip(frontend: Frontend, direction: Direction, config: LoadBala
 
 
 def _policy(service: Service, frontend: Frontend, direction: Direction) -> TrafficPolicy:
-    if direction is Direction.EAST_WEST:
+    if direction is not Direction.NORTH_SOUTH:
         return service.internal_policy
     return service.external_policy if frontend.type.external else TrafficPolicy.CLUSTER
 
