@@ -6,12 +6,18 @@ import bisect
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, StateError
-from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
+from pyciliumlib.store.checks import (
+    LAST_CHARACTER,
+    check_changes,
+    check_key,
+    check_ttl,
+    check_value,
+)
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
@@ -95,6 +101,16 @@ class MemoryStore(Closeable):
                 return False
             self._remove(key)
             return True
+
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Put these texts, and delete the keys whose text is None."""
+        check_changes(changes)
+        with self._locked():
+            for key, value in changes.items():
+                if value is None:
+                    self.delete(key)
+                else:
+                    self.put(key, value)
 
     def session(self, ttl: float, keep_alive: bool = True) -> StoreSession:
         """A new session of `ttl` seconds."""

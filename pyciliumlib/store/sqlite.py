@@ -13,14 +13,20 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, LayoutError, StateError
-from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
+from pyciliumlib.store.checks import (
+    LAST_CHARACTER,
+    check_changes,
+    check_key,
+    check_ttl,
+    check_value,
+)
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
@@ -128,6 +134,16 @@ class SQLiteStore(Closeable):
                 return False
             _remove(db, key)
             return True
+
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Put these texts, and delete the keys whose text is None: one transaction."""
+        check_changes(changes)
+        with self._writing() as db:
+            for key, value in changes.items():
+                if value is not None:
+                    _put(db, key, value, None)
+                elif _exists(db, key):
+                    _remove(db, key)
 
     def session(self, ttl: float, keep_alive: bool = True) -> StoreSession:
         """A new session of `ttl` seconds."""

@@ -16,6 +16,7 @@ from pyciliumlib.types.addresses import (
     parse_network,
 )
 from pyciliumlib.types.direction import Direction
+from pyciliumlib.types.drift import Drift
 from pyciliumlib.types.maps import Column, MapLike, UpdateMode
 from pyciliumlib.types.ports import PortProto, Protocol
 
@@ -24,6 +25,7 @@ __all__ = [
     "AddressLike",
     "Column",
     "Direction",
+    "Drift",
     "MapLike",
     "Network",
     "NetworkLike",

@@ -256,7 +256,7 @@ def test_another_layout(node: BareNode, pin_root: Path) -> None:
     foreign = pin_root / "v99"
     foreign.mkdir(parents=True)
     for _ in range(2):
-        with pytest.raises(errors.LayoutError, match="layout 99"):
+        with pytest.raises(errors.LayoutError, match="layout v99"):
             Datapath.open(pin_root, node)
     assert [path.name for path in pin_root.iterdir()] == ["v99"]
     foreign.rmdir()

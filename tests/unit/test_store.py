@@ -53,6 +53,17 @@ def test_revisions(store: Store) -> None:
     assert store.revision > second
 
 
+def test_several_changes_at_once(store: Store) -> None:
+    """All of them or none; a key that is not there may be deleted."""
+    store.put("a", "1")
+    store.write({"a": None, "b": "2", "missing": None})
+    assert [(entry.key, entry.value) for entry in store.entries("")] == [("b", "2")]
+    for bad in ({"c": "3", "": "x"}, {"c": "3", "d": 4}):
+        with pytest.raises(InvalidError):
+            store.write(bad)
+    assert store.get("c") is None
+
+
 def test_prefixes_are_text_not_patterns(store: Store) -> None:
     """`%`, `_`, `*` mean themselves, and a prefix ends where it ends."""
     for key in ("a/1", "a/2", "ab", "a%", "a_x", "a\U0001f600", "b"):

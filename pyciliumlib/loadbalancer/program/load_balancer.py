@@ -38,6 +38,7 @@ DEFAULTS: Final = LoadBalancerConfig(
     algorithm="maglev", mode="dsr", dispatch="ipip", acceleration="native"
 )
 
+
 @frozen
 class Count:
     """Packets, and bytes of IP, that went to backends."""
