@@ -14,7 +14,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import ClosedError, DeviceError, InvalidError, NotFoundError, ServiceError
+from pyciliumlib.errors import ClosedError, DeviceError, InvalidError, ServiceError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Map, attach_xdp, possible_cpus
 from pyciliumlib.kernel.xdp import XdpMode
@@ -126,16 +126,9 @@ class LoadBalancer:
 
     def delete(self, *names: str | ServiceKey) -> ServicePlan:
         """Remove services by key or "namespace/name[:port]"; NotFoundError for one not there."""
+        keys = list(map(ServiceKey.parse, names))
         with self._lock:
-            present = {str(key): key for key in self.services}
-            for name in map(str, names):
-                if name not in present:
-                    raise NotFoundError(
-                        f"there is no service {name}; there are {', '.join(present) or 'none'}"
-                    )
-            gone = set(map(str, names))
-            rest = [one for key, one in self.services.items() if str(key) not in gone]
-            return self._apply(self._table.plan(rest))
+            return self._apply(self._table.plan_deletion(keys))
 
     def plan(self, services: Iterable[Service]) -> ServicePlan:
         """What `apply` would do."""
@@ -151,26 +144,41 @@ class LoadBalancer:
         """Give a backend no new connections, in all services; those that it has stay.
 
         It is then terminating, so it is asked still where no other is left. NotFoundError if no
-        service has it, InvalidError if it drains already.
+        service has it, InvalidError if it is in maintenance.
         """
         wanted = Backend.parse(backend)
         with self._lock:
-            changed = []
-            for service in self.services.values():
-                if any(one.key == wanted.key for one in service.backends):
-                    changed.append(service.with_backends(
-                        one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
-                        for one in service.backends
-                    ))  # fmt: skip
-            if not changed:
-                raise NotFoundError(f"no service has the backend {wanted}")
+            changed = [
+                service.with_backends(
+                    one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
+                    for one in service.backends
+                )
+                for service in self._table.serves(wanted)
+            ]
             return self._apply(self._table.plan(changed, whole=False))
+
+    def quarantine(self, *backends: str | Backend) -> ServicePlan:
+        """Give backends no new connections until `restore`, in all services, also if given anew.
+
+        Connections that they have stay. Where all backends of a service are quarantined, its new
+        connections are dropped. NotFoundError for a backend that no service has.
+        """
+        return self._quarantine(backends, out=False)
+
+    def restore(self, *backends: str | Backend) -> ServicePlan:
+        """Let backends out of quarantine; NotFoundError for one that no service has."""
+        return self._quarantine(backends, out=True)
+
+    def _quarantine(self, backends: Iterable[str | Backend], *, out: bool) -> ServicePlan:
+        parsed = list(map(Backend.parse, backends))
+        with self._lock:
+            return self._apply(self._table.plan_quarantine(parsed, out=out))
 
     def _apply(self, plan: ServicePlan) -> ServicePlan:
         self._check_open()
-        problems: list[str] = []
-        for _, service in plan.upserts.values():
-            problems += self._refusals(service)
+        changed = [service for _, service in plan.upserts.values()]
+        problems = [problem for service in changed for problem in self._refusals(service)]
+        problems += self._unreachable({b.address.version for one in changed for b in one.backends})
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
         applied = self._table.apply(plan)
@@ -201,12 +209,15 @@ class LoadBalancer:
                 yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
-        for version in sorted({backend.address.version for backend in service.backends}):
+
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why the device cannot send to backends of these families."""
+        for version in sorted(versions):
             if self._place.source(version) is None:
-                yield f"{key}: {self.device} has no IPv{version} address to send from"
+                yield f"{self.device} has no IPv{version} address to send from; give it one"
             elif not _forwards(self._netns, self.device, version):
                 name = f"net.ipv{version}.conf.{self.device}.forwarding"
-                yield f"{key}: forwarding is off at the device; run `sysctl -w {name}=1`"
+                yield f"forwarding is off at {self.device}; run `sysctl -w {name}=1`"
 
     # ------------------------------------------------------------------ questions
 
