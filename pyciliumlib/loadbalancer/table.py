@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from pyciliumlib.errors import ExistsError, MapFullError, PyCiliumError
+from pyciliumlib.errors import ExistsError, MapFullError, NotFoundError, PyCiliumError, nearest
 from pyciliumlib.loadbalancer import columns, rows, selection
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
-from pyciliumlib.loadbalancer.installed import Applied, BackendKey, Change, Held, Installed
+from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
 from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.rows import Entry, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
@@ -62,9 +63,11 @@ class ServiceTable:
         self._backend_ids = Numbers(1, last_backend, "backends", clock)
         self._range_ids = Numbers(1, (1 << 32) - 1, "sets of source ranges", clock)
         self._installed: dict[ServiceKey, Installed] = {}
-        self._services: dict[ServiceKey, Service] = {}
+        self._wanted: dict[ServiceKey, Service] = {}
+        self._in_force: dict[ServiceKey, Service] = {}
+        self._quarantine = Quarantine()
         self._backends: dict[int, Backend] = {}
-        self._held: dict[BackendKey, Held] = {}
+        self._held: dict[bytes, Held] = {}
         self._revisions: dict[int, int] = {}
         self._backend_revisions: dict[int, int] = {}
         self._owners: dict[Spot, ServiceKey] = {}
@@ -74,8 +77,20 @@ class ServiceTable:
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services that the maps hold; a view that follows."""
-        return MappingProxyType(self._services)
+        """The services as they were given; a view that follows."""
+        return MappingProxyType(self._wanted)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as the maps hold them: less what is quarantined; a view that follows."""
+        return MappingProxyType(self._in_force)
+
+    def serves(self, backend: Backend) -> list[Service]:
+        """The services that have the backend, as they were given; NotFoundError if none has."""
+        held = self._held.get(backend.key)
+        if held is None:
+            raise NotFoundError(f"no service has the backend {backend}")
+        return [self._wanted[key] for key in held.users]
 
     def service_id(self, key: ServiceKey) -> int:
         """The number by which the maps know a service."""
@@ -95,7 +110,29 @@ class ServiceTable:
 
     def plan(self, wanted: Iterable[Service], *, whole: bool = True) -> ServicePlan:
         """What makes the maps hold `wanted`, and with `whole` nothing else."""
-        return ServicePlan.between(self.services, wanted, whole=whole)
+        return ServicePlan.between(self._in_force, wanted, whole=whole, quarantine=self._quarantine)
+
+    def plan_deletion(self, keys: Iterable[ServiceKey]) -> ServicePlan:
+        """What takes these services away; NotFoundError for one that is not there."""
+        deletes = {}
+        for key in keys:
+            if key not in self._in_force:
+                known = map(str, self._in_force)
+                raise NotFoundError(f"there is no service {key}{nearest(str(key), known)}")
+            deletes[key] = self._in_force[key]
+        return ServicePlan({}, deletes, {}, self._quarantine)
+
+    def plan_quarantine(self, backends: Iterable[Backend], *, out: bool) -> ServicePlan:
+        """What quarantines these backends in all services or, with `out`, lets them out again.
+
+        Raises NotFoundError for one that no service has.
+        """
+        listed = list(backends)
+        touched = {one.key: one for backend in listed for one in self.serves(backend)}
+        after = self._quarantine.adding(listed)
+        if out:
+            after = self._quarantine.without(backend.key for backend in listed)
+        return ServicePlan.between(self._in_force, touched.values(), whole=False, quarantine=after)
 
     def apply(self, plan: ServicePlan) -> Applied:
         """Carry out a plan, all of it or nothing; who is new, and which numbers are nobody's now.
@@ -120,6 +157,10 @@ class ServiceTable:
         new = {held.id: held.backend for key, held in change.held.items() if key not in self._held}
         unused = [held.id for held in change.held.values() if not held.users]
         self._commit(change)
+        self._wanted.update(plan.wanted)
+        self._quarantine = plan.quarantine.without(
+            key for key, held in change.held.items() if not held.users
+        )
         return Applied(new, unused, [found.id for found in change.gone.values()])
 
     def _check_owners(self, plan: ServicePlan) -> None:
@@ -325,13 +366,13 @@ class ServiceTable:
         for key, found in change.gone.items():
             self._revisions[found.id] = found.revision + 1
             self._service_ids.give_back(found.id)
-            del self._installed[key], self._services[key]
+            del self._installed[key], self._wanted[key], self._in_force[key]
         for key, made in change.fresh.items():
             self._revisions[made.id] = made.revision
             self._owners.update(dict.fromkeys(made.entries, key))
             self._count_addresses(made.entries, 1)
             self._installed[key] = made
-            self._services[key] = made.service
+            self._in_force[key] = made.service
         for backend_key, held in change.held.items():
             if held.users:
                 self._held[backend_key] = held

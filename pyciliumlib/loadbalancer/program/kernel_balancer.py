@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
-from pyciliumlib.errors import ClosedError, NotFoundError, ServiceError
+from pyciliumlib.errors import ClosedError, ServiceError
 from pyciliumlib.kernel import Map
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.balancer import Balancer
@@ -50,11 +50,13 @@ class HeldServices:
 
     def apply(self, plan: ServicePlan) -> None:
         """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
+        changed = [service for _, service in plan.upserts.values()]
+        versions = {backend.address.version for one in changed for backend in one.backends}
         problems = [
             problem
-            for _, service in plan.upserts.values()
             for balancer in self.balancers
-            for problem in balancer._refusals(service)
+            for found in (*map(balancer._refusals, changed), balancer._unreachable(versions))
+            for problem in found
         ]
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
@@ -96,6 +98,10 @@ class KernelBalancer(abc.ABC):
         """Why this balancer's programs cannot serve a service that the model knows."""
 
     @abc.abstractmethod
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why no backend of some of these families can be reached."""
+
+    @abc.abstractmethod
     def _applied(self, applied: Applied) -> None:
         """The maps have changed; the lock is held."""
 
@@ -127,16 +133,9 @@ class KernelBalancer(abc.ABC):
 
     def delete(self, *names: str | ServiceKey) -> ServicePlan:
         """Remove services by key or "namespace/name[:port]"; NotFoundError for one not there."""
+        keys = list(map(ServiceKey.parse, names))
         with self._held.lock:
-            present = {str(key): key for key in self.services}
-            for name in map(str, names):
-                if name not in present:
-                    raise NotFoundError(
-                        f"there is no service {name}; there are {', '.join(present) or 'none'}"
-                    )
-            gone = set(map(str, names))
-            rest = [one for key, one in self.services.items() if str(key) not in gone]
-            return self._apply(self._held.table.plan(rest))
+            return self._apply(self._held.table.plan_deletion(keys))
 
     def plan(self, services: Iterable[Service]) -> ServicePlan:
         """What `apply` would do."""
@@ -152,20 +151,35 @@ class KernelBalancer(abc.ABC):
         """Give a backend no new connections, in all services; those that it has stay.
 
         It is then terminating, so it is asked still where no other is left. NotFoundError if no
-        service has it, InvalidError if it drains already.
+        service has it, InvalidError if it is in maintenance.
         """
         wanted = Backend.parse(backend)
         with self._held.lock:
-            changed = []
-            for service in self.services.values():
-                if any(one.key == wanted.key for one in service.backends):
-                    changed.append(service.with_backends(
-                        one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
-                        for one in service.backends
-                    ))  # fmt: skip
-            if not changed:
-                raise NotFoundError(f"no service has the backend {wanted}")
+            changed = [
+                service.with_backends(
+                    one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
+                    for one in service.backends
+                )
+                for service in self._held.table.serves(wanted)
+            ]
             return self._apply(self._held.table.plan(changed, whole=False))
+
+    def quarantine(self, *backends: str | Backend) -> ServicePlan:
+        """Give backends no new connections until `restore`, in all services, also if given anew.
+
+        Connections that they have stay. Where all backends of a service are quarantined, its new
+        connections are dropped. NotFoundError for a backend that no service has.
+        """
+        return self._quarantine(backends, out=False)
+
+    def restore(self, *backends: str | Backend) -> ServicePlan:
+        """Let backends out of quarantine; NotFoundError for one that no service has."""
+        return self._quarantine(backends, out=True)
+
+    def _quarantine(self, backends: Iterable[str | Backend], *, out: bool) -> ServicePlan:
+        parsed = list(map(Backend.parse, backends))
+        with self._held.lock:
+            return self._apply(self._held.table.plan_quarantine(parsed, out=out))
 
     def _apply(self, plan: ServicePlan) -> ServicePlan:
         self._check_open()

@@ -125,12 +125,15 @@ class LoadBalancer(KernelBalancer):
                 yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
-        for version in sorted({backend.address.version for backend in service.backends}):
+
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why the device cannot send to backends of these families."""
+        for version in sorted(versions):
             if self._place.source(version) is None:
-                yield f"{key}: {self.device} has no IPv{version} address to send from"
+                yield f"{self.device} has no IPv{version} address to send from; give it one"
             elif not _forwards(self._netns, self.device, version):
                 name = f"net.ipv{version}.conf.{self.device}.forwarding"
-                yield f"{key}: forwarding is off at the device; run `sysctl -w {name}=1`"
+                yield f"forwarding is off at {self.device}; run `sysctl -w {name}=1`"
 
     def _applied(self, applied: Applied) -> None:
         _zero(self._object.maps["lb_service_counters"], applied.unused_services)
