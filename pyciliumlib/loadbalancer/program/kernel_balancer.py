@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -48,16 +49,20 @@ class HeldServices:
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
 
-    def apply(self, plan: ServicePlan) -> None:
-        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
-        problems = [
-            problem
-            for _, service in plan.upserts.values()
-            for balancer in self.balancers
-            for problem in balancer._refusals(service)
-        ]
+    def check(self, balancers: Iterable[KernelBalancer], services: Iterable[Service]) -> None:
+        """ServiceError with all reasons why a balancer cannot serve a service."""
+        reasons = (
+            reason
+            for service, balancer in itertools.product(services, balancers)
+            for reason in balancer._refusals(service)
+        )
+        problems = list(dict.fromkeys(reasons))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
+
+    def apply(self, plan: ServicePlan) -> None:
+        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
+        self.check(self.balancers, [service for _, service in plan.upserts.values()])
         applied = self.table.apply(plan)
         for key in plan.deletes:
             self.model.delete(key)
@@ -79,9 +84,10 @@ class KernelBalancer(abc.ABC):
         self._closed = False
 
     def _join(self, held: HeldServices) -> None:
-        """Have these services, for the first time."""
+        """Have these services; ServiceError if one that is there cannot be served."""
         self._held = held
         with held.lock:
+            held.check([self], self.services.values())
             held.balancers.append(self)
         self._resources.callback(self._leave)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.kernel import Object, ObjectSpec
+from pyciliumlib.kernel import Map, Object, ObjectSpec, probe
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.slots import ROW
@@ -25,7 +26,7 @@ class Sizes:
 
     `slots` are those of all services together: a Maglev service takes the table's size for each
     family, unless it shares its backends with another; at random it takes its backends' number.
-    They cost 4 bytes each, `flows` about 120.
+    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated.
     """
 
     services: int = field(default=1024, validator=number(1, _MAX, "services"))
@@ -35,6 +36,7 @@ class Sizes:
     source_ranges: int = field(default=16384, validator=number(1, _MAX, "source ranges"))
     flows: int = field(default=65536, validator=number(1, _MAX, "flows"))
     clients: int = field(default=16384, validator=number(1, _MAX, "clients"))
+    sockets: int = field(default=65536, validator=number(1, _MAX, "sockets"))
 
     def entries(self) -> Mapping[str, int]:
         """The maps' sizes by their names."""
@@ -53,6 +55,7 @@ class Sizes:
             "lb_flows": self.flows,
             "lb_pending": max(64, self.flows // 4),
             "lb_affinity": self.clients,
+            "lb_reverse_sk": self.sockets,
         }
 
 
@@ -71,9 +74,7 @@ class Place:
 
 def load(config: LoadBalancerConfig, place: Place, sizes: Sizes) -> Object:
     """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
-    spec = ObjectSpec.open(object_path("loadbalancer"))
-    for name, entries in sizes.entries().items():
-        spec.resize(name, entries)
+    spec = _spec("loadbalancer", sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
     spec.config.update(
@@ -88,3 +89,48 @@ def load(config: LoadBalancerConfig, place: Place, sizes: Sizes) -> Object:
         }
     )
     return spec.load()
+
+
+#: What programs that serve the same services have in common.
+_SHARED: Final = (
+    "lb_services",
+    "lb_slots",
+    "lb_backends",
+    "lb_revisions",
+    "lb_ranges",
+    "lb_members",
+    "lb_filter",
+    "lb_affinity",
+)
+
+
+def load_sockets(
+    sizes: Sizes, shared: Mapping[str, Map] | None, *, host_only: bool, host_netns: int
+) -> Object:
+    """The programs of sockets; with `shared`, over these maps of another balancer."""
+    spec = _spec("socket", sizes)
+    reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
+    for name, map_ in reuse.items():
+        spec.resize(name, map_.max_entries)
+    for name, numbered in (
+        ("lb_socket_services", "lb_revisions"),
+        ("lb_socket_backends", "lb_backends"),
+    ):
+        spec.resize(name, spec.maps[numbered].max_entries)
+    spec.config.update(
+        {
+            "jiffies_per_second": kernel_clock().hz,
+            "host_only": host_only,
+            "host_netns": host_netns,
+            "set_retval": probe("helper_set_retval").has("helper_set_retval"),
+        }
+    )
+    return spec.load(reuse=reuse)
+
+
+def _spec(name: str, sizes: Sizes) -> ObjectSpec:
+    spec = ObjectSpec.open(object_path(name))
+    for map_name, entries in sizes.entries().items():
+        if map_name in spec.maps:
+            spec.resize(map_name, entries)
+    return spec
