@@ -5,5 +5,6 @@ from __future__ import annotations
 from pyciliumlib.loadbalancer.program.dsr_backend import DSRBackend
 from pyciliumlib.loadbalancer.program.load_balancer import Count, LoadBalancer
 from pyciliumlib.loadbalancer.program.loading import Sizes
+from pyciliumlib.loadbalancer.program.sockets import NamespaceSockets
 
-__all__ = ["Count", "DSRBackend", "LoadBalancer", "Sizes"]
+__all__ = ["Count", "DSRBackend", "LoadBalancer", "NamespaceSockets", "Sizes"]
