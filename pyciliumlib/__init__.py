@@ -112,7 +112,6 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
     from pyciliumlib.loadbalancer.program import NamespaceSockets as NamespaceSockets
-    from pyciliumlib.policy import Direction as Direction
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -124,6 +123,7 @@ if TYPE_CHECKING:
     from pyciliumlib.store import MemoryStore as MemoryStore
     from pyciliumlib.store import SQLiteStore as SQLiteStore
     from pyciliumlib.store import Store as Store
+    from pyciliumlib.types import Direction as Direction
     from pyciliumlib.types import MapLike as MapLike
     from pyciliumlib.types import PortProto as PortProto
     from pyciliumlib.types import Protocol as Protocol
@@ -253,7 +253,6 @@ _EXPORTS = {
         "NamespaceSockets",
     ),
     "policy": (
-        "Direction",
         "Explanation",
         "Party",
         "PolicySettings",
@@ -271,6 +270,7 @@ _EXPORTS = {
         "Store",
     ),
     "types": (
+        "Direction",
         "MapLike",
         "PortProto",
         "Protocol",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,6 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
 from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
-from pyciliumlib.loadbalancer.kinds import Direction
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
 from pyciliumlib.loadbalancer.plan import ServicePlan
@@ -34,8 +33,6 @@ from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
 from pyciliumlib.types.collector import collector_at_rest
-
-_OUTSIDE = Direction.NORTH_SOUTH
 
 
 class ServiceTable:
@@ -198,7 +195,7 @@ class ServiceTable:
             self._let_go(key, (b for b in old.service.backends if b.key not in kept), change)
         change.fresh[key] = made  # from here on its slots are given back if all is given up
         self._set_ranges(made, old, change)
-        bare = {spot: self._entry(made, frontend, ids)
+        bare = {spot: self._entry(made, frontend, spot[-1], ids)
                 for spot, frontend in self._spots(service).items()}  # fmt: skip
         made.revision = self._revisions.get(made.id, 0)
         if old is None or _decides_anew(old, bare, made):
@@ -220,22 +217,25 @@ class ServiceTable:
             made.ranges = self._range_ids.take()
             change.range_ids.append(made.ranges)
 
-    def _entry(self, made: Installed, frontend: Any, ids: dict[Any, int]) -> Entry:
-        service, config = made.service, self._config
-        found = selection.candidates(service, frontend, _OUTSIDE, self._node)
+    def _entry(self, made: Installed, frontend: Any, scope: int, ids: dict[Any, int]) -> Entry:
+        service, config, direction = made.service, self._config, rows.DIRECTIONS[scope]
+        found = selection.candidates(service, frontend, direction, self._node)
+        takes = 1 << scope if selection.has_two_scopes(service, frontend) else rows.BOTH_SCOPES
         for backend in service.backends:
             made.members.setdefault(ids[backend.key], 0)
-        made.members.update(dict.fromkeys((ids[backend.key] for backend in found), 1))
-        how = selection.algorithm(service, frontend, _OUTSIDE, config)
+        for backend in found:
+            made.members[ids[backend.key]] |= takes
+        how = selection.algorithm(service, frontend, direction, config)
         slots = self._slots.acquire(how, {ids[backend.key]: backend for backend in found})
         made.slots.append(slots)
+        checked = scope == rows.EXTERNAL and selection.checks_source(service, frontend, config)
         return Entry(
             id=made.id,
             first=slots.first if slots else 0,
             slots=slots.count if slots else 0,
-            ranges=made.ranges if selection.checks_source(service, frontend, config) else 0,
+            ranges=made.ranges if checked else 0,
             affinity=service.affinity_timeout,
-            flags=rows.flags_of(service, frontend, config),
+            flags=rows.flags_of(service, frontend, direction, config),
         )
 
     # ------------------------------------------------------------------ backends
@@ -274,11 +274,11 @@ class ServiceTable:
         old_spots = [spot for found in leaving for spot in found.entries]
         others = self._others_after(entries, old_spots)
         entries.update(
-            {(address, 0, 0): Entry(0, flags=rows.FLAG_OTHER_PORTS)
+            {rows.other_ports(address): Entry(0, flags=rows.FLAG_OTHER_PORTS)
              for address, count in others.items() if count}
         )  # fmt: skip
         dead_spots = [spot for spot in old_spots if spot not in entries]
-        dead_spots += [(address, 0, 0) for address, count in others.items() if not count]
+        dead_spots += [rows.other_ports(address) for address, count in others.items() if not count]
 
         self._put(self._backend_rows, self._backend_columns(change, alive=True), change)
         self._slots.flush()
@@ -320,13 +320,12 @@ class ServiceTable:
         mirror.put(keys, values, change.undo)
 
     def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
-        """How many frontends the addresses that are touched will have; not the node's own."""
+        """How many frontends the addresses that are touched will have."""
         counts: dict[bytes, int] = {}
         for spots, step in ((new, 1), (old, -1)):
-            for address, _, _ in spots:
-                if address not in self._own:
-                    present = counts.setdefault(address, self._others.get(address, 0))
-                    counts[address] = present + step
+            for address in self._guarded(spots):
+                present = counts.setdefault(address, self._others.get(address, 0))
+                counts[address] = present + step
         return counts
 
     def _change_filter(
@@ -393,13 +392,18 @@ class ServiceTable:
         return [(key, self._installed[key]) for key in change.fresh if key in self._installed]
 
     def _count_addresses(self, spots: Iterable[Spot], step: int) -> None:
-        for address, _, _ in spots:
-            if address not in self._own:
-                count = self._others.get(address, 0) + step
-                if count:
-                    self._others[address] = count
-                else:
-                    self._others.pop(address, None)
+        for address in self._guarded(spots):
+            count = self._others.get(address, 0) + step
+            if count:
+                self._others[address] = count
+            else:
+                self._others.pop(address, None)
+
+    def _guarded(self, spots: Iterable[Spot]) -> Iterator[bytes]:
+        """The addresses of frontends whose other ports are nobody's; not the node's own."""
+        for address, _, _, scope in spots:
+            if scope == rows.EXTERNAL and address not in self._own:
+                yield address
 
 
 def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from pyciliumlib.errors import (
     ExistsError,
@@ -456,5 +457,20 @@ def test_node_ports(kernel: FakeKernel, table: ServiceTable) -> None:
     """The unspecified address is each of the node's own, whose other ports stay its own."""
     anywhere = Frontend("0.0.0.0", 30080, type="NodePort")
     serve(table, web(1, frontends=[anywhere]))
-    keys = [(str(key.addr), key.port) for key in kernel["lb_services"]]
-    assert keys == [("192.0.2.1", 30080)]
+    keys = {(str(key.addr), key.port, key.scope) for key in kernel["lb_services"]}
+    assert keys == {("192.0.2.1", 30080, 0), ("0.0.0.0", 30080, 1)}
+
+
+def test_two_scopes_where_policies_differ(kernel: FakeKernel, table: ServiceTable) -> None:
+    """An entry for clients in the cluster, only where other backends are theirs."""
+    here, there = Backend("10.0.0.1", 80, node="n1"), Backend("10.0.0.2", 80, node="n2")
+    service = web(frontends=[VIP], algorithm="random").with_backends([here, there])
+    serve(table, service, Service("other", [OTHER], [here]))
+    assert {key.scope for key in kernel["lb_services"]} == {0}
+    serve(table, evolve(service, external_policy="Local"))
+    slots = {key.scope: value.slots for key, value in kernel["lb_services"].items() if key.port}
+    assert slots == {0: 1, 1: 2}
+    takes = {key.backend: value for key, value in kernel["lb_members"].items()}
+    assert sorted(takes.values()) == [2, 3]
+    serve(table, service)
+    assert {key.scope for key in kernel["lb_services"]} == {0}

@@ -1,17 +1,25 @@
-"""The load balancer's object, loaded for one place: its sizes, addresses and seeds."""
+"""The load balancer's object, loaded for one place: its hook, sizes, addresses and seeds."""
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.kernel import Object, ObjectSpec
+from pyciliumlib.errors import ExistsError
+from pyciliumlib.kernel import Link, Object, ObjectSpec, Program, attach_tc, attach_xdp
+from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.link import program_label
+from pyciliumlib.kernel.probe import probe
+from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.kinds import Acceleration
 from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.resources import object_path
 from pyciliumlib.types import Address
@@ -40,7 +48,8 @@ class Sizes:
         """The maps' sizes by their names."""
         services, backends = self.services + 1, self.backends + 1  # number 0 is nobody's
         return {
-            "lb_services": 2 * self.frontends,  # an address may have an entry of its own
+            # a frontend may have one for each scope, and its address one of its own
+            "lb_services": 3 * self.frontends,
             "lb_revisions": services,
             "lb_service_counters": services,
             "lb_backends": backends,
@@ -68,9 +77,47 @@ class Place:
         return self.ipv4 if version == 4 else self.ipv6
 
 
-def load(config: LoadBalancerConfig, place: Place, sizes: Sizes) -> Object:
+class Hook(enum.Enum):
+    """Where at its device the balancer runs."""
+
+    NATIVE = "native"
+    GENERIC = "generic"
+    TC = "tc"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def program(self) -> str:
+        """The name of the object and of its program: one path, compiled for XDP and for tc."""
+        return "loadbalancer_tc" if self is Hook.TC else "loadbalancer"
+
+    def attach(self, program: Program, device: str) -> Link | TcFilter:
+        """Raises ExistsError where the device has a balancer, else what attaching there does."""
+        if self is not Hook.TC:
+            return attach_xdp(program, device, self.value)
+        if probe("tcx"):
+            for there in attached_tc(device, "ingress"):
+                label = program_label(there.prog_id)
+                if self.program in label:
+                    raise ExistsError(f"{device} has a balancer, {label}; close that one first")
+        return attach_tc(program, device, "ingress")
+
+
+#: The hooks to try for each setting, the best first.
+HOOKS: Final[Mapping[Acceleration, tuple[Hook, ...]]] = {
+    Acceleration.NATIVE: (Hook.NATIVE,),
+    Acceleration.BEST_EFFORT: (Hook.NATIVE, Hook.TC),
+    Acceleration.GENERIC: (Hook.GENERIC,),
+    Acceleration.DISABLED: (Hook.TC,),
+}
+
+
+def load(
+    config: LoadBalancerConfig, place: Place, sizes: Sizes, hook: Hook = Hook.NATIVE
+) -> Object:
     """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
-    spec = ObjectSpec.open(object_path("loadbalancer"))
+    spec = ObjectSpec.open(object_path(hook.program))
     for name, entries in sizes.entries().items():
         spec.resize(name, entries)
     seed = config.maglev().seed.flow

@@ -5,16 +5,16 @@ from __future__ import annotations
 import collections
 import socket
 import threading
-from types import TracebackType
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.net import NetNS, NetNSWorker
 
 #: Sockets that are made at a time: to reach the namespace costs more than a socket.
 _BATCH: Final = 32
 
 
-class NamespaceSockets:
+class NamespaceSockets(Closeable):
     """Makes sockets in a namespace, as `socket.socket` does where it is called.
 
         with NamespaceSockets(netns) as make_socket:
@@ -45,17 +45,6 @@ class NamespaceSockets:
             for ready in self._ready.values():
                 while ready:
                     ready.pop().close()
-
-    def __enter__(self) -> NamespaceSockets:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _make(into: collections.deque[socket.socket], family: int, kind: int) -> None:
