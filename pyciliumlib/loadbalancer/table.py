@@ -32,6 +32,7 @@ from pyciliumlib.loadbalancer.rows import Entry, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
+from pyciliumlib.types.collector import collector_at_rest
 
 
 class ServiceTable:
@@ -140,6 +141,10 @@ class ServiceTable:
         Raises ExistsError where two services would have one frontend, MapFullError where
         something does not fit, KernelError.
         """
+        with collector_at_rest():
+            return self._apply(plan)
+
+    def _apply(self, plan: ServicePlan) -> Applied:
         change = Change(gone={key: self._installed[key] for key in plan.deletes})
         try:
             self._check_owners(plan)
