@@ -225,7 +225,7 @@ def test_pins_that_somebody_removed(
     dp = opened(pin_root, node, web, api)
     dp.hooks.attach("before-policy", obj, "drops")
     assert dp._pins is not None
-    pin = dp._pins.hooks / "before-policy" / COUNTS
+    pin = dp._pins.directory("hooks") / "before-policy" / COUNTS
     dp.hooks["before-policy"].maps[COUNTS].pin(moved := pin.with_name("elsewhere"))
     pin.unlink()
     dp.keep()
