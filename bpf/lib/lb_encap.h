@@ -3,22 +3,11 @@
 #ifndef PCL_LB_ENCAP_H
 #define PCL_LB_ENCAP_H
 
+#include "checksum.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
 #define LB_TTL 64
-
-static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
-{
-	const __u16 *words = (const __u16 *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~(sum + (sum >> 16));
-}
 
 /* Some bits of the flow, so that routers and cards spread flows as if they saw inside. */
 static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
@@ -52,7 +41,7 @@ static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *pack
 	ip->check = 0;
 	ip->saddr = source_ipv4;
 	ip->daddr = to;
-	ip->check = ipv4_checksum(ip);
+	ip->check = checksum_ipv4(ip);
 	return true;
 }
 

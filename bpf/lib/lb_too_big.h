@@ -39,27 +39,6 @@ static __always_inline bool lb_may_answer(void)
 	return answers->count++ < LB_ANSWERS;
 }
 
-/* The checksum of words that are summed up already. */
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-static __always_inline __u64 sum_words(const void *data, __u32 bytes)
-{
-	const __u32 *words = data;
-	__u64 sum = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < bytes / 4; i++)
-		sum += words[i];
-	return sum;
-}
-
 struct icmp_too_big {
 	__u8 type;
 	__u8 code;
@@ -109,12 +88,12 @@ static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
 	ip->protocol = IPPROTO_ICMP;
 	ip->saddr = quoted->daddr;
 	ip->daddr = quoted->saddr;
-	ip->check = ipv4_checksum(ip);
+	ip->check = checksum_ipv4(ip);
 	icmp->type = 3;		/* destination unreachable: fragmentation needed */
 	icmp->code = 4;
 	icmp->check = 0;
 	icmp->mtu = bpf_htonl(fits);
-	icmp->check = fold(sum_words(icmp, sizeof(*icmp) + LB_QUOTED));
+	icmp->check = ~checksum_fold(checksum_sum(icmp, sizeof(*icmp) + LB_QUOTED));
 	return true;
 }
 
@@ -144,9 +123,9 @@ static __always_inline bool lb_too_big_ipv6(CTX *ctx, __u32 fits)
 	icmp->code = 0;
 	icmp->check = 0;
 	icmp->mtu = bpf_htonl(fits);
-	sum = sum_words(&ip->saddr, 32) + bpf_htonl(sizeof(*icmp) + LB_QUOTED) +
+	sum = checksum_sum(&ip->saddr, 32) + bpf_htonl(sizeof(*icmp) + LB_QUOTED) +
 	      bpf_htonl(PROTO_ICMPV6);
-	icmp->check = fold(sum + sum_words(icmp, sizeof(*icmp) + LB_QUOTED));
+	icmp->check = ~checksum_fold(sum + checksum_sum(icmp, sizeof(*icmp) + LB_QUOTED));
 	return true;
 }
 

@@ -9,11 +9,11 @@ import os
 import re
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from attrs import frozen
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError, LayoutError, LockedError, NotFoundError
 from pyciliumlib.kernel.bpffs import DEFAULT_BPFFS, ensure_bpffs, is_bpffs
 
@@ -35,7 +35,7 @@ class PinLayout:
         return f"{self.name} of {self.owner}"
 
 
-class PinRoot:
+class PinRoot(Closeable):
     """A directory on a bpffs that one process at a time owns.
 
     Maps are pinned below `maps`, links below `links`; what does not fit a map is in the file
@@ -100,17 +100,6 @@ class PinRoot:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> PinRoot:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _lock(self) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import attrs
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ExistsError, FeatureError, InvalidError, KernelError
 from pyciliumlib.net import NetNS
 from pyciliumlib.types import Address, AddressLike, PortProto, Protocol, parse_address
@@ -59,7 +60,7 @@ class ConnectResult:
         return f"ok in {(self.rtt or 0.0) * 1e3:.2f} ms" if self.ok else self.error
 
 
-class Connection:
+class Connection(Closeable):
     """A TCP connection, an SCTP association or a connected UDP socket, kept open.
 
     It shows what a change of policy does to a flow that exists.
@@ -100,12 +101,6 @@ class Connection:
     def close(self) -> None:
         """Close this end; again is no error."""
         self._sock.close()
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _drain(self) -> None:
         self._sock.setblocking(False)

@@ -26,7 +26,8 @@ def read_entries(mirror: Mirror) -> Entries:
     keys, values = mirror.load()
     found: Entries = defaultdict(dict)
     columns = [values[name].tolist() for name in ENTRY]
-    spots = zip(_addresses(keys), keys["port"].tolist(), keys["proto"].tolist(), strict=True)
+    places = (keys[name].tolist() for name in ("port", "proto", "scope"))
+    spots = zip(_addresses(keys), *places, strict=True)
     for spot, row in zip(spots, zip(*columns, strict=True), strict=True):
         entry = Entry(*row)
         found[entry.id][spot] = entry

@@ -25,10 +25,13 @@ from pyciliumlib.loadbalancer.installed import Held, Installed
 from pyciliumlib.loadbalancer.mirror import Undo
 from pyciliumlib.loadbalancer.numbers import Clock
 from pyciliumlib.loadbalancer.plan import ServicePlan
-from pyciliumlib.loadbalancer.rows import Entry, Spot, range_rows
+from pyciliumlib.loadbalancer.quarantine import Quarantine
+from pyciliumlib.loadbalancer.rows import Entry, Spot, other_ports, range_rows
 from pyciliumlib.loadbalancer.saved import Saved
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.types import MapLike
+
+_NOBODY = Quarantine()
 
 
 class RestoredTable(ServiceTable):
@@ -45,6 +48,7 @@ class RestoredTable(ServiceTable):
         saved: Iterable[Saved],
         config: LoadBalancerConfig,
         node: LocalNode | None = None,
+        quarantine: Quarantine = _NOBODY,
         clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(maps, config, node, clock)
@@ -60,8 +64,9 @@ class RestoredTable(ServiceTable):
         self._claim(wanted)
         for one in wanted:
             self._adopt(one, entries[one.id], members[one.id])
-        services = {one.service.key: (one.service, one.service) for one in wanted}
-        self.apply(ServicePlan(services, {}))
+        services = {one.service.key: one.service for one in wanted}
+        upserts = {key: (None, quarantine.over(service)) for key, service in services.items()}
+        self.apply(ServicePlan(upserts, {}, services, quarantine))
         self._slots.settle()
         self._remove_strays(entries, members)
 
@@ -112,7 +117,7 @@ class RestoredTable(ServiceTable):
         undo: Undo = []  # what goes here was never meant to be
         installed = self._installed.values()
         spots = [spot for made in installed for spot in made.entries]
-        spots += [(address, 0, 0) for address in self._others]
+        spots += map(other_ports, self._others)
         pairs = [(made.id, backend) for made in installed for backend in made.members]
         ranges, _ = columns.range_columns(self._ranges, installed)
         for mirror, kept in (

@@ -11,6 +11,7 @@ import attrs
 from attrs import frozen
 
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
 
 _OPTIONS: Final = tuple(
@@ -103,7 +104,7 @@ class Journal:
     Where a process ends between `begin` and `commit`, the next one carries the change out.
     """
 
-    def begin(self, change: Mapping[ServiceKey, Saved | None]) -> None:
+    def begin(self, change: Mapping[ServiceKey, Saved | None], quarantine: Quarantine) -> None:
         """These services are about to be written, or with None removed."""
 
     def commit(self) -> None:

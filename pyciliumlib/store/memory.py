@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, StateError
 from pyciliumlib.store.checks import (
     LAST_CHARACTER,
@@ -22,7 +22,7 @@ from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
 
-class MemoryStore:
+class MemoryStore(Closeable):
     """The store protocol over a dict; what it holds ends with the process.
 
     >>> with MemoryStore() as store:
@@ -140,17 +140,6 @@ class MemoryStore:
             self._entries.clear()
             self._watches.clear()
             self._changed.notify_all()
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- for sessions and watches
 

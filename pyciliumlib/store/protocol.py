@@ -9,7 +9,6 @@ come behind the same protocol.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Protocol
 
 from attrs import frozen
@@ -112,9 +111,4 @@ class Store(Protocol):
 
     def __enter__(self) -> Store: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...

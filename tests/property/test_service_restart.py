@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyciliumlib.errors import KernelError
-from pyciliumlib.loadbalancer import Service, ServiceKey
+from pyciliumlib.loadbalancer import Backend, Service, ServiceKey
 from pyciliumlib.loadbalancer.found import read_backends, read_entries, read_members
 from pyciliumlib.loadbalancer.mirror import Mirror
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.restore import RestoredTable
 from pyciliumlib.loadbalancer.rows import Entry, Spot
 from pyciliumlib.loadbalancer.saved import Journal, Saved
@@ -71,18 +72,19 @@ class Notes(Journal):
 
     def __init__(self) -> None:
         self.services: dict[ServiceKey, Saved] = {}
-        self._begun: dict[ServiceKey, Saved | None] | None = None
+        self.quarantine = Quarantine()
+        self._begun: dict[ServiceKey, Saved | None] = {}
 
-    def begin(self, change: Any) -> None:
-        self._begun = dict(change)
+    def begin(self, change: Any, quarantine: Quarantine) -> None:
+        self._begun, self.quarantine = dict(change), quarantine
 
     def commit(self) -> None:
         self.services = {saved.service.key: saved for saved in self.after()}
-        self._begun = None
+        self._begun = {}
 
     def after(self) -> list[Saved]:
         """The services with the change carried out."""
-        merged = {**self.services, **(self._begun or {})}
+        merged = {**self.services, **self._begun}
         return [saved for saved in merged.values() if saved is not None]
 
 
@@ -92,8 +94,8 @@ def content(maps: Any) -> dict[str, bytes]:
     }
 
 
-def restored(maps: Any, saved: list[Saved]) -> RestoredTable:
-    return RestoredTable(maps, saved, CONFIG, clock=Clock())
+def restored(maps: Any, saved: list[Saved], quarantine: Quarantine) -> RestoredTable:
+    return RestoredTable(maps, saved, CONFIG, quarantine=quarantine, clock=Clock())
 
 
 def whole(table: ServiceTable, wanted: list[Service], maps: Any) -> None:
@@ -110,19 +112,25 @@ def test_what_is_in_order_is_left_alone(history: list[list[Service]], later: lis
     maps, twin = kernel(), kernel()
     table, other = (ServiceTable(m, CONFIG, clock=Clock()) for m in (maps, twin))  # type: ignore[arg-type]
     for wanted in history:
-        table.apply(table.plan(wanted))
-        other.apply(other.plan(wanted))
+        for one in (table, other):
+            one.apply(one.plan(wanted))
+            one.apply(one.plan_quarantine(some_backends(wanted), out=False))
     before = content(maps)
-    again = restored(maps, table.saved())
+    again = restored(maps, table.saved(), table.quarantine)
     assert content(maps) == before
     whole(again, history[-1], maps)
     assert again.saved() == table.saved()
+    assert again.quarantine == table.quarantine
     assert again.free_slots == table.free_slots
     again.apply(again.plan(later))
     other.apply(other.plan(later))
     whole(again, later, maps)
     kept = {key: number(again, key) for key in (one.key for one in history[-1])}
     assert kept == {key: number(other, key) for key in kept}
+
+
+def some_backends(services: list[Service]) -> list[Backend]:
+    return [backend for one in services for backend in one.backends[:1]]
 
 
 def number(table: ServiceTable, key: ServiceKey) -> int | None:
@@ -140,6 +148,7 @@ def test_killed_at_any_write(
     table = ServiceTable(mortal, CONFIG, clock=Clock())
     for wanted in history:
         table.apply(table.plan(wanted), notes)
+        table.apply(table.plan_quarantine(some_backends(wanted), out=False), notes)
     flows = decided(maps)
     left[0] = breath
     with contextlib.suppress(Killed):
@@ -148,7 +157,7 @@ def test_killed_at_any_write(
     saved = notes.after()
     services_then = [one.service for one in saved]
     assert set(services_then) in (set(change), set(history[-1]))
-    again = restored(maps, saved)
+    again = restored(maps, saved, notes.quarantine)
     whole(again, services_then, maps)
     served = {address_to_bytes(b.address) for one in services_then for b in one.backends}
     for flow in flows:

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,6 +291,35 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(LayoutError, match="layout 99"):
         SQLiteStore(tmp_path / "new.db")
+
+
+class Interrupted(sqlite3.Connection):
+    """Meets Ctrl-C right after a statement, once."""
+
+    after = ""
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        cursor = super().execute(statement, *arguments)
+        if self.after and statement.startswith(self.after):
+            self.after = ""
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE counters", "INSERT OR REPLACE"])
+def test_ctrl_c_leaves_no_transaction_open(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cut short is undone, and the store works on."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Interrupted))
+    with SQLiteStore(tmp_path / "store.db") as store:
+        store.put("before", "1")
+        assert isinstance(store._db, Interrupted)
+        store._db.after = statement
+        with pytest.raises(KeyboardInterrupt):
+            store.put("cut short", "1")
+        assert store.put("after", "1") == 2
+        assert [entry.key for entry in store.entries("")] == ["after", "before"]
 
 
 def test_a_fork_may_not_use_the_parents_file(tmp_path: Path) -> None:
