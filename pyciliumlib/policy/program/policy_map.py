@@ -43,7 +43,8 @@ class PolicyMap(Closeable):
 
     Who the other ends are, `ipcache` says; an address that it does not know is the world. Replies
     of what was allowed pass, and stop when the entry goes. What no entry allows is dropped, so an
-    empty policy drops everything but ARP and neighbour discovery.
+    empty policy drops everything but what the link itself needs: ARP, neighbour discovery, the
+    search for routers, and multicast listeners.
 
         with PolicyMap() as policy:
             policy.allow("ingress", port="443/TCP")
