@@ -265,6 +265,19 @@ class NodePolicy:
             self.forget_ports(old)
             self._ports_changed(old)
 
+    def audit_endpoint(self, old: Endpoint, new: Endpoint) -> None:
+        """Change whether an endpoint is audited, or leave all as it is. Raises MapFullError."""
+        with self._lock:
+            self.repository.remove_endpoint(old.id)
+            try:
+                entries = self._resolve(new).entries()
+                self._tries.replace({new.id: (entries.keys, entries.values)})
+            except BaseException:
+                if new.id in self.repository.policies():
+                    self.repository.remove_endpoint(new.id)
+                self._resolve(old)
+                raise
+
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
         """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
         with self._lock:
@@ -287,7 +300,7 @@ class NodePolicy:
 
     def _resolve(self, endpoint: Endpoint) -> EndpointPolicy:
         return self.repository.add_endpoint(
-            endpoint.id, endpoint.identity_labels, endpoint.named_ports
+            endpoint.id, endpoint.identity_labels, endpoint.named_ports, audit=endpoint.audit
         )
 
     def remove_endpoint(self, endpoint: Endpoint) -> None:

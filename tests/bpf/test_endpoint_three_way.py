@@ -20,6 +20,7 @@ from pyciliumlib.policy.entries import (
     AUTH_EXPLICIT,
     DENY_BYTE,
     NO_PROXY,
+    PASS_BYTE,
     EntryValue,
     PolicyEntries,
     Slot,
@@ -35,6 +36,8 @@ from tests.scale import examples
 IDENTITIES = (300, 301, 302, 0x01000005)
 ANYONE = 0
 REDIRECT_BYTE = 2
+#: The flag of such an event.
+AUDITED = 16
 PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 PORTS = (1, 79, 80, 81, 95, 96, 8080, 0x7FFF, 0x8000, 65535)
 SOURCE_PORTS = itertools.cycle(range(1024, 65000))
@@ -52,10 +55,11 @@ class Probe:
 
 @frozen
 class Answer:
-    """A verdict: the drop reason, and the cookie of the entry that decided."""
+    """A verdict: the drop reason, the cookie of the entry that decided, and if it is audited."""
 
     reason: int
     rule: int
+    audited: bool = False
 
 
 Rows = dict[tuple[int, Slot], EntryValue]
@@ -66,7 +70,7 @@ def reference(rows: Rows, probe: Probe) -> Answer:
 
     Of several such, the narrowest, and then the identity's own. Within one identity a narrower
     entry hides all wider ones. An entry that says nothing of authentication takes the word of
-    another of its precedence.
+    another of its precedence. What an audited entry keeps out passes, if not to a proxy.
     """
     best: dict[int, tuple[Slot, EntryValue]] = {}
     for (identity, slot), value in rows.items():
@@ -79,13 +83,19 @@ def reference(rows: Rows, probe: Probe) -> Answer:
     _, (slot, value) = max(
         best.items(), key=lambda item: (item[1][1].precedence, item[1][0].lpm_bits, item[0] != 0)
     )
-    if value.precedence & 0xFF == DENY_BYTE:
-        return Answer(DropReason.POLICY_DENY, value.rule)
     others = [other for _, other in best.values() if other.precedence == value.precedence]
     said = [value] if value.auth & AUTH_EXPLICIT else others
-    if any(entry.auth & ~AUTH_EXPLICIT for entry in said):
-        return Answer(DropReason.POLICY_AUTH_REQUIRED, value.rule)
-    return Answer(DropReason.NO_PROXY if value.proxy_port else 0, value.rule)
+    denial = 0
+    if value.precedence & 0xFF == DENY_BYTE:
+        denial = DropReason.POLICY_DENY
+    elif value.precedence & 0xFF == PASS_BYTE:
+        denial = DropReason.POLICY
+    elif any(entry.auth & ~AUTH_EXPLICIT for entry in said):
+        denial = DropReason.POLICY_AUTH_REQUIRED
+    if denial and not value.audit:
+        return Answer(denial, value.rule)
+    reason = DropReason.NO_PROXY if value.proxy_port else 0
+    return Answer(reason, value.rule, bool(denial))
 
 
 def _covers(slot: Slot, probe: Probe) -> bool:
@@ -105,12 +115,12 @@ def policies(draw: st.DrawFn) -> Rows:
         bits = draw(st.sampled_from((0, 1, 9, 12, 15, 16))) if protocol else 0
         port = draw(st.sampled_from(PORTS)) >> (16 - bits) << (16 - bits)
         slot = Slot(draw(st.sampled_from(Direction)), protocol, port, bits)
-        action = draw(st.sampled_from((ALLOW_BYTE, REDIRECT_BYTE, DENY_BYTE)))
+        action = draw(st.sampled_from((ALLOW_BYTE, REDIRECT_BYTE, DENY_BYTE, PASS_BYTE)))
         order = precedence(action, draw(st.sampled_from((0, 0, 0, 1, 0xFFFFFF))))
         proxy = NO_PROXY if action == REDIRECT_BYTE else 0
         identity = draw(st.sampled_from((ANYONE, *IDENTITIES)))
         auth = 0 if action == DENY_BYTE else draw(st.sampled_from((0, 0, 0, 1, 2, 0x80, 0x81)))
-        rows[identity, slot] = EntryValue(order, cookie, proxy, auth)
+        rows[identity, slot] = EntryValue(order, cookie, proxy, auth, draw(st.booleans()))
     return rows
 
 
@@ -169,8 +179,9 @@ class Prober:
             self._rig.programs[hook].run(bytes(frame), self._ctx)
         events = self._rig.drain_array()
         verdicts = events[events["type"] == 5]
-        columns = zip(verdicts["reason"].tolist(), verdicts["rule"].tolist(), strict=True)
-        return [Answer(reason, rule) for reason, rule in columns]
+        audited = (verdicts["flags"] & AUDITED != 0).tolist()
+        columns = zip(verdicts["reason"].tolist(), verdicts["rule"].tolist(), audited, strict=True)
+        return [Answer(*row) for row in columns]
 
 
 @pytest.mark.parametrize("family", [V4, V6], ids=str)
@@ -191,5 +202,5 @@ def test_reference_table_and_program_agree(rig: Rig, family: Family, rows: Rows)
     for probe, answer in zip(PROBES, from_program, strict=True):
         expected = reference(rows, probe)
         hit = lookup.lookup(probe.direction, probe.identity, probe.protocol, probe.port)
-        assert Answer(hit.drop_reason, hit.rule) == expected, probe
+        assert Answer(hit.drop_reason, hit.rule, hit.audited) == expected, probe
         assert answer == expected, probe

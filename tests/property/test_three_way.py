@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import Phase, example, given, settings
 
-from pyciliumlib.flow import DropReason
-from pyciliumlib.policy import Direction, Repository, Verdict
+from pyciliumlib.flow import DropReason, FlowType
+from pyciliumlib.policy import Direction, PolicySettings, Repository, Verdict
 from pyciliumlib.policy.resolve import EndpointPolicy
 from pyciliumlib.policy.table import PolicyLookup
 from pyciliumlib.types import Protocol, parse_address
@@ -29,6 +29,8 @@ SUBJECT = harness.CLIENT
 DENIED = {DropReason.POLICY, DropReason.POLICY_DENY}
 #: Types that policy judges as they are: an answer to a ping is judged as the ping would be.
 ICMP_TYPES = {"ICMP": (3, 8), "ICMPv6": (3, 128)}
+#: The flag of an event about what only an audit let pass.
+AUDITED = 16
 NUMBERS = tuple(sorted(strategies.IDENTITIES))
 
 
@@ -78,9 +80,11 @@ def family_of(target: Target, number: int) -> Family:
     return packets.FAMILIES[(number + target.port) % 2]
 
 
-def written(rig: harness.Rig, world: World) -> tuple[Repository, EndpointPolicy]:
+def written(
+    rig: harness.Rig, world: World, settings: PolicySettings | None = None
+) -> tuple[Repository, EndpointPolicy]:
     """The documents in the model and in the kernel; no flows."""
-    repository = Repository()
+    repository = Repository(settings)
     repository.update_identities(strategies.PARSED)
     repository.apply(world.documents)
     policy = repository.add_endpoint(SUBJECT, world.subject)
@@ -155,6 +159,35 @@ def test_model_table_and_program_agree(
         assert outcome.drop == hit.drop_reason
         assert outcome.verdicts == [(int(direction), hit.drop_reason, hit.rule)]
         seen.add(model.verdict.value)
+
+
+@example(ALL_VERDICTS, [Target("ingress", "TCP", 80), Target("ingress", "UDP", 53)])
+@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(strategies.worlds(), strategies.target_sets())
+def test_an_audit_passes_what_would_be_denied(
+    rig: harness.Rig, world: World, targets: list[Target]
+) -> None:
+    """In all three: the same rule, the verdict without what denies, and the word of it."""
+    plain = Repository()
+    plain.apply(world.documents)
+    repository, policy = written(rig, world, PolicySettings(audit=True))
+    table = PolicyLookup.of(policy.entries())
+    asked = [t for t in targets if t.port in ICMP_TYPES.get(t.protocol, (t.port,))]
+    for number, target in itertools.product(NUMBERS, asked):
+        direction = Direction[target.direction.upper()]
+        protocol = Protocol.parse(target.protocol)
+        what = f"{target.port}/{target.protocol}"
+        peer = repository.identity(number)
+        denied = plain.decide(world.subject, peer, direction, what).verdict is Verdict.DENY
+        model = repository.decide(world.subject, number, direction, what)
+        hit = table.lookup(direction, number, protocol, target.port)
+        hook = harness.FROM if direction is Direction.EGRESS else harness.TO
+        outcome = rig.send(hook, SUBJECT, packet(family_of(target, number), target, number))
+        found = model.verdict, hit.verdict, verdict_of(outcome)
+        assert len(set(found)) == 1 and Verdict.DENY not in found, (number, target, found)
+        (told,) = [event for event in outcome.events if event.type == FlowType.VERDICT]
+        assert [model.audited, hit.audited, bool(told.flags & AUDITED)] == [denied] * 3
+        assert told.rule == hit.rule
 
 
 def verdict_of(outcome: harness.Outcome) -> Verdict:
