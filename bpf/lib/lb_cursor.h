@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Reading a packet in XDP from its beginning, header by header. */
+/* Reading a packet from its beginning, header by header. */
 #ifndef PCL_LB_CURSOR_H
 #define PCL_LB_CURSOR_H
 
+#include "ctx.h"
 #include "packet.h"
 
 #define PROTO_IPIP 4

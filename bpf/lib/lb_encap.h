@@ -3,22 +3,11 @@
 #ifndef PCL_LB_ENCAP_H
 #define PCL_LB_ENCAP_H
 
+#include "checksum.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
 #define LB_TTL 64
-
-static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
-{
-	const __u16 *words = (const __u16 *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~(sum + (sum >> 16));
-}
 
 /* Some bits of the flow, so that routers and cards spread flows as if they saw inside. */
 static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
@@ -27,13 +16,13 @@ static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
 		(__u32)packet->key.service_port << 4) & bpf_htonl(0x000fffff);
 }
 
-static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *packet,
 					  __be32 to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct iphdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);
@@ -52,17 +41,17 @@ static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_pa
 	ip->check = 0;
 	ip->saddr = source_ipv4;
 	ip->daddr = to;
-	ip->check = ipv4_checksum(ip);
+	ip->check = checksum_ipv4(ip);
 	return true;
 }
 
-static __always_inline bool lb_encap_ipv6(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_encap_ipv6(CTX *ctx, const struct lb_packet *packet,
 					  const struct addr *to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct ipv6hdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);

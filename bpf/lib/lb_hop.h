@@ -32,10 +32,10 @@ struct {
 	__type(value, struct lb_hop);
 } lb_hops SEC(".maps");
 
-static __always_inline bool lb_hop_resolve(struct xdp_md *ctx, const struct addr *to,
+static __always_inline bool lb_hop_resolve(CTX *ctx, const struct addr *to,
 					   struct lb_hop *hop)
 {
-	struct bpf_fib_lookup fib = { .ifindex = ctx->ingress_ifindex };
+	struct bpf_fib_lookup fib = { .ifindex = ctx_device(ctx) };
 
 	if (addr_is_v4(to)) {
 		fib.family = AF_INET;
@@ -58,7 +58,7 @@ static __always_inline bool lb_hop_resolve(struct xdp_md *ctx, const struct addr
 }
 
 /* The hop towards backend `id`; NULL if there is no route or the neighbour is not known. */
-static __always_inline struct lb_hop *lb_hop_to(struct xdp_md *ctx, __u32 id, const struct addr *to)
+static __always_inline struct lb_hop *lb_hop_to(CTX *ctx, __u32 id, const struct addr *to)
 {
 	struct lb_hop *hop = bpf_map_lookup_elem(&lb_hops, &id);
 	__u32 now = bpf_jiffies64();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the load balancer reads of a packet in XDP: its flow's key, and little more. */
+/* What the load balancer reads of a packet: its flow's key, and little more. */
 #ifndef PCL_LB_PACKET_H
 #define PCL_LB_PACKET_H
 
@@ -172,11 +172,14 @@ static __always_inline bool lb_parse_ipv6(struct cursor *at, struct lb_packet *p
 }
 
 /* Fills in `packet`, which is all zero; false if it is none that a service can have. */
-static __always_inline bool lb_parse(struct xdp_md *ctx, struct lb_packet *packet)
+static __always_inline bool lb_parse(CTX *ctx, struct lb_packet *packet)
 {
-	struct cursor at = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
-	struct ethhdr *eth = TAKE(&at, sizeof(*eth));
+	struct cursor at;
+	struct ethhdr *eth;
 
+	ctx_pull(ctx);
+	at = (struct cursor){ (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	eth = TAKE(&at, sizeof(*eth));
 	if (!eth)
 		return false;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))

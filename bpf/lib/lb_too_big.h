@@ -39,27 +39,6 @@ static __always_inline bool lb_may_answer(void)
 	return answers->count++ < LB_ANSWERS;
 }
 
-/* The checksum of words that are summed up already. */
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-static __always_inline __u64 sum_words(const void *data, __u32 bytes)
-{
-	const __u32 *words = data;
-	__u64 sum = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < bytes / 4; i++)
-		sum += words[i];
-	return sum;
-}
-
 struct icmp_too_big {
 	__u8 type;
 	__u8 code;
@@ -75,19 +54,18 @@ static __always_inline void turn_ethernet(struct ethhdr *eth, const struct ethhd
 }
 
 /* Leaves of the packet the part that is quoted, with `room` bytes before it. */
-static __always_inline bool make_room(struct xdp_md *ctx, struct ethhdr *came, int room)
+static __always_inline bool make_room(CTX *ctx, struct ethhdr *came, __u32 room)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	int length = (int)(ctx->data_end - ctx->data);
 
-	if ((void *)(eth + 1) > (void *)(long)ctx->data_end || length < (int)sizeof(*eth) + LB_QUOTED)
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end ||
+	    ctx_length(ctx) < sizeof(*eth) + LB_QUOTED)
 		return false;
 	*came = *eth;
-	return !bpf_xdp_adjust_tail(ctx, (int)sizeof(*eth) + LB_QUOTED - length) &&
-	       !bpf_xdp_adjust_head(ctx, -room);
+	return ctx_cut(ctx, sizeof(*eth) + LB_QUOTED) && ctx_room(ctx, room);
 }
 
-static __always_inline bool lb_too_big_ipv4(struct xdp_md *ctx, __u32 fits)
+static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
 {
 	struct icmp_too_big *icmp;
 	struct iphdr *ip, *quoted;
@@ -110,16 +88,16 @@ static __always_inline bool lb_too_big_ipv4(struct xdp_md *ctx, __u32 fits)
 	ip->protocol = IPPROTO_ICMP;
 	ip->saddr = quoted->daddr;
 	ip->daddr = quoted->saddr;
-	ip->check = ipv4_checksum(ip);
+	ip->check = checksum_ipv4(ip);
 	icmp->type = 3;		/* destination unreachable: fragmentation needed */
 	icmp->code = 4;
 	icmp->check = 0;
 	icmp->mtu = bpf_htonl(fits);
-	icmp->check = fold(sum_words(icmp, sizeof(*icmp) + LB_QUOTED));
+	icmp->check = ~checksum_fold(checksum_sum(icmp, sizeof(*icmp) + LB_QUOTED));
 	return true;
 }
 
-static __always_inline bool lb_too_big_ipv6(struct xdp_md *ctx, __u32 fits)
+static __always_inline bool lb_too_big_ipv6(CTX *ctx, __u32 fits)
 {
 	struct ipv6hdr *ip, *quoted;
 	struct icmp_too_big *icmp;
@@ -145,14 +123,14 @@ static __always_inline bool lb_too_big_ipv6(struct xdp_md *ctx, __u32 fits)
 	icmp->code = 0;
 	icmp->check = 0;
 	icmp->mtu = bpf_htonl(fits);
-	sum = sum_words(&ip->saddr, 32) + bpf_htonl(sizeof(*icmp) + LB_QUOTED) +
+	sum = checksum_sum(&ip->saddr, 32) + bpf_htonl(sizeof(*icmp) + LB_QUOTED) +
 	      bpf_htonl(PROTO_ICMPV6);
-	icmp->check = fold(sum + sum_words(icmp, sizeof(*icmp) + LB_QUOTED));
+	icmp->check = ~checksum_fold(sum + checksum_sum(icmp, sizeof(*icmp) + LB_QUOTED));
 	return true;
 }
 
 /* Turns the packet into the answer that goes back the way it came; false if there is to be none. */
-static __always_inline bool lb_too_big(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_too_big(CTX *ctx, const struct lb_packet *packet,
 				       __u32 fits)
 {
 	if (packet->quoted || !lb_may_answer())

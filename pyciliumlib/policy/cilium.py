@@ -17,7 +17,6 @@ from pyciliumlib.policy.model import (
     Authentication,
     BandwidthLimit,
     Clause,
-    Direction,
     PolicyDocument,
     PolicyKey,
     Rule,
@@ -34,6 +33,7 @@ from pyciliumlib.policy.reference_reader import read_references
 from pyciliumlib.policy.requires import read_requires
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import Direction
 
 CNP: Final = "CiliumNetworkPolicy"
 CCNP: Final = "CiliumClusterwideNetworkPolicy"

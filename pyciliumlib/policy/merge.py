@@ -24,9 +24,10 @@ from pyciliumlib.policy.entries import (
     Slot,
     precedence,
 )
-from pyciliumlib.policy.model import Direction, PortNames, Verdict
+from pyciliumlib.policy.model import PortNames, Verdict
 from pyciliumlib.policy.passes import ANYONE, OWN, Claim, authentication, settle
 from pyciliumlib.policy.shares import Share
+from pyciliumlib.types import Direction
 
 NONE_NAMED: Final[PortNames] = frozenset()
 #: What an audit tells of where no rule allows: an entry that decides nothing, last of all.

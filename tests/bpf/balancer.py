@@ -27,11 +27,13 @@ from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Object
 from pyciliumlib.loadbalancer import Backend, Balancer, LoadBalancerConfig, LocalNode, Service
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
-from pyciliumlib.loadbalancer.program.loading import Place, Sizes, load
+from pyciliumlib.loadbalancer.program.loading import Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
+#: What tc's actions are in XDP; tc does not say whether a redirect goes back out where it came in.
+_TC_ACTIONS: Final = {0: PASS, 2: DROP, 7: TX}
 ROUTER_MAC, OWN_MAC = "0a:00:00:00:00:99", "0a:00:00:00:00:01"
 CLIENT_MAC = "0a:00:00:00:00:42"
 SIZES: Final = Sizes(services=64, frontends=64, backends=64, slots=8192, flows=4096, clients=512)
@@ -112,9 +114,14 @@ class Rig:
     """The program, its maps as a table of services, and the model beside it."""
 
     def __init__(
-        self, loaded: Object, netns: NetNS, ifindex: int, config: LoadBalancerConfig
+        self,
+        loaded: Object,
+        netns: NetNS,
+        ifindex: int,
+        config: LoadBalancerConfig,
+        hook: Hook = Hook.NATIVE,
     ) -> None:
-        self.maps, self.program = loaded.maps, loaded.programs["loadbalancer"]
+        self.maps, self.program, self.hook = loaded.maps, loaded.programs[hook.program], hook
         self.netns, self.ifindex, self.config = netns, ifindex, config
         self.node = LocalNode("n1", [family.own for family in FAMILIES])
         self.reset()
@@ -142,14 +149,14 @@ class Rig:
     def send(self, frame: Packet | bytes, repeat: int = 1) -> Outcome:
         """Run the program as at the device."""
         before = Metrics.read(self.maps["metrics"])
+        device = "ifindex" if self.hook is Hook.TC else "ingress_ifindex"
         with self.netns.enter():
-            result = self.program.run(
-                bytes(frame), {"ingress_ifindex": self.ifindex}, repeat=repeat
-            )
+            result = self.program.run(bytes(frame), {device: self.ifindex}, repeat=repeat)
+        action = _TC_ACTIONS[result.retval] if self.hook is Hook.TC else result.retval
         after = Metrics.read(self.maps["metrics"])
         reasons = [row.reason for row in after
                    if row.reason and row.packets > before.packets(row.reason)]  # fmt: skip
-        return Outcome(result.retval, result.packet, reasons[0] if reasons else 0)
+        return Outcome(action, result.packet, reasons[0] if reasons else 0)
 
     def backend_of(self, service: Service, outcome: Outcome) -> Backend:
         """The service's backend that a packet was sent to."""
@@ -183,13 +190,16 @@ def device() -> Iterator[tuple[NetNS, int]]:
 
 @contextmanager
 def rig(
-    where: tuple[NetNS, int], config: LoadBalancerConfig | None = None, mtu: int = 1500
+    where: tuple[NetNS, int],
+    config: LoadBalancerConfig | None = None,
+    mtu: int = 1500,
+    hook: Hook = Hook.NATIVE,
 ) -> Iterator[Rig]:
     """The program loaded for that device, with a small Maglev table."""
     config = config or LoadBalancerConfig(**{**_fields(DEFAULTS), "table_size": 251})
     place = Place(ipaddress.IPv4Address(V4.own), ipaddress.IPv6Address(V6.own), mtu)
-    with load(config, place, SIZES) as loaded:
-        yield Rig(loaded, *where, config)
+    with load(config, place, SIZES, hook) as loaded:
+        yield Rig(loaded, *where, config, hook)
 
 
 def _fields(config: LoadBalancerConfig) -> dict[str, Any]:

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pyciliumlib import errors
 from pyciliumlib.flow import DropReason
 from pyciliumlib.kernel.xdp import attached_xdp
 from pyciliumlib.loadbalancer import Backend, LoadBalancerConfig, Service, ServiceKey, Why
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, Sizes
+from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, write_sysctls
 from tests.lab import balancer_scene
 from tests.lab.balancer_scene import CLIENT, DIRECTOR, VIP, Scene, backend_address
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+AT_TC = LoadBalancerConfig("maglev", "dsr", "ipip", acceleration="disabled")
 SIZES = Sizes(services=64, frontends=64, backends=64, slots=1 << 18, flows=4096)
 
 
@@ -316,9 +318,31 @@ def test_refused(place: Place, service: Service, error: type[Exception], said: s
 
 
 def test_a_device_runs_one_balancer(place: Place) -> None:
-    """The second is told of the first."""
+    """The second is told of the first, in XDP and at tc."""
     with pytest.raises(errors.ExistsError, match="loadbalancer"):
         place.scene.director.call(lambda: LoadBalancer("eth0"))
+    with place.scene.client.call(lambda: LoadBalancer("eth0", config=AT_TC)):
+        with pytest.raises(errors.ExistsError, match="loadbalancer_tc"):
+            place.scene.client.call(lambda: LoadBalancer("eth0", config=AT_TC))
+
+
+@VERSIONS
+def test_at_tc(scene: Scene, version: int) -> None:
+    """A device whose driver has no XDP: the same answers."""
+    with scene.director.call(lambda: LoadBalancer("eth0", config=AT_TC)) as balancer:
+        place = Place(scene, balancer)
+        place.serve(web(version), dns(version))
+        assert balancer.hook is Hook.TC
+        assert len(scene.who(version, 20)) == 3
+        assert scene.ask_udp(version).split()[1] == CLIENT[version]
+
+
+def test_best_effort(scene: Scene) -> None:
+    """The driver where it can, tc where it cannot."""
+    config = evolve(AT_TC, acceleration="best-effort")
+    for device, hook in (("eth0", Hook.NATIVE), ("lo", Hook.TC)):
+        with scene.client.call(lambda device=device: LoadBalancer(device, config=config)) as made:
+            assert made.hook is hook
 
 
 @pytest.mark.parametrize(
@@ -326,7 +350,6 @@ def test_a_device_runs_one_balancer(place: Place) -> None:
     [
         ("none0", {}, errors.DeviceError, "none0"),
         ("lo", {}, errors.FeatureError, "generic"),
-        ("eth0", {"acceleration": "disabled"}, errors.InvalidError, "generic"),
     ],
 )
 def test_devices_that_cannot(

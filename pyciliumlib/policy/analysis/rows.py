@@ -21,10 +21,10 @@ from pyciliumlib.policy.enforcement import (
     is_enforced,
 )
 from pyciliumlib.policy.identity_index import IdentityIndex
-from pyciliumlib.policy.model import Clause, Direction, Level, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Clause, Level, Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import covers_port
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The load balancer's path, in XDP or tc: packets for services go on to backends, as they are, in
+ * an outer IP header (DSR by IP in IP); the backends answer the clients themselves.
+ */
+#ifndef PCL_LB_PATH_H
+#define PCL_LB_PATH_H
+
+#include "lb_encap.h"
+#include "lb_filter.h"
+#include "lb_fragment.h"
+#include "lb_hop.h"
+#include "lb_select.h"
+#include "lb_too_big.h"
+#include "metrics.h"
+
+/* Beside the drop reasons: the packet is not for a service. */
+#define NOT_OURS -1
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct counter);
+} lb_service_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct counter);
+} lb_backend_counters SEC(".maps");
+
+static __always_inline void count(void *counters, __u32 id, __u32 bytes)
+{
+	struct counter *counter = bpf_map_lookup_elem(counters, &id);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += bytes;
+	}
+}
+
+static __always_inline int drop(const struct lb_packet *packet, enum drop_reason reason)
+{
+	metrics_count(DIRECTION_INGRESS, reason, packet->bytes);
+	return CTX_DROP;
+}
+
+/* Whether the packet may be for a service, by the filter alone. */
+static __always_inline bool may_be_ours(const struct lb_packet *packet)
+{
+	const struct lb_flow_key *key = &packet->key;
+
+	if (packet->fragment == FRAGMENT_LATER)
+		return lb_filter_has(&key->service, LB_FILTER_FRAGMENTS);
+	return lb_filter_has(&key->service, lb_filter_port(key->service_port, key->proto)) ||
+	       lb_filter_has(&key->service, LB_FILTER_OTHER_PORTS);
+}
+
+/* The backend of a flow, if it is the one that the flow was given. */
+static __always_inline struct lb_backend *backend_of(const struct lb_flow *flow)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(&lb_backends, &flow->backend);
+
+	return backend && backend->revision == flow->backend_rev ? backend : NULL;
+}
+
+/* A connection keeps its backend; one that opens leaves a backend that takes no new ones. */
+static __always_inline bool keeps(const struct lb_packet *packet, const struct lb_flow *flow,
+				  const struct lb_backend *backend)
+{
+	if (!backend || lb_flow_expired(flow))
+		return false;
+	return !lb_is_opening(packet) ||
+	       (backend->state == LB_ACTIVE && !(flow->flags & LB_FLOW_CLOSING));
+}
+
+static __always_inline struct lb_service *service_of(const struct lb_flow_key *key)
+{
+	struct lb_service_key wanted = {
+		.addr = key->service,
+		.port = key->service_port,
+		.proto = key->proto,
+	};
+	struct lb_service *service = bpf_map_lookup_elem(&lb_services, &wanted);
+
+	if (service)
+		return service;
+	wanted.port = 0;
+	wanted.proto = 0;
+	return bpf_map_lookup_elem(&lb_services, &wanted);
+}
+
+/* Puts a flow where it belongs: with those that are known, or with those that are pending. */
+static __always_inline int flow_store(const struct lb_packet *packet, const struct lb_flow *flow,
+				      bool known, bool pending)
+{
+	long err;
+
+	if (!known && (!pending || lb_is_opening(packet)))
+		err = bpf_map_update_elem(&lb_pending, &packet->key, flow, BPF_ANY);
+	else
+		err = bpf_map_update_elem(&lb_flows, &packet->key, flow, BPF_ANY);
+	if (!err && pending && !lb_is_opening(packet))
+		bpf_map_delete_elem(&lb_pending, &packet->key);
+	return err ? DROP_FLOW_INSERT : 0;
+}
+
+/* Decides on a flow that is new, or that was decided before the service changed; 0 or a reason. */
+static __noinline int decide(struct lb_packet *packet, struct lb_flow *decided)
+{
+	struct lb_flow *known, *pending = NULL, *before;
+	struct lb_service *service = service_of(&packet->key);
+	struct lb_backend *backend;
+	bool kept;
+
+	if (!service)
+		return NOT_OURS;
+	if (service->flags & LB_OTHER_PORTS)
+		return DROP_NO_SERVICE_BACKEND;
+	if (service->flags & LB_CLUSTER_IP)
+		return DROP_IS_CLUSTER_IP;
+	if (!lb_admits(service, &packet->key.client))
+		return DROP_LB_SOURCE_RANGE;
+	known = bpf_map_lookup_elem(&lb_flows, &packet->key);
+	if (!known)
+		pending = bpf_map_lookup_elem(&lb_pending, &packet->key);
+	before = known ?: pending;
+	kept = before && before->service == service->id &&
+	       lb_member(service->id, before->backend) && keeps(packet, before, backend_of(before));
+	decided->service = service->id;
+	decided->service_rev = service->revision;
+	decided->flags = service->affinity ? LB_FLOW_AFFINITY : 0;
+	if (kept) {
+		decided->backend = before->backend;
+		decided->backend_rev = before->backend_rev;
+		decided->flags |= before->flags & LB_FLOW_CLOSING;
+		decided->expires = before->expires;
+	}
+	/* An ICMP error is not the flow's own packet: it follows a backend, and chooses none. */
+	if (packet->quoted)
+		return kept ? 0 : NOT_OURS;
+	if (!kept) {
+		decided->backend = lb_choose(service, &packet->key);
+		backend = bpf_map_lookup_elem(&lb_backends, &decided->backend);
+		if (!decided->backend || !backend || !(backend->revision & 1))
+			return DROP_NO_SERVICE_BACKEND;
+		decided->backend_rev = backend->revision;
+		decided->expires = bpf_jiffies64();
+	}
+	lb_flow_touch(packet, decided);
+	if (service->affinity)
+		lb_remember_client(&packet->key, decided);
+	return flow_store(packet, decided, known, pending);
+}
+
+/* The largest IP packet that will be of this one; of TCP that is to be cut none is too large. */
+static __always_inline __u32 largest(const CTX *ctx, const struct lb_packet *packet)
+{
+	__u32 segment = ctx_segment(ctx);
+
+	if (!segment)
+		return packet->bytes;
+	if (packet->key.proto == IPPROTO_TCP)
+		return 0;
+	return segment + (packet->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + 8;
+}
+
+/* Sends the packet to its backend. */
+static __always_inline int forward(CTX *ctx, const struct lb_packet *packet,
+				   const struct lb_flow *flow)
+{
+	struct lb_backend *backend = backend_of(flow);
+	__u32 bytes = packet->bytes, outer;
+	struct lb_hop *hop;
+	bool done;
+
+	if (!backend)
+		return drop(packet, DROP_NO_SERVICE_BACKEND);
+	outer = addr_is_v4(&backend->addr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	if (largest(ctx, packet) + outer > mtu) {
+		drop(packet, DROP_FRAG_NEEDED);
+		return lb_too_big(ctx, packet, mtu - outer) ? ctx_send(ctx, ctx_device(ctx)) : CTX_DROP;
+	}
+	hop = lb_hop_to(ctx, flow->backend, &backend->addr);
+	if (!hop)
+		return drop(packet, DROP_FIB);
+	count(&lb_service_counters, flow->service, bytes);
+	count(&lb_backend_counters, flow->backend, bytes);
+	if (addr_is_v4(&backend->addr))
+		done = lb_encap_ipv4(ctx, packet, backend->addr.words[3], hop->ethernet);
+	else
+		done = lb_encap_ipv6(ctx, packet, &backend->addr, hop->ethernet);
+	if (!done)
+		return drop(packet, DROP_WRITE_ERROR);
+	metrics_count(DIRECTION_INGRESS, FORWARDED, bytes);
+	return ctx_send(ctx, hop->ifindex);
+}
+
+/* One lookup for a flow that is known and was decided under what holds now. */
+static __always_inline struct lb_flow *known_flow(const struct lb_packet *packet)
+{
+	struct lb_flow *flow = bpf_map_lookup_elem(&lb_flows, &packet->key);
+	__u32 *revision;
+
+	if (!flow)
+		return NULL;
+	revision = bpf_map_lookup_elem(&lb_revisions, &flow->service);
+	if (!revision || *revision != flow->service_rev)
+		return NULL;
+	if (!keeps(packet, flow, backend_of(flow)))
+		return NULL;
+	if (lb_flow_touch(packet, flow) && flow->flags & LB_FLOW_AFFINITY)
+		lb_remember_client(&packet->key, flow);
+	return flow;
+}
+
+/* What becomes of the packet: an action of the hook. */
+static __always_inline int lb_balance(CTX *ctx)
+{
+	struct lb_packet packet = {};
+	struct lb_flow decided = {};
+	struct lb_flow *flow;
+	int result;
+
+	if (!lb_parse(ctx, &packet) || !may_be_ours(&packet))
+		return CTX_PASS;
+	if (packet.fragment) {
+		result = lb_fragment_resolve(&packet);
+		if (result == NOT_OURS)
+			return CTX_PASS;
+		if (result)
+			return drop(&packet, result);
+	}
+	flow = known_flow(&packet);
+	if (flow)
+		return forward(ctx, &packet, flow);
+	result = decide(&packet, &decided);
+	if (result == NOT_OURS)
+		return CTX_PASS;
+	if (result)
+		return drop(&packet, result);
+	return forward(ctx, &packet, &decided);
+}
+
+#endif
