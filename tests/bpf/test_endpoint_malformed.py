@@ -147,16 +147,15 @@ def extended(where: Devices) -> Iterator[Rig]:
         yield made
 
 
-def _of_protocol(family: Family, number: int) -> bytes:
-    given = {"proto": number} if family is V4 else {"nh": number}
-    return bytes(family.ip(family.client, family.server, **given) / Raw(bytes(24)))
+def _other(family: Family, number: int) -> bytes:
+    return family.protocol(family.client, family.server, number)
 
 
 @pytest.mark.parametrize(("family", "name"), EXTENDED_IN, ids=str)
 def test_protocols_without_ports(rig: Rig, extended: Rig, family: Family, name: str) -> None:
     """Unknown unless the datapath is to know them; then policy judges them by number alone."""
     number = EXTENDED[name]
-    frame = _of_protocol(family, number)
+    frame = _other(family, number)
     rig.allow_all()
     assert rig.send(FROM, CLIENT, frame).drop == DropReason.UNKNOWN_L4
     extended.reset()
@@ -170,14 +169,14 @@ def test_protocols_without_ports(rig: Rig, extended: Rig, family: Family, name: 
     event = outcome.events[0]
     assert (event.proto, event.sport, event.dport) == (number, 0, 0)
     other = 50 if number == 47 else 47
-    assert extended.send(FROM, CLIENT, _of_protocol(family, other)).drop == DropReason.POLICY
+    assert extended.send(FROM, CLIENT, _other(family, other)).drop == DropReason.POLICY
 
 
 def test_a_protocol_that_no_policy_can_name_stays_unknown(extended: Rig) -> None:
     extended.reset()
     extended.allow_all()
     for number in (0xFD, 89, 103):
-        assert extended.send(FROM, CLIENT, _of_protocol(V4, number)).drop == DropReason.UNKNOWN_L4
+        assert extended.send(FROM, CLIENT, _other(V4, number)).drop == DropReason.UNKNOWN_L4
 
 
 @families
