@@ -38,6 +38,17 @@ def inside(path: Path) -> Iterator[Path]:
                 _move(int(pid), before)
 
 
+@contextmanager
+def outside() -> Iterator[None]:
+    """This process is in no cgroup of the test's meanwhile."""
+    before = _own()
+    leave()
+    try:
+        yield
+    finally:
+        _move(os.getpid(), before)
+
+
 def leave() -> None:
     """This process goes to where all begin."""
     _move(os.getpid(), find_cgroup2())
