@@ -14,7 +14,6 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import ExistsError
 from pyciliumlib.kernel import (
     Link,
-    Map,
     Object,
     ObjectSpec,
     Program,
@@ -127,7 +126,7 @@ def load(
     config: LoadBalancerConfig, place: Place, sizes: Sizes, hook: Hook = Hook.NATIVE
 ) -> Object:
     """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
-    spec = _spec(hook.program, sizes)
+    spec = sized(hook.program, sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
     spec.config.update(
@@ -144,44 +143,8 @@ def load(
     return spec.load()
 
 
-#: What programs that serve the same services have in common.
-_SHARED: Final = (
-    "lb_services",
-    "lb_slots",
-    "lb_backends",
-    "lb_revisions",
-    "lb_ranges",
-    "lb_members",
-    "lb_filter",
-    "lb_affinity",
-)
-
-
-def load_sockets(
-    sizes: Sizes, shared: Mapping[str, Map] | None, *, host_only: bool, host_netns: int
-) -> Object:
-    """The programs of sockets; with `shared`, over these maps of another balancer."""
-    spec = _spec("socket", sizes)
-    reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
-    for name, map_ in reuse.items():
-        spec.resize(name, map_.max_entries)
-    for name, numbered in (
-        ("lb_socket_services", "lb_revisions"),
-        ("lb_socket_backends", "lb_backends"),
-    ):
-        spec.resize(name, spec.maps[numbered].max_entries)
-    spec.config.update(
-        {
-            "jiffies_per_second": kernel_clock().hz,
-            "host_only": host_only,
-            "host_netns": host_netns,
-            "set_retval": probe("helper_set_retval").has("helper_set_retval"),
-        }
-    )
-    return spec.load(reuse=reuse)
-
-
-def _spec(name: str, sizes: Sizes) -> ObjectSpec:
+def sized(name: str, sizes: Sizes) -> ObjectSpec:
+    """An object whose maps have these sizes."""
     spec = ObjectSpec.open(object_path(name))
     for map_name, entries in sizes.entries().items():
         if map_name in spec.maps:
