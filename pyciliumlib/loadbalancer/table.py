@@ -23,6 +23,7 @@ from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
+from pyciliumlib.loadbalancer.frontends import FrontendTable
 from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
@@ -37,8 +38,8 @@ from pyciliumlib.types import MapLike, address_to_bytes
 class ServiceTable:
     """Keeps the maps of a load balancer equal to a set of services.
 
-    `maps` are those of `bpf/lib/lb*.h` by name, empty at first. One writer at a time; the caller
-    holds the lock.
+    `maps` are those of `bpf/lib/lb*.h` by name, empty at first; `lb_frontends` may be missing. One
+    writer at a time; the caller holds the lock.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ServiceTable:
         self._backend_rows = Mirror(maps["lb_backends"], "backends", array=True)
         self._revision_rows = Mirror(maps["lb_revisions"], "services", array=True)
         self._filter = FilterTable(maps["lb_filter"])
+        self._frontends = FrontendTable(maps.get("lb_frontends"), clock)
         self._slots = SlotTable(maps["lb_slots"], config.maglev(), clock)
         last_service = maps["lb_revisions"].max_entries - 1
         last_backend = maps["lb_backends"].max_entries - 1
@@ -193,9 +195,10 @@ class ServiceTable:
         bare = {spot: self._entry(made, frontend, spot[-1], ids)
                 for spot, frontend in self._spots(service).items()}  # fmt: skip
         made.revision = self._revisions.get(made.id, 0)
-        if old is None or _decides_anew(old, bare, made):
-            made.revision += 1
-        made.entries = {spot: evolve(e, revision=made.revision) for spot, e in bare.items()}
+        anew = old is None or _decides_anew(old, bare, made)
+        made.revision += anew
+        made.frontends = self._frontends.number(bare, old, change.frontend_numbers, anew=anew)
+        made.entries = {spot: _numbered(entry, spot, made) for spot, entry in bare.items()}
         made.bits = self._filter.bits(rows.filter_needs(bare, self._own))
         return made
 
@@ -283,6 +286,7 @@ class ServiceTable:
         self._put(
             self._revision_rows, columns.revision_columns(self._revision_rows, change), change
         )
+        self._frontends.write(fresh.values(), leaving, change.undo)
         self._change_filter(fresh.values(), leaving, change)
 
         self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
@@ -350,9 +354,12 @@ class ServiceTable:
         ):
             for number in taken:
                 numbers.give_back(number)
+        self._frontends.give_up(change.fresh.values(), change.frontend_numbers)
 
     def _commit(self, change: Change) -> None:
         """Everything is written: take it down, and give back what nobody has any more."""
+        leaving = [found for _, found in self._before(change)] + list(change.gone.values())
+        self._frontends.commit(change.fresh.values(), leaving)
         for key, found in [*self._before(change), *change.gone.items()]:
             for slots in found.slots:
                 self._slots.release(slots)
@@ -399,6 +406,17 @@ class ServiceTable:
         for address, _, _, scope in spots:
             if scope == rows.EXTERNAL and address not in self._own:
                 yield address
+
+
+def _numbered(entry: Entry, spot: Spot, made: Installed) -> Entry:
+    """The entry with the numbers and revisions of its service and frontend."""
+    known = made.frontends.get(spot[:3])
+    return evolve(
+        entry,
+        revision=made.revision,
+        frontend=known.number if known else 0,
+        frontend_revision=known.revision if known else 0,
+    )
 
 
 def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:

@@ -1,0 +1,92 @@
+"""Frontends by number, for programs that give answers the service's address back.
+
+Layout: `bpf/lib/lb_frontend.h`. A number's revision only ever grows, whoever has it, and so does
+that of number 0, which counts every change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from attrs import evolve
+
+from pyciliumlib.loadbalancer.columns import FrontendRow, frontend_columns
+from pyciliumlib.loadbalancer.installed import Installed, Numbered, Numbering
+from pyciliumlib.loadbalancer.mirror import Mirror, Undo
+from pyciliumlib.loadbalancer.numbers import Clock, Numbers
+from pyciliumlib.loadbalancer.rows import Entry, Spot
+from pyciliumlib.types import MapLike
+
+
+class FrontendTable:
+    """Keeps `lb_frontends`; without that map every frontend has number 0."""
+
+    def __init__(self, rows: MapLike | None, clock: Clock) -> None:
+        self._rows = Mirror(rows, "frontends by number", array=True) if rows is not None else None
+        last = rows.max_entries - 1 if rows is not None else 0
+        self._numbers = Numbers(1, last, "frontends by number", clock)
+        self._revisions: dict[int, int] = {}
+        self._changes = 0
+
+    def number(
+        self, spots: Mapping[Spot, Entry], old: Installed | None, taken: list[int], *, anew: bool
+    ) -> Numbering:
+        """The numbers of a service's frontends: those it has, and for new ones others.
+
+        With `anew`, flows that came by them are decided again. Appends to `taken` what it takes.
+        Raises MapFullError.
+        """
+        if self._rows is None:
+            return {}
+        had = old.frontends if old else {}
+        made: Numbering = {}
+        for place in dict.fromkeys(spot[:3] for spot in spots):
+            known = had.get(place)
+            if known is None:
+                taken.append(self._numbers.take())
+            number = known.number if known else taken[-1]
+            revision = self._revisions.get(number, 0) + (anew or known is None)
+            made[place] = Numbered(number, revision)
+        return made
+
+    def write(self, fresh: Iterable[Installed], leaving: Iterable[Installed], undo: Undo) -> None:
+        """Write the rows of services that come or change, after the entries that name them."""
+        if self._rows is None:
+            return
+        undo.append(self._bump)  # it runs when the rows are again what they were
+        rows: dict[int, FrontendRow] = {
+            found.number: (place, evolve(found, revision=found.revision + 1), None)
+            for one in leaving for place, found in one.frontends.items()
+        }  # fmt: skip
+        rows.update(
+            {numbered.number: (place, numbered, made)
+             for made in fresh for place, numbered in made.frontends.items()}
+        )  # fmt: skip
+        self._rows.put(*frontend_columns(self._rows, rows), undo)
+        self._bump()
+
+    def _bump(self) -> None:
+        """Let every flow that came by a frontend look whether its own has changed."""
+        if self._rows is not None:
+            self._changes += 1
+            keys, values = self._rows.new_rows(1)
+            values["revision"] = self._changes
+            self._rows.put(keys, values, [])
+
+    def commit(self, fresh: Iterable[Installed], leaving: Iterable[Installed]) -> None:
+        """All is written: the numbers that nobody has any more are free again."""
+        now = {found.number: found.revision for one in fresh for found in one.frontends.values()}
+        for one in leaving:
+            for found in one.frontends.values():
+                if found.number not in now:
+                    self._revisions[found.number] = found.revision + 1
+                    self._numbers.give_back(found.number)
+        self._revisions.update(now)
+
+    def give_up(self, fresh: Iterable[Installed], taken: Iterable[int]) -> None:
+        """The change failed. A program may have met its revisions, so the next ones differ."""
+        for made in fresh:
+            self._revisions.update({one.number: one.revision for one in made.frontends.values()})
+        for number in taken:
+            self._revisions[number] = self._revisions.get(number, 0) + 1
+            self._numbers.give_back(number)
