@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer import read_services as read_services
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
+    from pyciliumlib.loadbalancer.program import SocketBalancer as SocketBalancer
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -233,6 +234,7 @@ _EXPORTS = {
     "loadbalancer.program": (
         "DSRBackend",
         "LoadBalancer",
+        "SocketBalancer",
     ),
     "policy": (
         "Explanation",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pyciliumlib.loadbalancer.program.counters import Count
 from pyciliumlib.loadbalancer.program.dsr_backend import DSRBackend
-from pyciliumlib.loadbalancer.program.load_balancer import Count, LoadBalancer
+from pyciliumlib.loadbalancer.program.load_balancer import LoadBalancer
 from pyciliumlib.loadbalancer.program.loading import Sizes
+from pyciliumlib.loadbalancer.program.socket_balancer import SocketBalancer
 
-__all__ = ["Count", "DSRBackend", "LoadBalancer", "Sizes"]
+__all__ = ["Count", "DSRBackend", "LoadBalancer", "Sizes", "SocketBalancer"]
