@@ -204,16 +204,33 @@ __noinline int service_find(void)
 	return 0;
 }
 
-static __always_inline int translate_find(enum hook hook)
+/* The service loopback address takes answers alone; others would leave the node. 0 or a reason. */
+__noinline int loopback_expects(void)
 {
 	struct work *work = work_get();
+	struct found found;
 
 	if (!work)
 		return DROP_NO_SERVICE_BACKEND;
-	if (hook != FROM_ENDPOINT || work->packet.icmp_class != ICMP_CLASS_NONE ||
-	    !may_be_service(&work->packet))
+	flow_find(&work->packet, &work->key, flow_now(), &found);
+	if (found.flow && found.flow->state & FLOW_HAIRPIN)
 		return 0;
-	return service_find();
+	return DROP(&work->packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
+}
+
+static __always_inline int translate_find(enum hook hook)
+{
+	struct work *work = work_get();
+	struct addr loopback;
+
+	if (!work)
+		return DROP_NO_SERVICE_BACKEND;
+	if (hook != FROM_ENDPOINT || work->packet.icmp_class != ICMP_CLASS_NONE)
+		return 0;
+	service_loopback(&loopback, work->packet.ipv6);
+	if (addr_equal(&work->packet.dst, &loopback))
+		return loopback_expects();
+	return may_be_service(&work->packet) ? service_find() : 0;
 }
 
 /* ------------------------------------------------------------------ the service's entry */

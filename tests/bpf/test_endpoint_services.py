@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet import TCP as TCPHeader
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6ExtHdrDestOpt
+from scapy.layers.l2 import Ether
 
 from pyciliumlib.flow import DropReason
 from tests.bpf.harness import (
@@ -139,10 +143,6 @@ def test_a_datagram_without_a_checksum(rig: ServiceRig, family: Family) -> None:
 @families
 def test_options_and_extensions(rig: ServiceRig, family: Family) -> None:
     """The transport header is where the IP header ends, wherever that is."""
-    from scapy.layers.inet import TCP as TCPHeader
-    from scapy.layers.inet import IPOption_NOP
-    from scapy.layers.inet6 import IPv6ExtHdrDestOpt
-
     pair = tcp(family)
     rig.put(pair.service())
 
@@ -344,10 +344,6 @@ def test_other_ports_of_a_service_address(rig: ServiceRig, family: Family) -> No
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_a_service_without_a_backend(rig: ServiceRig, family: Family, transport: str) -> None:
     """The sender is told, in the service's name, and the drop is told as well."""
-    from scapy.layers.inet import ICMP
-    from scapy.layers.inet6 import ICMPv6DestUnreach
-    from scapy.layers.l2 import Ether
-
     pair = Pair(family, transport, family.server)
     rig.put(pair.service().with_backends([]))
     frame = pair.request(SYN)
