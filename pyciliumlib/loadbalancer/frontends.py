@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping
 
 from attrs import evolve
 
+from pyciliumlib.flow import FlowService
 from pyciliumlib.loadbalancer.columns import FrontendRow, frontend_columns
 from pyciliumlib.loadbalancer.installed import Installed, Numbered, Numbering
 from pyciliumlib.loadbalancer.mirror import Mirror, Undo
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
-from pyciliumlib.loadbalancer.rows import Entry, Spot
-from pyciliumlib.types import MapLike
+from pyciliumlib.loadbalancer.rows import Entry, Place, Spot
+from pyciliumlib.loadbalancer.service import ServiceKey
+from pyciliumlib.types import MapLike, address_from_bytes
 
 
 class FrontendTable:
@@ -26,6 +28,7 @@ class FrontendTable:
         last = rows.max_entries - 1 if rows is not None else 0
         self._numbers = Numbers(1, last, "frontends by number", clock)
         self._revisions: dict[int, int] = {}
+        self._owners: dict[int, tuple[ServiceKey, Place]] = {}
         self._changes = 0
 
     def number(
@@ -65,6 +68,13 @@ class FrontendTable:
         self._rows.put(*frontend_columns(self._rows, rows), undo)
         self._bump()
 
+    def service(self, number: int) -> FlowService | None:
+        """Whose a number is, or was until lately."""
+        if number not in self._owners:
+            return None
+        key, (address, port, _) = self._owners[number]
+        return FlowService(key.namespace, key.name, address_from_bytes(address), port)
+
     def _bump(self) -> None:
         """Let every flow that came by a frontend look whether its own has changed."""
         if self._rows is not None:
@@ -75,7 +85,11 @@ class FrontendTable:
 
     def commit(self, fresh: Iterable[Installed], leaving: Iterable[Installed]) -> None:
         """All is written: the numbers that nobody has any more are free again."""
-        now = {found.number: found.revision for one in fresh for found in one.frontends.values()}
+        now: dict[int, int] = {}
+        for made in fresh:
+            for place, found in made.frontends.items():
+                now[found.number] = found.revision
+                self._owners[found.number] = made.service.key, place
         for one in leaving:
             for found in one.frontends.values():
                 if found.number not in now:

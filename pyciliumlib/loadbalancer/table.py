@@ -18,6 +18,7 @@ import numpy as np
 from attrs import evolve
 
 from pyciliumlib.errors import ExistsError, MapFullError, NotFoundError, PyCiliumError, nearest
+from pyciliumlib.flow import FlowService
 from pyciliumlib.loadbalancer import columns, rows, selection
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -97,6 +98,10 @@ class ServiceTable:
     def service_id(self, key: ServiceKey) -> int:
         """The number by which the maps know a service."""
         return self._installed[key].id
+
+    def service_of(self, frontend: int) -> FlowService | None:
+        """The service behind a frontend's number, as events of the programs give it; or None."""
+        return self._frontends.service(frontend)
 
     @property
     def backends(self) -> Mapping[int, Backend]:
