@@ -31,6 +31,38 @@ class FrontendTable:
         self._owners: dict[int, tuple[ServiceKey, Place]] = {}
         self._changes = 0
 
+    @property
+    def mirrors(self) -> tuple[Mirror, ...]:
+        """What it writes."""
+        return () if self._rows is None else (self._rows,)
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Before the first change: go on with the numbers that these entries have.
+
+        A number whose entry and row differ, as after a change that was cut short, gets another
+        revision when its service is written.
+        """
+        if self._rows is None:
+            return
+        keys, values = self._rows.load()
+        self._revisions = dict(zip(keys.tolist(), values["revision"].tolist(), strict=True))
+        self._changes = self._revisions.pop(0, 0)
+        taken = set()
+        for entry in entries:
+            if entry.frontend:
+                taken.add(entry.frontend)
+                row = self._revisions.get(entry.frontend, 0)
+                if entry.frontend_revision != row:
+                    self._revisions[entry.frontend] = max(entry.frontend_revision, row) + 1
+        self._numbers.claim(taken)
+
+    def found(self, entries: Mapping[Spot, Entry]) -> Numbering:
+        """The numbers that a service's frontends have, by what `load` has read."""
+        return {
+            spot[:3]: Numbered(entry.frontend, self._revisions.get(entry.frontend, 0))
+            for spot, entry in entries.items() if entry.frontend
+        }  # fmt: skip
+
     def number(
         self, spots: Mapping[Spot, Entry], old: Installed | None, taken: list[int], *, anew: bool
     ) -> Numbering:

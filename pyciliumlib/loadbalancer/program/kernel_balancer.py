@@ -125,8 +125,13 @@ class KernelBalancer(abc.ABC):
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services by their keys."""
+        """The services by their keys, as they were given."""
         return dict(self._held.table.services)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as they are served: with the states of backends in quarantine."""
+        return dict(self._held.table.in_force)
 
     def upsert(self, *services: Service) -> ServicePlan:
         """Add services, or put them in the place of those of their keys; what was done.
