@@ -6,7 +6,7 @@
  * ends are, the ipcache knows.
  */
 
-#include "lib/path.h"
+#include "lib/untranslated.h"
 
 #define SUBJECT 1
 

@@ -49,7 +49,7 @@ struct event {
 	__u8 icmp_type;
 	__u8 flags;		/* enum event_flags */
 	__u8 file;		/* enum source_file */
-	__u8 pad[4];
+	__u32 frontend;		/* number of the one by which the opener came, 0 = none (lb_frontend.h) */
 };
 
 struct {
@@ -89,7 +89,7 @@ static __noinline int event_fill(struct event *event, struct __sk_buff *skb,
 	event->icmp_type = packet->icmp_type;
 	event->flags = context->flags | (packet->ipv6 ? EVENT_IPV6 : 0);
 	event->file = packet->file;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	event->frontend = context->frontend;
 	return 0;
 }
 

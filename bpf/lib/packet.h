@@ -53,6 +53,12 @@ struct packet {
 	__u32 from;		/* the end of its flow that sent it */
 };
 
+/* Whether the packet asks for a new connection, whatever is known of its ports. */
+static __always_inline bool packet_opens(const struct packet *packet)
+{
+	return packet->proto == IPPROTO_TCP && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* `return DROP(packet, FILE_X, reason)`: remembers where a packet's fate was decided. */
 #define DROP(packet, file_id, reason) \
 	({ (packet)->file = (file_id); (packet)->line = __LINE__; (reason); })

@@ -58,6 +58,7 @@ class Sizes:
         return {
             # a frontend may have one for each scope, and its address one of its own
             "lb_services": 3 * self.frontends,
+            "lb_frontends": self.frontends + 1,
             "lb_revisions": services,
             "lb_service_counters": services,
             "lb_backends": backends,
