@@ -104,7 +104,6 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer import read_services as read_services
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
-    from pyciliumlib.policy import Direction as Direction
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -116,6 +115,7 @@ if TYPE_CHECKING:
     from pyciliumlib.store import MemoryStore as MemoryStore
     from pyciliumlib.store import SQLiteStore as SQLiteStore
     from pyciliumlib.store import Store as Store
+    from pyciliumlib.types import Direction as Direction
     from pyciliumlib.types import MapLike as MapLike
     from pyciliumlib.types import PortProto as PortProto
     from pyciliumlib.types import Protocol as Protocol
@@ -235,7 +235,6 @@ _EXPORTS = {
         "LoadBalancer",
     ),
     "policy": (
-        "Direction",
         "Explanation",
         "Party",
         "PolicySettings",
@@ -253,6 +252,7 @@ _EXPORTS = {
         "Store",
     ),
     "types": (
+        "Direction",
         "MapLike",
         "PortProto",
         "Protocol",

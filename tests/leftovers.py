@@ -32,8 +32,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_of_another_run(name: str) -> bool:
-    """The bpf ring's harness puts its process id into the names of its namespaces."""
-    match = re.match(r"pclT(\d+)-", name)
+    """The harnesses of the kernel rings put their process id into the names of their namespaces."""
+    match = re.match(r"pcl[A-Z](\d+)-", name)
     return match is not None and int(match[1]) != os.getpid() and Path("/proc", match[1]).exists()
 
 

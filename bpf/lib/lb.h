@@ -11,11 +11,21 @@
 
 #include "addr.h"
 
+enum lb_scope {
+	LB_EXTERNAL = 0,	/* for clients outside of the cluster, and for all where it is alone */
+	LB_INTERNAL = 1,	/* for clients in the cluster, where other backends are theirs */
+};
+
+/*
+ * In the internal scope, the unspecified address stands for the node's loopback addresses, at which
+ * the node's own clients find its NodePorts.
+ */
 struct lb_service_key {
 	struct addr addr;
 	__be16 port;		/* 0 with proto 0: any other port of the address */
 	__u8 proto;
-	__u8 pad[5];
+	__u8 scope;		/* enum lb_scope */
+	__u8 pad[4];
 };
 
 enum lb_service_flags {
@@ -23,6 +33,7 @@ enum lb_service_flags {
 	LB_DENY_RANGES = 2,	/* source ranges are those who may not */
 	LB_OTHER_PORTS = 4,	/* no service: what else is sent to a service's address */
 	LB_CLUSTER_IP = 8,	/* not for clients from outside */
+	LB_NODE_PORT = 16,	/* no socket of the node may be bound to it */
 };
 
 struct lb_service {
@@ -109,7 +120,7 @@ struct lb_member_key {
 	__u32 backend;
 };
 
-/* Which backends a service has; 1 for one that takes new connections, else 0. */
+/* Which backends a service has, and in which scopes each takes new connections: bits of those. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -123,6 +134,28 @@ static __always_inline __u32 *lb_member(__u32 service, __u32 backend)
 	struct lb_member_key key = { .service = service, .backend = backend };
 
 	return bpf_map_lookup_elem(&lb_members, &key);
+}
+
+/* Whether the service's backend takes new connections of clients in a scope. */
+static __always_inline bool lb_takes(__u32 service, __u32 backend, enum lb_scope scope)
+{
+	__u32 *takes = lb_member(service, backend);
+
+	return takes && *takes & 1 << scope;
+}
+
+/* The slot that a number falls on, and the backend in it; 0 if there is none. */
+static __always_inline __u32 lb_backend_in(const struct lb_service *service, __u32 number)
+{
+	__u32 slot, index;
+	struct lb_row *row;
+
+	if (!service->slots)
+		return 0;
+	slot = service->first + number % service->slots;
+	index = slot >> LB_ROW_BITS;
+	row = bpf_map_lookup_elem(&lb_slots, &index);
+	return row ? row->backend[slot & (LB_ROW - 1)] : 0;
 }
 
 #endif

@@ -151,7 +151,7 @@ static __noinline int decide(struct lb_packet *packet, struct lb_flow *decided)
 	}
 	lb_flow_touch(packet, decided);
 	if (service->affinity)
-		lb_remember(&packet->key, decided);
+		lb_remember_client(&packet->key, decided);
 	return flow_store(packet, decided, known, pending);
 }
 
@@ -212,7 +212,7 @@ static __always_inline struct lb_flow *known_flow(const struct lb_packet *packet
 	if (!keeps(packet, flow, backend_of(flow)))
 		return NULL;
 	if (lb_flow_touch(packet, flow) && flow->flags & LB_FLOW_AFFINITY)
-		lb_remember(&packet->key, flow);
+		lb_remember_client(&packet->key, flow);
 	return flow;
 }
 

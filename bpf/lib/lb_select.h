@@ -3,26 +3,8 @@
 #ifndef PCL_LB_SELECT_H
 #define PCL_LB_SELECT_H
 
-#include "lb.h"
+#include "lb_affinity.h"
 #include "lb_flow.h"
-
-struct lb_affinity_key {
-	struct addr client;
-	__u32 service;
-	__u32 pad;
-};
-
-struct lb_affinity {
-	__u32 backend;
-	__u32 last_used;	/* jiffies, low word */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct lb_affinity_key);
-	__type(value, struct lb_affinity);
-} lb_affinity SEC(".maps");
 
 static __always_inline __u32 rotate(__u32 word, __u32 bits)
 {
@@ -80,56 +62,37 @@ static __always_inline bool lb_admits(const struct lb_service *service, const st
 	return (inside && *inside) == !(service->flags & LB_DENY_RANGES);
 }
 
-static __always_inline void lb_remember(const struct lb_flow_key *key, const struct lb_flow *flow)
+static __always_inline struct lb_affinity_key lb_client(const struct lb_flow_key *key,
+							 __u32 service)
 {
-	struct lb_affinity_key known = { .client = key->client, .service = flow->service };
-	struct lb_affinity value = {
-		.backend = flow->backend,
-		.last_used = bpf_jiffies64(),
-	};
+	struct lb_affinity_key client = { .client = key->client, .service = service };
 
-	bpf_map_update_elem(&lb_affinity, &known, &value, BPF_ANY);
-}
-
-/* The backend that the client met before and may still have; 0 if there is none. */
-static __always_inline __u32 lb_remembered(const struct lb_service *service,
-					   const struct addr *client)
-{
-	struct lb_affinity_key known = { .client = *client, .service = service->id };
-	struct lb_affinity *met = bpf_map_lookup_elem(&lb_affinity, &known);
-	__u32 silent, *takes;
-
-	if (!met)
-		return 0;
-	silent = (__u32)bpf_jiffies64() - met->last_used;
-	if (silent >= service->affinity * jiffies_per_second)
-		return 0;
-	takes = lb_member(service->id, met->backend);
-	return takes && *takes ? met->backend : 0;
+	return client;
 }
 
 /* The backend of a new flow; 0 if there is none. */
 static __always_inline __u32 lb_choose(const struct lb_service *service,
 				       const struct lb_flow_key *key)
 {
-	__u32 slot, index, backend;
-	struct lb_row *row;
+	struct lb_affinity_key client = lb_client(key, service->id);
+	__u32 backend;
 
 	if (service->affinity) {
-		backend = lb_remembered(service, &key->client);
+		backend = lb_remembered(service, &client, LB_EXTERNAL);
 		if (backend)
 			return backend;
 	}
-	if (!service->slots)
-		return 0;
 	if (service->flags & LB_MAGLEV)
-		slot = lb_flow_hash(key, service->affinity ? 0 : key->client_port);
-	else
-		slot = bpf_get_prandom_u32();
-	slot = service->first + slot % service->slots;
-	index = slot >> LB_ROW_BITS;
-	row = bpf_map_lookup_elem(&lb_slots, &index);
-	return row ? row->backend[slot & (LB_ROW - 1)] : 0;
+		return lb_backend_in(service, lb_flow_hash(key, service->affinity ? 0 : key->client_port));
+	return lb_backend_in(service, bpf_get_prandom_u32());
+}
+
+static __always_inline void lb_remember_client(const struct lb_flow_key *key,
+					       const struct lb_flow *flow)
+{
+	struct lb_affinity_key client = lb_client(key, flow->service);
+
+	lb_remember(&client, flow->backend);
 }
 
 #endif

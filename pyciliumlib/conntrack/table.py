@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyciliumlib.conntrack.model import Clock, FlowEntry, FlowKey
+from pyciliumlib.conntrack.model import Clock, FlowEntry, FlowKey, signed32
+from pyciliumlib.errors import ExistsError
 from pyciliumlib.types import MapLike
 
 if TYPE_CHECKING:
@@ -68,7 +70,16 @@ class Conntrack:
 
     def _collect(self, table: MapLike) -> int:
         keys, values = table.lookup_batch()
-        return table.delete_batch(keys[self._expired(values)])
+        return sum(self._drop(table, key) for key in keys[self._expired(values)])
+
+    def _drop(self, table: MapLike, key: np.void) -> bool:
+        """Delete an entry that had expired, unless it was written anew since it was read."""
+        value = table.pop(key, None)
+        if value is None or signed32(value.expires - self._now()) <= 0:
+            return value is not None
+        with contextlib.suppress(ExistsError):  # and once more, since it was taken
+            table.update(key, value, "new")
+        return False
 
     def _expired(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         import numpy as np

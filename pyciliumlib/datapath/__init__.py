@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.datapath import Datapath
-from pyciliumlib.datapath.drift import Drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints
 from pyciliumlib.datapath.hooks import Hook, Hooks
@@ -12,6 +11,7 @@ from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.simulate import Outcome, Simulation
 from pyciliumlib.flow.metrics import Metric, Metrics
+from pyciliumlib.types import Drift
 
 __all__ = [
     "Datapath",

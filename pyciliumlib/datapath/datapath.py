@@ -7,19 +7,18 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.datapath.drift import Drift, find_drift
+from pyciliumlib.datapath.drift import find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints, Parts
 from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.node import NodeLike, ThisNode
-from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
@@ -42,11 +41,13 @@ from pyciliumlib.identity import (
 from pyciliumlib.identity.ipcache import ASSIGNED
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.pinroot import PinLayout, PinRoot
 from pyciliumlib.policy import Party, PolicySettings, Repository
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
 from pyciliumlib.types import (
     Address,
+    Drift,
     Network,
     NetworkLike,
     network_from_key,
@@ -54,8 +55,11 @@ from pyciliumlib.types import (
     parse_network,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Datapath:
+
+class Datapath(Closeable):
     """Cilium's datapath on one node.
 
         with Lab() as lab, Datapath(lab.node()) as dp:
@@ -104,7 +108,7 @@ class Datapath:
 
         Raises NotFoundError if nothing is pinned there, and what the constructor raises.
         """
-        with PinRoot.existing(pin_root):
+        with PinRoot.existing(pin_root, _LAYOUT):
             pass
         return cls(node, pin_root=pin_root, config=config, policy=policy)
 
@@ -118,7 +122,7 @@ class Datapath:
     ) -> None:
         keep = self._resources
         self.node = node if node is not None else _own(keep, ThisNode())
-        self._pins = _own(keep, PinRoot(pin_root)) if pin_root is not None else None
+        self._pins = _own(keep, PinRoot(pin_root, _LAYOUT)) if pin_root is not None else None
         self._store: Store = _own(
             keep, SQLiteStore(self._pins.state) if self._pins else MemoryStore()
         )
@@ -398,17 +402,9 @@ class Datapath:
         self._changes.close()
         self._resources.close()
 
-    def __enter__(self) -> Datapath:
+    def __enter__(self) -> Self:
         self._changes.check()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -421,6 +417,8 @@ class Datapath:
 
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
+#: Its number counts changes of what is pinned that an older or newer version cannot use.
+_LAYOUT: Final = PinLayout("Datapath", "v2")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
     from pyciliumlib.identity import IPCache, IPCacheTable
     from pyciliumlib.kernel import Map, Object
-
-
-@frozen
-class Drift:
-    """Every difference, in words; false where there is none."""
-
-    differences: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.differences)
-
-    def __str__(self) -> str:
-        return "\n".join(self.differences) or "the kernel holds what it should"
 
 
 def find_drift(

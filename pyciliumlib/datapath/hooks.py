@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.programs import shared_maps
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
@@ -16,7 +16,7 @@ from pyciliumlib.kernel import Object, ObjectSpec, ProgramType
 SLOTS: Final = {"before-policy": 0, "after-policy": 1}
 
 
-class Hook:
+class Hook(Closeable):
     """A user's program in a slot; `close()` takes it out."""
 
     def __init__(self, slot: str, loaded: Object, remove: Callable[[], None]) -> None:
@@ -36,17 +36,6 @@ class Hook:
             self._closed = True
             self._remove()
             self._loaded.close()
-
-    def __enter__(self) -> Hook:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Hooks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pyciliumlib.flow.flow import Direction, Flow, FlowType, Namer, Verdict, decode
+from pyciliumlib.flow.flow import Flow, FlowType, Namer, Verdict, decode
 from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
+from pyciliumlib.types import Direction
 
 __all__ = [
     "Direction",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, fields, frozen
 
 from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
-from pyciliumlib.types import Address, Protocol
+from pyciliumlib.types import Address, Direction, Protocol
 from pyciliumlib.types.addresses import address_from_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 #: Gives an address and an identity a name to print, or None.
@@ -27,13 +28,6 @@ class FlowType(enum.IntEnum):
     DROP = 1
     TRACE = 4
     VERDICT = 5
-
-
-class Direction(enum.IntEnum):
-    """Seen from the endpoint whose policy or device spoke."""
-
-    INGRESS = 0
-    EGRESS = 1
 
 
 class Verdict(enum.Enum):
@@ -142,8 +136,8 @@ class Flow:
         if self.type is FlowType.TRACE:
             return f"{self.point} {detail}"
         if self.type is FlowType.VERDICT:
-            return f"policy-verdict {self.direction.name.lower()} {detail}"
-        return f"drop {self.direction.name.lower()} {detail}"
+            return f"policy-verdict {self.direction} {detail}"
+        return f"drop {self.direction} {detail}"
 
     def _why(self) -> str:
         return f": {reason_text(self.reason)}" if self.dropped else ""
@@ -155,9 +149,21 @@ def decode(
     """Flows from an array of `struct event`; with `namer`, their ends have names.
 
     `boot_time` is the Unix time, in seconds, at which the kernel's monotonic clock was zero.
+    Events of a kind that is not known here, such as a newer program's, are passed over.
     """
-    columns = _columns(events, boot_time, namer)
+    columns = _columns(events[_known(events)], boot_time, namer)
     return map(Flow, *(columns[field.name] for field in fields(Flow)))
+
+
+def _known(events: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which events this version understands: their kind, and a trace's place."""
+    import numpy as np
+
+    kinds = events["type"]
+    known: npt.NDArray[np.bool_] = np.isin(kinds, list(FlowType))
+    known &= np.isin(events["direction"], list(Direction))
+    known &= (kinds != FlowType.TRACE) | np.isin(events["reason"], list(TracePoint))
+    return known
 
 
 def _columns(

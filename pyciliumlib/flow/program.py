@@ -22,6 +22,8 @@ class FlowStream:
         """`event` is the layout of `struct event`."""
         self._ring = RingBuffer(programs.maps["events"], event, lost=programs.maps["events_lost"])
         self._namer = namer
+        #: Events that were read and passed over, as of a kind that is not known here.
+        self.unknown = 0
 
     @property
     def lost(self) -> int:
@@ -49,7 +51,9 @@ class FlowStream:
         self._ring.close()
 
     def _decode(self, events: npt.NDArray[Any]) -> list[Flow]:
-        return list(decode(events, boot_time(), self._namer))
+        flows = list(decode(events, boot_time(), self._namer))
+        self.unknown += len(events) - len(flows)
+        return flows
 
 
 def boot_time() -> float:

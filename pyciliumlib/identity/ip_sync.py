@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.identity.ip_pair import IP_BASE_PATH, IPIdentityPair
 from pyciliumlib.identity.ipcache import IPCache, Update
@@ -17,7 +17,7 @@ from pyciliumlib.types import Address, NetworkLike, parse_network
 _log = logging.getLogger(__name__)
 
 
-class ClusterAddresses:
+class ClusterAddresses(Closeable):
     """Keeps an ipcache and a store's addresses in step, in Cilium's key layout.
 
     What this node publishes lives as long as this object. `host` is the node's own address: what
@@ -63,17 +63,6 @@ class ClusterAddresses:
         """Withdraw what this object published; what it learned stays in the ipcache."""
         self._watch.close()
         self._session.close()
-
-    def __enter__(self) -> ClusterAddresses:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _update_of(self, event: Event) -> Update | None:
         try:

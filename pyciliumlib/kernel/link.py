@@ -196,9 +196,6 @@ class Link(Resource):
             self.unpin()
         self.close()
 
-    def __enter__(self) -> Link:
-        return self
-
     def __repr__(self) -> str:
         if self.closed:
             return f"<Link {self.name!r} closed>"

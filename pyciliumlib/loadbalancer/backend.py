@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import struct
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Final
@@ -76,6 +77,8 @@ def split_endpoint(text: str) -> tuple[str, int, str]:
 
 
 def _address(value: AddressLike) -> Address:
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return value
     try:
         return ipaddress.ip_address(value)
     except ValueError as error:
@@ -142,10 +145,10 @@ class Backend:
             raise InvalidError(f"{self} is {self.state} and cannot become {wanted}, but {allowed}")
         return evolve(self, state=wanted)
 
-    @property
-    def key(self) -> tuple[Address, int, Protocol, int]:
-        """What tells it from all others: address, port, protocol, cluster."""
-        return self.address, self.port, self.protocol, self.cluster_id
+    @cached_property
+    def key(self) -> bytes:
+        """What tells it from all others: port, protocol, cluster and address."""
+        return struct.pack(">HBB", self.port, self.protocol, self.cluster_id) + self.address.packed
 
     @cached_property
     def hash_string(self) -> str:

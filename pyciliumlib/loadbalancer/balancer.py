@@ -266,14 +266,16 @@ class Balancer:
         kept = self._connections.get((client, target))
         for backend in service.backends:
             if kept == (service.key, backend.key) and selection.keeps(backend, opening=opening):
-                return self._to(backend, Why.CONNECTION, service)
+                return self._to(backend, Why.CONNECTION, service, direction)
         found = selection.candidates(service, frontend, direction, node)
         if not found:
             return Placement(Why.NO_BACKEND)
         chosen, why = self._choose(service, frontend, client, direction, found, now)
         if chosen is None:
-            return evolve(self._to(found[0], why, service), backend=None, candidates=found)
-        return evolve(self._to(chosen, why, service), candidates=found)
+            placed = evolve(self._to(found[0], why, service, direction), backend=None)
+        else:
+            placed = self._to(chosen, why, service, direction)
+        return evolve(placed, candidates=found)
 
     def _choose(
         self,
@@ -299,10 +301,12 @@ class Balancer:
         flow = FlowTuple(client.address, client.port, frontend.port, frontend.protocol)
         return table.select(flow, affinity=bool(affinity)), Why.MAGLEV
 
-    def _to(self, backend: Backend, why: Why, service: Service) -> Placement:
+    def _to(self, backend: Backend, why: Why, service: Service, direction: Direction) -> Placement:
         delegates = service.proxy_delegation is ProxyDelegation.IF_LOCAL
         if delegates and backend.address in self.node.addresses:
             return Placement(Why.DELEGATED, backend)
+        if direction is Direction.SOCKET:  # no packet is forwarded
+            return Placement(why, backend)
         forwarding = self.config.forwarding_of(service)
         dsr = forwarding is ForwardingMode.DSR
         dispatch = self.config.dispatch_of(service) if dsr else None

@@ -37,9 +37,9 @@ def spot_keys(mirror: Mirror, spots: Collection[Spot]) -> npt.NDArray[Any]:
 
 
 def _set_spots(keys: npt.NDArray[Any], spots: Collection[Spot]) -> None:
-    keys["addr"] = _addresses(address for address, _, _ in spots)
-    keys["port"] = [port for _, port, _ in spots]
-    keys["proto"] = [protocol for _, _, protocol in spots]
+    keys["addr"] = _addresses(address for address, *_ in spots)
+    for at, name in enumerate(("port", "proto", "scope"), start=1):
+        keys[name] = [spot[at] for spot in spots]
 
 
 def backend_columns(mirror: Mirror, held: Iterable[Held], *, alive: bool) -> Columns:

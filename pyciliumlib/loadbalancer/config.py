@@ -34,7 +34,9 @@ class LoadBalancerConfig:
 
     `mode` and `dispatch` say how packets reach backends of services that do not say it
     themselves. The two annotation switches let services choose; a service that does, without the
-    switch, is refused.
+    switch, is refused. `socket` is for clients on the node itself: their sockets are connected to
+    backends (`SocketBalancer`), `socket_host_only` those of the node's own network namespace
+    alone, `socket_terminate` ends those whose backend is gone.
 
     >>> LoadBalancerConfig.from_config({"maglev-table-size": "65521"}).table_size
     65521
@@ -54,6 +56,9 @@ class LoadBalancerConfig:
     )
     source_ranges_all_types: bool = False
     node_ports: PortProto = field(default=_NODE_PORTS, converter=_ports)
+    socket: bool = False
+    socket_host_only: bool = False
+    socket_terminate: bool = False
     service_topology: bool = False
     service_proxy_name: str = ""
 
@@ -177,14 +182,14 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "bpf-lb-source-range-all-types": ("source_ranges_all_types", _boolean),
     "service-no-backend-response": ("no_backend_response", NoBackendResponse),
     "node-port-range": ("node_ports", _node_ports),
+    "bpf-lb-sock": ("socket", _boolean),
+    "bpf-lb-sock-hostns-only": ("socket_host_only", _boolean),
+    "bpf-lb-sock-terminate-pod-connections": ("socket_terminate", _boolean),
     "enable-service-topology": ("service_topology", _boolean),
     "k8s-service-proxy-name": ("service_proxy_name", _text),
 }
 #: Keys of things that are not there yet: their defaults, which change nothing, are taken.
 _LATER: Final[dict[str, tuple[str, ...]]] = {
-    "bpf-lb-sock": ("false",),
-    "bpf-lb-sock-hostns-only": ("false",),
-    "bpf-lb-sock-terminate-pod-connections": ("false",),
     "bpf-lb-nat46x64": ("false",),
     "bpf-lb-rss-ipv4-src-cidr": ("",),
     "bpf-lb-rss-ipv6-src-cidr": ("",),

@@ -16,8 +16,6 @@ from pyciliumlib.loadbalancer.slots import Slots
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-BackendKey = tuple[object, ...]
-
 
 @define(eq=False)
 class Installed:
@@ -64,7 +62,7 @@ class Change:
 
     fresh: dict[ServiceKey, Installed] = field(factory=dict)
     gone: dict[ServiceKey, Installed] = field(factory=dict)
-    held: dict[BackendKey, Held] = field(factory=dict)
+    held: dict[bytes, Held] = field(factory=dict)
     backend_ids: list[int] = field(factory=list)
     service_ids: list[int] = field(factory=list)
     range_ids: list[int] = field(factory=list)

@@ -113,7 +113,12 @@ class ProxyDelegation(Word):
 
 
 class Direction(Word):
-    """Where a client is: outside of the cluster (north-south) or in it (east-west)."""
+    """Where a client is: outside of the cluster (north-south) or in it (east-west).
+
+    The third is a client in it whose socket is connected to the backend, before there is a packet:
+    then chance alone chooses, and the client is its network namespace.
+    """
 
     NORTH_SOUTH = "north-south"
     EAST_WEST = "east-west"
+    SOCKET = "socket"

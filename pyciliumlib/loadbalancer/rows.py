@@ -12,7 +12,12 @@ from pyciliumlib.loadbalancer import selection
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, port_bit
-from pyciliumlib.loadbalancer.kinds import Algorithm, Direction, SourceRangesPolicy
+from pyciliumlib.loadbalancer.kinds import (
+    Algorithm,
+    Direction,
+    FrontendType,
+    SourceRangesPolicy,
+)
 from pyciliumlib.loadbalancer.service import Frontend, Service
 from pyciliumlib.types import Network, address_to_bytes, network_to_key
 from pyciliumlib.types.addresses import covers_ipv4
@@ -22,13 +27,22 @@ FLAG_MAGLEV: Final = 1
 FLAG_DENY_RANGES: Final = 2
 FLAG_OTHER_PORTS: Final = 4
 FLAG_CLUSTER_IP: Final = 8
+FLAG_NODE_PORT: Final = 16
+# enum lb_scope
+EXTERNAL: Final = 0
+INTERNAL: Final = 1
+#: Of a member that takes new connections, the bits of both.
+BOTH_SCOPES: Final = 1 << EXTERNAL | 1 << INTERNAL
+#: Whose entry it is that lies in a scope.
+DIRECTIONS: Final = {EXTERNAL: Direction.NORTH_SOUTH, INTERNAL: Direction.EAST_WEST}
+#: Frontends at addresses that are the node's.
+_ON_NODE: Final = (FrontendType.NODE_PORT, FrontendType.HOST_PORT, FrontendType.EXTERNAL_IPS)
 #: Bits of a source range's key before the address: the number of its set.
 _SET_BITS: Final = 32
 _ALL_IPV4: Final = ipaddress.IPv4Network("0.0.0.0/0")
-_OUTSIDE: Final = Direction.NORTH_SOUTH
 
-#: 16-byte address, port, protocol.
-Spot = tuple[bytes, int, int]
+#: 16-byte address, port, protocol, scope.
+Spot = tuple[bytes, int, int, int]
 #: Prefix length in bits, 16-byte address, whether it is inside.
 RangeRow = tuple[int, bytes, int]
 
@@ -47,26 +61,41 @@ class Entry:
 
 
 def spots(service: Service, node: LocalNode) -> dict[Spot, Frontend]:
-    """Where clients find the service on this node; the unspecified address is each of its own."""
+    """Where clients find the service on this node; the unspecified address is each of its own.
+
+    A spot of the internal scope is there only where it differs, and at the unspecified address.
+    """
     found: dict[Spot, Frontend] = {}
     for frontend in service.frontends:
+        place = frontend.port, int(frontend.protocol)
         addresses = [frontend.address]
         if frontend.address.is_unspecified:
             addresses = [a for a in node.addresses if a.version == frontend.address.version]
-        for address in addresses:
-            spot = address_to_bytes(address), frontend.port, int(frontend.protocol)
-            found.setdefault(spot, frontend)
+            found.setdefault((address_to_bytes(frontend.address), *place, INTERNAL), frontend)
+        for address in map(address_to_bytes, addresses):
+            if found.setdefault((address, *place, EXTERNAL), frontend) is not frontend:
+                continue  # an earlier frontend of the service has it
+            if selection.has_two_scopes(service, frontend):
+                found[(address, *place, INTERNAL)] = frontend
     return found
 
 
-def flags_of(service: Service, frontend: Frontend, config: LoadBalancerConfig) -> int:
+def other_ports(address: bytes) -> Spot:
+    """The spot of all ports of an address that no frontend has."""
+    return address, 0, 0, EXTERNAL
+
+
+def flags_of(
+    service: Service, frontend: Frontend, direction: Direction, config: LoadBalancerConfig
+) -> int:
     """What a program must know of a frontend beside its slots."""
-    how = selection.algorithm(service, frontend, _OUTSIDE, config)
+    how = selection.algorithm(service, frontend, direction, config)
     deny = service.source_ranges_policy is SourceRangesPolicy.DENY
     return (
         (FLAG_MAGLEV if how is Algorithm.MAGLEV else 0)
         | (FLAG_DENY_RANGES if deny else 0)
-        | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, _OUTSIDE, config) else 0)
+        | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, direction, config) else 0)
+        | (FLAG_NODE_PORT if frontend.type in _ON_NODE else 0)
     )
 
 
@@ -83,7 +112,9 @@ def range_rows(networks: Iterable[Network]) -> list[RangeRow]:
 def filter_needs(found: Iterable[Spot], own: frozenset[bytes]) -> list[tuple[bytes, int]]:
     """The filter's bits for these spots; the node's `own` addresses have other ports as well."""
     needs = []
-    for address, port, protocol in found:
+    for address, port, protocol, scope in found:
+        if scope == INTERNAL:
+            continue  # the filter is for packets from outside
         needs.append((address, port_bit(port, protocol)))
         needs.append((address, FRAGMENTS))
         if address not in own:

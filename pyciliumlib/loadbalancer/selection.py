@@ -42,6 +42,12 @@ def candidates(
     return _in_state(found, BackendState.ACTIVE) or _in_state(found, BackendState.TERMINATING)
 
 
+def has_two_scopes(service: Service, frontend: Frontend) -> bool:
+    """Whether clients in the cluster have other backends there than those outside of it."""
+    outside = _policy(service, frontend, Direction.NORTH_SOUTH)
+    return outside is not _policy(service, frontend, Direction.EAST_WEST)
+
+
 def keeps(backend: Backend, *, opening: bool) -> bool:
     """Whether a connection that has this backend keeps it; `opening` is that of a SYN."""
     return backend.state is BackendState.ACTIVE or not opening
@@ -51,6 +57,8 @@ def algorithm(
     service: Service, frontend: Frontend, direction: Direction, config: LoadBalancerConfig
 ) -> Algorithm:
     """How a backend is chosen: the balancer's Maglev is for clients from outside alone."""
+    if direction is Direction.SOCKET:
+        return Algorithm.RANDOM
     if service.algorithm is not None or config.algorithm is Algorithm.RANDOM:
         return config.algorithm_of(service)
     outside = frontend.type.external or config.external_cluster_ip
@@ -79,7 +87,7 @@ def hidden_cluster_ip(frontend: Frontend, direction: Direction, config: LoadBala
 
 
 def _policy(service: Service, frontend: Frontend, direction: Direction) -> TrafficPolicy:
-    if direction is Direction.EAST_WEST:
+    if direction is not Direction.NORTH_SOUTH:
         return service.internal_policy
     return service.external_policy if frontend.type.external else TrafficPolicy.CLUSTER
 

@@ -10,30 +10,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from attrs import evolve
 
-from pyciliumlib.errors import ExistsError, MapFullError, PyCiliumError
+from pyciliumlib.errors import ExistsError, MapFullError, NotFoundError, PyCiliumError, nearest
 from pyciliumlib.loadbalancer import columns, rows, selection
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
-from pyciliumlib.loadbalancer.installed import Applied, BackendKey, Change, Held, Installed
-from pyciliumlib.loadbalancer.kinds import Direction
+from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
 from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.rows import Entry, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
-
-_OUTSIDE = Direction.NORTH_SOUTH
 
 
 class ServiceTable:
@@ -65,9 +63,11 @@ class ServiceTable:
         self._backend_ids = Numbers(1, last_backend, "backends", clock)
         self._range_ids = Numbers(1, (1 << 32) - 1, "sets of source ranges", clock)
         self._installed: dict[ServiceKey, Installed] = {}
-        self._services: dict[ServiceKey, Service] = {}
+        self._wanted: dict[ServiceKey, Service] = {}
+        self._in_force: dict[ServiceKey, Service] = {}
+        self._quarantine = Quarantine()
         self._backends: dict[int, Backend] = {}
-        self._held: dict[BackendKey, Held] = {}
+        self._held: dict[bytes, Held] = {}
         self._revisions: dict[int, int] = {}
         self._backend_revisions: dict[int, int] = {}
         self._owners: dict[Spot, ServiceKey] = {}
@@ -77,8 +77,20 @@ class ServiceTable:
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services that the maps hold; a view that follows."""
-        return MappingProxyType(self._services)
+        """The services as they were given; a view that follows."""
+        return MappingProxyType(self._wanted)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as the maps hold them: less what is quarantined; a view that follows."""
+        return MappingProxyType(self._in_force)
+
+    def serves(self, backend: Backend) -> list[Service]:
+        """The services that have the backend, as they were given; NotFoundError if none has."""
+        held = self._held.get(backend.key)
+        if held is None:
+            raise NotFoundError(f"no service has the backend {backend}")
+        return [self._wanted[key] for key in held.users]
 
     def service_id(self, key: ServiceKey) -> int:
         """The number by which the maps know a service."""
@@ -98,7 +110,29 @@ class ServiceTable:
 
     def plan(self, wanted: Iterable[Service], *, whole: bool = True) -> ServicePlan:
         """What makes the maps hold `wanted`, and with `whole` nothing else."""
-        return ServicePlan.between(self.services, wanted, whole=whole)
+        return ServicePlan.between(self._in_force, wanted, whole=whole, quarantine=self._quarantine)
+
+    def plan_deletion(self, keys: Iterable[ServiceKey]) -> ServicePlan:
+        """What takes these services away; NotFoundError for one that is not there."""
+        deletes = {}
+        for key in keys:
+            if key not in self._in_force:
+                known = map(str, self._in_force)
+                raise NotFoundError(f"there is no service {key}{nearest(str(key), known)}")
+            deletes[key] = self._in_force[key]
+        return ServicePlan({}, deletes, {}, self._quarantine)
+
+    def plan_quarantine(self, backends: Iterable[Backend], *, out: bool) -> ServicePlan:
+        """What quarantines these backends in all services or, with `out`, lets them out again.
+
+        Raises NotFoundError for one that no service has.
+        """
+        listed = list(backends)
+        touched = {one.key: one for backend in listed for one in self.serves(backend)}
+        after = self._quarantine.adding(listed)
+        if out:
+            after = self._quarantine.without(backend.key for backend in listed)
+        return ServicePlan.between(self._in_force, touched.values(), whole=False, quarantine=after)
 
     def apply(self, plan: ServicePlan) -> Applied:
         """Carry out a plan, all of it or nothing; who is new, and which numbers are nobody's now.
@@ -123,6 +157,10 @@ class ServiceTable:
         new = {held.id: held.backend for key, held in change.held.items() if key not in self._held}
         unused = [held.id for held in change.held.values() if not held.users]
         self._commit(change)
+        self._wanted.update(plan.wanted)
+        self._quarantine = plan.quarantine.without(
+            key for key, held in change.held.items() if not held.users
+        )
         return Applied(new, unused, [found.id for found in change.gone.values()])
 
     def _check_owners(self, plan: ServicePlan) -> None:
@@ -152,7 +190,7 @@ class ServiceTable:
             self._let_go(key, (b for b in old.service.backends if b.key not in kept), change)
         change.fresh[key] = made  # from here on its slots are given back if all is given up
         self._set_ranges(made, old, change)
-        bare = {spot: self._entry(made, frontend, ids)
+        bare = {spot: self._entry(made, frontend, spot[-1], ids)
                 for spot, frontend in self._spots(service).items()}  # fmt: skip
         made.revision = self._revisions.get(made.id, 0)
         if old is None or _decides_anew(old, bare, made):
@@ -174,22 +212,25 @@ class ServiceTable:
             made.ranges = self._range_ids.take()
             change.range_ids.append(made.ranges)
 
-    def _entry(self, made: Installed, frontend: Any, ids: dict[Any, int]) -> Entry:
-        service, config = made.service, self._config
-        found = selection.candidates(service, frontend, _OUTSIDE, self._node)
+    def _entry(self, made: Installed, frontend: Any, scope: int, ids: dict[Any, int]) -> Entry:
+        service, config, direction = made.service, self._config, rows.DIRECTIONS[scope]
+        found = selection.candidates(service, frontend, direction, self._node)
+        takes = 1 << scope if selection.has_two_scopes(service, frontend) else rows.BOTH_SCOPES
         for backend in service.backends:
             made.members.setdefault(ids[backend.key], 0)
-        made.members.update(dict.fromkeys((ids[backend.key] for backend in found), 1))
-        how = selection.algorithm(service, frontend, _OUTSIDE, config)
+        for backend in found:
+            made.members[ids[backend.key]] |= takes
+        how = selection.algorithm(service, frontend, direction, config)
         slots = self._slots.acquire(how, {ids[backend.key]: backend for backend in found})
         made.slots.append(slots)
+        checked = scope == rows.EXTERNAL and selection.checks_source(service, frontend, config)
         return Entry(
             id=made.id,
             first=slots.first if slots else 0,
             slots=slots.count if slots else 0,
-            ranges=made.ranges if selection.checks_source(service, frontend, config) else 0,
+            ranges=made.ranges if checked else 0,
             affinity=service.affinity_timeout,
-            flags=rows.flags_of(service, frontend, config),
+            flags=rows.flags_of(service, frontend, direction, config),
         )
 
     # ------------------------------------------------------------------ backends
@@ -228,11 +269,11 @@ class ServiceTable:
         old_spots = [spot for found in leaving for spot in found.entries]
         others = self._others_after(entries, old_spots)
         entries.update(
-            {(address, 0, 0): Entry(0, flags=rows.FLAG_OTHER_PORTS)
+            {rows.other_ports(address): Entry(0, flags=rows.FLAG_OTHER_PORTS)
              for address, count in others.items() if count}
         )  # fmt: skip
         dead_spots = [spot for spot in old_spots if spot not in entries]
-        dead_spots += [(address, 0, 0) for address, count in others.items() if not count]
+        dead_spots += [rows.other_ports(address) for address, count in others.items() if not count]
 
         self._put(self._backend_rows, self._backend_columns(change, alive=True), change)
         self._slots.flush()
@@ -274,13 +315,12 @@ class ServiceTable:
         mirror.put(keys, values, change.undo)
 
     def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
-        """How many frontends the addresses that are touched will have; not the node's own."""
+        """How many frontends the addresses that are touched will have."""
         counts: dict[bytes, int] = {}
         for spots, step in ((new, 1), (old, -1)):
-            for address, _, _ in spots:
-                if address not in self._own:
-                    present = counts.setdefault(address, self._others.get(address, 0))
-                    counts[address] = present + step
+            for address in self._guarded(spots):
+                present = counts.setdefault(address, self._others.get(address, 0))
+                counts[address] = present + step
         return counts
 
     def _change_filter(
@@ -326,13 +366,13 @@ class ServiceTable:
         for key, found in change.gone.items():
             self._revisions[found.id] = found.revision + 1
             self._service_ids.give_back(found.id)
-            del self._installed[key], self._services[key]
+            del self._installed[key], self._wanted[key], self._in_force[key]
         for key, made in change.fresh.items():
             self._revisions[made.id] = made.revision
             self._owners.update(dict.fromkeys(made.entries, key))
             self._count_addresses(made.entries, 1)
             self._installed[key] = made
-            self._services[key] = made.service
+            self._in_force[key] = made.service
         for backend_key, held in change.held.items():
             if held.users:
                 self._held[backend_key] = held
@@ -347,13 +387,18 @@ class ServiceTable:
         return [(key, self._installed[key]) for key in change.fresh if key in self._installed]
 
     def _count_addresses(self, spots: Iterable[Spot], step: int) -> None:
-        for address, _, _ in spots:
-            if address not in self._own:
-                count = self._others.get(address, 0) + step
-                if count:
-                    self._others[address] = count
-                else:
-                    self._others.pop(address, None)
+        for address in self._guarded(spots):
+            count = self._others.get(address, 0) + step
+            if count:
+                self._others[address] = count
+            else:
+                self._others.pop(address, None)
+
+    def _guarded(self, spots: Iterable[Spot]) -> Iterator[bytes]:
+        """The addresses of frontends whose other ports are nobody's; not the node's own."""
+        for address, _, _, scope in spots:
+            if scope == rows.EXTERNAL and address not in self._own:
+                yield address
 
 
 def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:

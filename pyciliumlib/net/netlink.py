@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, DeviceError, InvalidError
 from pyciliumlib.net._errors import kernel_error
 from pyciliumlib.net.link import Link, check_ifname, check_mac
@@ -31,7 +32,7 @@ RTF_LOCAL = 0x80000000
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 
 
-class Netlink:
+class Netlink(Closeable):
     """An rtnetlink client that lives in one namespace.
 
     It owns a thread there, because a netlink socket belongs to the namespace of the thread that
@@ -313,12 +314,6 @@ class Netlink:
                 worker.call(self._route.close)
             finally:
                 worker.close()
-
-    def __enter__(self) -> Netlink:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_worker", None) is not None:

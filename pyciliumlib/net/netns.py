@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, ExistsError, InvalidError, KernelError, NotFoundError
 from pyciliumlib.net import _syscalls
 
@@ -32,7 +33,7 @@ _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 
-class NetNS:
+class NetNS(Closeable):
     """A network namespace, held by an open descriptor.
 
     Make one with `create`, `open`, `of_process` or `current`. `close()` lets go of the descriptor;
@@ -162,12 +163,6 @@ class NetNS:
         self.close()
         if self.name is not None:
             delete_netns(self.name)
-
-    def __enter__(self) -> NetNS:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

@@ -17,7 +17,6 @@ from pyciliumlib.policy.model import (
     Authentication,
     BandwidthLimit,
     Clause,
-    Direction,
     PolicyDocument,
     PolicyKey,
     Reference,
@@ -36,6 +35,7 @@ from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_po
 from pyciliumlib.policy.requires import read_requires
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import Direction
 
 CNP: Final = "CiliumNetworkPolicy"
 CCNP: Final = "CiliumClusterwideNetworkPolicy"

@@ -22,7 +22,6 @@ from pyciliumlib.policy.l7.reader import read_fqdns
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Clause,
-    Direction,
     Level,
     PolicyDocument,
     PolicyKey,
@@ -42,7 +41,7 @@ from pyciliumlib.policy.peers import (
 from pyciliumlib.policy.ports import TRANSPORT, parse_port
 from pyciliumlib.policy.schema import LIST, NUMBER, OBJECT, TEXT, Problems, Schema, texts
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
 KCNP: Final = "ClusterNetworkPolicy"

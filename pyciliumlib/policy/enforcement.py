@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
-from pyciliumlib.policy.model import Direction, Party, Rule
+from pyciliumlib.policy.model import Party, Rule
 from pyciliumlib.policy.settings import Enforcement, PolicySettings
+from pyciliumlib.types import Direction
 
 INIT: Final = Label(SOURCE_RESERVED, "init")
 

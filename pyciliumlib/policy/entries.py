@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from attrs import frozen
 
-from pyciliumlib.policy.model import Direction, Level, Tier, Verdict
-from pyciliumlib.types import Protocol
+from pyciliumlib.policy.model import Level, Tier, Verdict
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt

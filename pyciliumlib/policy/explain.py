@@ -10,10 +10,10 @@ from attrs import frozen
 
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.policy.answer import Answer, Request, answer
-from pyciliumlib.policy.model import Direction, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, Reason, decide
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 _ROWS_MAX: Final = 50
 _TEXT_MAX: Final = 300

@@ -19,7 +19,6 @@ from pyciliumlib.policy.cilium import read_metadata
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Clause,
-    Direction,
     NamespaceDocument,
     PolicyDocument,
     PolicyKey,
@@ -40,7 +39,7 @@ from pyciliumlib.policy.peers import (
 from pyciliumlib.policy.ports import parse_port
 from pyciliumlib.policy.schema import ANY, LIST, NUMBER, OBJECT, TEXT, Problems, Schema, texts
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 
 KNP: Final = "NetworkPolicy"
 API_VERSIONS: Final = ("networking.k8s.io/v1",)

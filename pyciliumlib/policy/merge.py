@@ -23,9 +23,10 @@ from pyciliumlib.policy.entries import (
     Slot,
     precedence,
 )
-from pyciliumlib.policy.model import Direction, PortNames, Verdict
+from pyciliumlib.policy.model import PortNames, Verdict
 from pyciliumlib.policy.passes import ANYONE, OWN, Claim, authentication, settle
 from pyciliumlib.policy.shares import Share
+from pyciliumlib.types import Direction
 
 NONE_NAMED: Final[PortNames] = frozenset()
 

@@ -23,18 +23,8 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy.l7 import L7
-from pyciliumlib.types import Network, Protocol
+from pyciliumlib.types import Direction, Network, Protocol
 from pyciliumlib.types.ports import PORT_MAX
-
-
-class Direction(enum.IntEnum):
-    """As seen from the subject; the numbers are those of the policy map's key."""
-
-    INGRESS = 0
-    EGRESS = 1
-
-    def __str__(self) -> str:
-        return self.name.lower()
 
 
 class Verdict(enum.Enum):

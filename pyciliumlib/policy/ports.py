@@ -18,9 +18,9 @@ from pyciliumlib.policy.l7.reader import (
     read_kafka,
     read_secret,
 )
-from pyciliumlib.policy.model import Direction, PortMatch
+from pyciliumlib.policy.model import PortMatch
 from pyciliumlib.policy.schema import Problems, read_once, texts
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
 PORTS_MAX: Final = 40

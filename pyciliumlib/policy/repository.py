@@ -38,7 +38,6 @@ from pyciliumlib.policy.explain import Explanation, Target, explain, parse_targe
 from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     BandwidthLimit,
-    Direction,
     NamedPorts,
     NamespaceDocument,
     Party,
@@ -53,6 +52,7 @@ from pyciliumlib.policy.rule_store import RuleStore
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, decide
+from pyciliumlib.types import Direction
 
 
 @frozen(eq=False, repr=False)

@@ -21,10 +21,11 @@ from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
 from pyciliumlib.policy.merge import NONE_NAMED, Merger
-from pyciliumlib.policy.model import Direction, Party, PortNames
+from pyciliumlib.policy.model import Party, PortNames
 from pyciliumlib.policy.selections import IdentityDelta, IdentityGroup, Selection, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.shares import Handout, Share, collect_shares
+from pyciliumlib.types import Direction
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -27,7 +27,6 @@ from pyciliumlib.policy.model import (
     NORMAL,
     Authentication,
     Clause,
-    Direction,
     Level,
     Party,
     PortMatch,
@@ -37,7 +36,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 # Cilium's priorities of proxies: the lower number wins where two would take a connection.
 _PARSER_PRIORITY: Final = {

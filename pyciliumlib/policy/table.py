@@ -26,8 +26,8 @@ from pyciliumlib.policy.entries import (
     PolicyEntries,
     as_bytes,
 )
-from pyciliumlib.policy.model import Authentication, Direction, Verdict
-from pyciliumlib.types import Protocol
+from pyciliumlib.policy.model import Authentication, Verdict
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -22,7 +22,6 @@ from pyciliumlib.policy.enforcement import (
 from pyciliumlib.policy.model import (
     Authentication,
     Clause,
-    Direction,
     NamedPorts,
     Party,
     PortMatch,
@@ -31,7 +30,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 NEAR_MISSES_MAX: Final = 8
 

@@ -25,9 +25,8 @@ from pyciliumlib.policy.entries import (
     Slot,
     precedence,
 )
-from pyciliumlib.policy.model import Direction
 from pyciliumlib.policy.table import PolicyLookup
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 from tests.bpf.harness import CLIENT, FROM, TO, Rig
 from tests.bpf.packets import V4, V6, Family
 from tests.scale import examples

@@ -21,6 +21,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from pyciliumlib.conntrack.model import signed32
 from pyciliumlib.errors import KernelError
 from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
@@ -382,7 +383,7 @@ def test_lives(rig: Rig, packets: str, table: str, seconds: int) -> None:
     for flags in packets:
         rig.send(tcp(V4, flags))
     ((_, flow),) = rig.maps[f"lb_{table}"].items()
-    left = (flow.expires - balancer.jiffies()) / balancer.hz()
+    left = signed32(flow.expires - balancer.jiffies()) / balancer.hz()
     assert seconds - 3 < left <= seconds + 1
 
 

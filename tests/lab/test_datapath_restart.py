@@ -256,7 +256,7 @@ def test_another_layout(node: BareNode, pin_root: Path) -> None:
     foreign = pin_root / "v99"
     foreign.mkdir(parents=True)
     for _ in range(2):
-        with pytest.raises(errors.LayoutError, match="layout 99"):
+        with pytest.raises(errors.LayoutError, match="layout v99"):
             Datapath.open(pin_root, node)
     assert [path.name for path in pin_root.iterdir()] == ["v99"]
     foreign.rmdir()
@@ -274,6 +274,23 @@ def test_other_sizes(node: BareNode, pin_root: Path) -> None:
     assert "flows" in text and "4096" in text and "ipcache" in text and "1024" in text
     assert sorted(pin_root.rglob("*")) == pinned
     Datapath.open(pin_root, node).close()
+
+
+def test_every_size_is_the_next_ones_too(
+    place: tuple[Node, Pod, Pod, Outside], pin_root: Path
+) -> None:
+    """Maps of sizes of one's own are adopted as they are, the endpoints' policies among them."""
+    node, web, *_ = place
+    config = DatapathConfig(
+        max_endpoints=16, flows=1024, pending=512, fragments=128, ipcache=1024,
+        ipcache_cells=64, policy=512, event_bytes=1 << 14,
+    )  # fmt: skip
+    with Datapath(node, pin_root=pin_root, config=config) as dp:
+        dp.add_endpoint("web", {"app": "web"}, pod=web)
+        dp.policy.apply(DOCUMENTS)
+        dp.keep()
+    with Datapath.open(pin_root, node, config=config) as dp:
+        assert list(dp.endpoints) == ["web"] and not dp.drift()
 
 
 def test_pins_removed_by_hand(place: tuple[Node, Pod, Pod, Outside], pin_root: Path) -> None:

@@ -14,6 +14,7 @@ from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.types import MapLike, Protocol, address_to_bytes, parse_address
 
 MAGLEV, DENY, OTHER, CLUSTER_IP = 1, 2, 4, 8
+EXTERNAL, INTERNAL = 0, 1
 
 
 class Reader:
@@ -48,6 +49,21 @@ class Reader:
             return 0, {self._address(int(found))}
         return 0, {self._address(int(found)) for found in slots}
 
+    def ask_inside(self, to: str, dport: int, protocol: str) -> tuple[int, set[str]]:
+        """The same of a client in the cluster: whom it may meet by chance."""
+        number, address = Protocol.parse(protocol), address_to_bytes(parse_address(to))
+        entry = (
+            self._entry(address, dport, number, INTERNAL)
+            or self._entry(address, dport, number)
+            or self._entry(address, 0, 0)
+        )
+        if entry is None:
+            return -1, set()
+        found = self._slots(entry)
+        if entry.flags & OTHER or not len(found):
+            return DropReason.NO_SERVICE_BACKEND, set()
+        return 0, {self._address(int(backend)) for backend in found}
+
     def check_links(self) -> None:
         """Every entry's slots name backends that are there and that the service has."""
         for _, entry in self._maps["lb_services"].items():
@@ -55,7 +71,7 @@ class Reader:
                 row = self._maps["lb_backends"].lookup(backend)
                 assert backend and row.revision % 2 == 1, (entry, backend)
                 member = {"service": entry.id, "backend": backend}
-                assert self._maps["lb_members"].lookup(member) in (0, 1)
+                assert self._maps["lb_members"].lookup(member) in (0, 1, 2, 3)
 
     def check(self, services: Iterable[Service]) -> None:
         """Exactly these services are there, by their frontends; nothing else is left."""
@@ -78,8 +94,8 @@ class Reader:
         place = int(found[0]) % (64 * cells.max_entries)
         return bool(int(cells.lookup(place // 64)) >> place % 64 & 1)
 
-    def _entry(self, address: bytes, port: int, protocol: int) -> Any:
-        key = {"addr": address, "port": port, "proto": protocol, "pad": bytes(5)}
+    def _entry(self, address: bytes, port: int, protocol: int, scope: int = EXTERNAL) -> Any:
+        key = {"addr": address, "port": port, "proto": protocol, "scope": scope, "pad": bytes(4)}
         services = self._maps["lb_services"]
         return services.lookup(key) if key in services else None
 

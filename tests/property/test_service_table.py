@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyciliumlib.kernel import ObjectSpec
-from pyciliumlib.loadbalancer import Backend, Balancer, Frontend, LoadBalancerConfig, Service
+from pyciliumlib.loadbalancer import (
+    Backend,
+    Balancer,
+    Frontend,
+    LoadBalancerConfig,
+    LocalNode,
+    Service,
+)
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.resources import object_path
 from pyciliumlib.testing import FakeKernel
@@ -18,6 +25,8 @@ CONFIG = LoadBalancerConfig("maglev", "dsr", "ipip", table_size=251)
 VIPS = ("203.0.113.10", "203.0.113.11", "2001:db8::10")
 CLIENTS = ("198.51.100.7", "198.51.100.8", "2001:db8:c::7", "10.0.0.1")
 STATES = ("active", "terminating", "quarantined")
+NODE = LocalNode("n1")
+POLICIES = st.sampled_from(["Cluster", "Local"])
 #: One state of a backend for all services, as EndpointSlices give it.
 STATE_OF = {number: STATES[number % 3] for number in range(1, 8)}
 
@@ -38,7 +47,7 @@ def services(draw: st.DrawFn) -> list[Service]:
         ]
         versions = {f.address.version for f in frontends}
         backends = [
-            Backend(address(n, version), 80, state=STATE_OF[n])
+            Backend(address(n, version), 80, state=STATE_OF[n], node=f"n{n % 2}")
             for n in draw(st.sets(st.integers(1, 7), max_size=4))
             for version in versions
         ]
@@ -54,6 +63,8 @@ def services(draw: st.DrawFn) -> list[Service]:
                 affinity_timeout=draw(st.sampled_from([0, 60])),
                 source_ranges=ranges,
                 source_ranges_policy=draw(st.sampled_from(["allow", "deny"])),
+                external_policy=draw(POLICIES),
+                internal_policy=draw(POLICIES),
             )
         )
     return made
@@ -71,11 +82,11 @@ def kernel() -> FakeKernel:
 def test_the_table_says_what_the_model_says(history: list[list[Service]], port: int) -> None:
     """For every client and frontend, after every change."""
     maps: Any = kernel()
-    table, reader = ServiceTable(maps, CONFIG, clock=Clock()), Reader(maps, CONFIG)
+    table, reader = ServiceTable(maps, CONFIG, NODE, Clock()), Reader(maps, CONFIG)
     for wanted in history:
         table.apply(table.plan(wanted))
         reader.check(wanted)
-        model = Balancer(wanted, CONFIG)
+        model = Balancer(wanted, CONFIG, NODE)
         for client in CLIENTS:
             for vip in VIPS:
                 if (":" in client) is not (":" in vip):
@@ -88,6 +99,10 @@ def test_the_table_says_what_the_model_says(history: list[list[Service]], port: 
                     assert max(reason, 0) == placed.reason
                     wanted_of = {placed.backend} if placed.backend else set(placed.candidates)
                     assert met == {str(b.address) for b in wanted_of}
+                    placed = model.where(caller, f"{host}:{dport}", direction="east-west")
+                    reason, met = reader.ask_inside(vip, dport, "TCP")
+                    assert max(reason, 0) == placed.reason
+                    assert met == {str(b.address) for b in placed.candidates}
 
 
 class Clock:

@@ -70,10 +70,11 @@ def test_maglev_is_the_tables_choice() -> None:
         ("ClusterIP", "east-west", None, Why.RANDOM),
         ("ClusterIP", "east-west", "maglev", Why.MAGLEV),
         ("LoadBalancer", "north-south", "random", Why.RANDOM),
+        ("ClusterIP", "socket", "maglev", Why.RANDOM),
     ],
 )
 def test_where_maglev_counts(kind: str, direction: str, own: str | None, expected: Why) -> None:
-    """The balancer's Maglev is for clients from outside, a service's own for all."""
+    """The balancer's Maglev is for clients from outside, a service's own for all packets."""
     frontend = Frontend("203.0.113.10", 80, type=kind)
     model = balancer(web(frontends=[frontend], algorithm=own), algorithm="maglev")
     assert model.where(CLIENT, VIP, direction=direction).why is expected
@@ -112,6 +113,7 @@ def test_cluster_ips_are_for_the_cluster() -> None:
         ("192.0.2.7:1", "allow", "north-south", True),
         ("198.51.100.7:1", "allow", "north-south", False),
         ("198.51.100.7:1", "allow", "east-west", True),
+        ("198.51.100.7:1", "allow", "socket", True),
         ("192.0.2.7:1", "deny", "north-south", False),
         ("198.51.100.7:1", "deny", "north-south", True),
     ],
@@ -151,6 +153,15 @@ def test_states(states: list[str], taken: list[int]) -> None:
     assert (placed.why is Why.NO_BACKEND) is (not taken)
 
 
+def test_sockets_are_not_forwarded() -> None:
+    """A client that is connected to its backend needs no mode and no dispatch."""
+    model = balancer(web(), mode="dsr")
+    assert model.where(CLIENT, VIP).forwarding is ForwardingMode.DSR
+    placed = model.where(CLIENT, VIP, direction="socket")
+    assert (placed.forwarding, placed.dispatch) == (None, None)
+    assert set(placed.candidates) == set(web().backends)
+
+
 def test_weight_0_takes_nothing_new() -> None:
     """As maintenance does."""
     placed = balancer(web([backend("10.0.0.1", weight=0), "10.0.0.2:80"])).where(CLIENT, VIP)
@@ -164,6 +175,8 @@ def test_weight_0_takes_nothing_new() -> None:
         ("Local", "Cluster", "east-west", 2),
         ("Cluster", "Local", "north-south", 2),
         ("Cluster", "Local", "east-west", 1),
+        ("Local", "Cluster", "socket", 2),
+        ("Cluster", "Local", "socket", 1),
     ],
 )
 def test_traffic_policy(external: str, internal: str, direction: str, expected: int) -> None:

@@ -179,6 +179,48 @@ def test_collect_and_flush(tables: Tables) -> None:
     assert tables.conntrack.flush() == 0
 
 
+class Written(FakeMap):
+    """A table to which a program writes right after all of it, or one of it, was read."""
+
+    written: tuple[Any, Any] | None = None
+    after = ""
+
+    def lookup_batch(self) -> tuple[Any, Any]:
+        found = super().lookup_batch()
+        self._write_if("lookup_batch")
+        return found
+
+    def pop(self, key: Any, default: Any = None) -> Any:
+        found = super().pop(key, default)
+        self._write_if("pop")
+        return found
+
+    def _write_if(self, call: str) -> None:
+        if self.written and self.after == call:
+            self.update_batch(*self.written)
+            self.after = ""
+
+
+@pytest.mark.parametrize("after", ["lookup_batch", "pop"])
+@pytest.mark.parametrize("table", ["flows", "pending"])
+def test_collect_leaves_what_is_written_meanwhile(table: str, after: str) -> None:
+    """An expired flow whose next packet comes while the table is cleaned is a new one: it stays."""
+    tables = Tables()
+    busy = Written("hash", KEY, VALUE, 64, table)
+    setattr(tables, table, busy)
+    tables.conntrack = Conntrack(tables.flows, tables.pending, CLOCK)
+    again, dead = (FlowKey.of("10.0.0.1", "10.0.0.2", port, 80, 6) for port in (1, 2))
+    tables.put(busy, again, 60, rule=7)
+    written = busy.lookup_batch()
+    for key in (again, dead):
+        tables.put(busy, key, -1)
+    busy.written, busy.after = written, after
+    assert tables.conntrack.collect() == (1 if after == "lookup_batch" else 2)
+    (entry,) = tables.conntrack
+    assert (entry.sport, entry.rule) == (1, 7)
+    assert len(busy) == 1 and tables.conntrack.collect() == 0
+
+
 def test_expiry_over_the_wrap_of_the_clock(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries made before jiffies wrap and looked at after it live on for the right time."""
     wraps_at = 300  # seconds after the start

@@ -119,6 +119,15 @@ def test_many_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields", [{"type": 77}, {"type": 4, "reason": 99}, {"direction": 3}, {"type": 0}], ids=str
+)
+def test_what_a_newer_program_tells_is_passed_over(fields: dict[str, int]) -> None:
+    """An event of an unknown kind, place or direction; those beside it are told in order."""
+    rows = np.concatenate([event(dport=1), event(**fields), event(dport=2), event(**fields)])
+    assert [found.dport for found in decode(rows, 0.0)] == [1, 2]
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({}, "10.0.0.1:40000 (1001) -> 10.0.0.2:80 (1002)  drop egress TCP SYN  DROPPED: Policy "

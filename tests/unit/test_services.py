@@ -134,7 +134,9 @@ def test_config_keys_of_cilium() -> None:
             "bpf-lb-maglev-table-size": 251,
             "bpf-lb-external-clusterip": "true",
             "bpf-lb-mode-annotation": True,
-            "bpf-lb-sock": "false",
+            "bpf-lb-sock": "true",
+            "bpf-lb-sock-hostns-only": "true",
+            "bpf-lb-sock-terminate-pod-connections": "false",
             "service-no-backend-response": "drop",
             "node-port-range": "31000, 32000",
             "enable-ipv4": "true",
@@ -143,6 +145,7 @@ def test_config_keys_of_cilium() -> None:
     )
     assert (config.algorithm, config.dispatch) == (Algorithm.MAGLEV, DSRDispatch.IPIP)
     assert config.table_size == 251 and config.external_cluster_ip and config.mode_annotation
+    assert config.socket and config.socket_host_only and not config.socket_terminate
     assert (config.node_ports.first, config.node_ports.last) == (31000, 32000)
 
 
@@ -155,7 +158,7 @@ BAD_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "boolean": ({"bpf-lb-external-clusterip": "yes"}, "true or false"),
     "range": ({"node-port-range": "32000,31000"}, "before"),
     "misspelt": ({"bpf-lb-algoritm": "maglev"}, 'did you mean "bpf-lb-algorithm"'),
-    "later": ({"bpf-lb-sock": "true"}, "not implemented"),
+    "later": ({"bpf-lb-nat46x64": "true"}, "not implemented"),
     "contradiction": (
         {"maglev-table-size": "251", "bpf-lb-maglev-table-size": "509"}, "contradicts",
     ),

@@ -5,41 +5,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 from attrs import evolve, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import (
-    ClosedError,
-    DeviceError,
-    FeatureError,
-    InvalidError,
-    NotFoundError,
-    ServiceError,
-)
+from pyciliumlib.errors import DeviceError, FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Map, Object, possible_cpus
-from pyciliumlib.loadbalancer.backend import Backend, BackendState
-from pyciliumlib.loadbalancer.balancer import Balancer, Client, Placement, Why
+from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.connections import Connection, Connections
 from pyciliumlib.loadbalancer.documents import LocalNode
+from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import (
     DSRDispatch,
     ForwardingMode,
     FrontendType,
     ProxyDelegation,
 )
-from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
-from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.net import Netlink, NetNS, read_sysctl
 
 #: What a stand-alone balancer does where nothing else is said.
@@ -56,7 +47,7 @@ class Count:
     bytes: int
 
 
-class LoadBalancer:
+class LoadBalancer(KernelBalancer):
     """Balances connections that arrive at one device over backends behind it or beside it.
 
     Packets go on in an outer IP header (DSR by IP in IP), so backends see the client's address and
@@ -87,36 +78,31 @@ class LoadBalancer:
         Raises DeviceError, ExistsError where the device runs another balancer or XDP program,
         FeatureError where its driver cannot, InvalidError, PrivilegeError.
         """
-        self.config = config
+        super().__init__()
         self.device = device
-        self._lock = threading.RLock()
-        self._resources = contextlib.ExitStack()
-        self._closed = False
         try:
             self._netns = self._resources.enter_context(NetNS.current())
             self._place, found = _place_of(self._netns, device)
-            self.node = node or found
-            self._object, self.hook = self._start(sizes or Sizes())
+            self._object, self.hook = self._start(config, sizes or Sizes())
             maps = self._object.maps
-            self._table = ServiceTable(maps, config, self.node)
-            self._model = Balancer((), config, self.node)
+            self._join(HeldServices(self, maps, config, node or found))
             self._flows = Connections(maps, kernel_clock())
             self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
         except BaseException:
             self._resources.close()
             raise
 
-    def _start(self, sizes: Sizes) -> tuple[Object, Hook]:
+    def _start(self, config: LoadBalancerConfig, sizes: Sizes) -> tuple[Object, Hook]:
         """The program at its device, where it passes everything by as long as it has no service."""
-        *better, last = HOOKS[self.config.acceleration]
+        *better, last = HOOKS[config.acceleration]
         for hook in better:
             with contextlib.suppress(FeatureError):
-                return self._start_at(hook, sizes), hook
-        return self._start_at(last, sizes), last
+                return self._start_at(hook, config, sizes), hook
+        return self._start_at(last, config, sizes), last
 
-    def _start_at(self, hook: Hook, sizes: Sizes) -> Object:
+    def _start_at(self, hook: Hook, config: LoadBalancerConfig, sizes: Sizes) -> Object:
         with contextlib.ExitStack() as stack:
-            loaded = stack.enter_context(load(self.config, self._place, sizes, hook))
+            loaded = stack.enter_context(load(config, self._place, sizes, hook))
             link = hook.attach(loaded.programs[hook.program], self.device)
             stack.callback(link.close)
             self._resources.push(stack.pop_all())
@@ -124,83 +110,7 @@ class LoadBalancer:
 
     # ------------------------------------------------------------------ services
 
-    @property
-    def services(self) -> Mapping[ServiceKey, Service]:
-        """The services by their keys."""
-        return dict(self._table.services)
-
-    def upsert(self, *services: Service) -> ServicePlan:
-        """Add services, or put them in the place of those of their keys; what was done.
-
-        All of them or none: raises ServiceError for one that cannot be served, ExistsError where
-        a frontend is another service's, MapFullError, KernelError.
-        """
-        with self._lock:
-            return self._apply(self._table.plan(services, whole=False))
-
-    def delete(self, *names: str | ServiceKey) -> ServicePlan:
-        """Remove services by key or "namespace/name[:port]"; NotFoundError for one not there."""
-        with self._lock:
-            present = {str(key): key for key in self.services}
-            for name in map(str, names):
-                if name not in present:
-                    raise NotFoundError(
-                        f"there is no service {name}; there are {', '.join(present) or 'none'}"
-                    )
-            gone = set(map(str, names))
-            rest = [one for key, one in self.services.items() if str(key) not in gone]
-            return self._apply(self._table.plan(rest))
-
-    def plan(self, services: Iterable[Service]) -> ServicePlan:
-        """What `apply` would do."""
-        with self._lock:
-            return self._table.plan(services)
-
-    def apply(self, services: Iterable[Service]) -> ServicePlan:
-        """Hold exactly `services`; what was done. Errors are those of `upsert`."""
-        with self._lock:
-            return self._apply(self._table.plan(services))
-
-    def drain(self, backend: str | Backend) -> ServicePlan:
-        """Give a backend no new connections, in all services; those that it has stay.
-
-        It is then terminating, so it is asked still where no other is left. NotFoundError if no
-        service has it, InvalidError if it drains already.
-        """
-        wanted = Backend.parse(backend)
-        with self._lock:
-            changed = []
-            for service in self.services.values():
-                if any(one.key == wanted.key for one in service.backends):
-                    changed.append(service.with_backends(
-                        one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
-                        for one in service.backends
-                    ))  # fmt: skip
-            if not changed:
-                raise NotFoundError(f"no service has the backend {wanted}")
-            return self._apply(self._table.plan(changed, whole=False))
-
-    def _apply(self, plan: ServicePlan) -> ServicePlan:
-        self._check_open()
-        problems: list[str] = []
-        for _, service in plan.upserts.values():
-            problems += self._refusals(service)
-        if problems:
-            raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
-        applied = self._table.apply(plan)
-        _zero(self._object.maps["lb_service_counters"], applied.unused_services)
-        _zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
-        for key in plan.deletes:
-            self._model.delete(key)
-        for key in [key for key in plan.upserts if key in self._model.services]:
-            self._model.delete(key)  # first all of them, since a frontend may have moved
-        for _, service in plan.upserts.values():
-            self._model.upsert(service)
-        wake(self._netns, {backend.address for backend in applied.backends.values()})
-        return plan
-
     def _refusals(self, service: Service) -> Iterator[str]:
-        """Why this program cannot serve a service that the model knows."""
         key, config = service.key, self.config
         if config.forwarding_of(service) is not ForwardingMode.DSR:
             yield f'{key}: it is forwarded by SNAT, and only DSR is implemented; write mode="dsr"'
@@ -215,12 +125,20 @@ class LoadBalancer:
                 yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
-        for version in sorted({backend.address.version for backend in service.backends}):
+
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why the device cannot send to backends of these families."""
+        for version in sorted(versions):
             if self._place.source(version) is None:
-                yield f"{key}: {self.device} has no IPv{version} address to send from"
+                yield f"{self.device} has no IPv{version} address to send from; give it one"
             elif not _forwards(self._netns, self.device, version):
                 name = f"net.ipv{version}.conf.{self.device}.forwarding"
-                yield f"{key}: forwarding is off at the device; run `sysctl -w {name}=1`"
+                yield f"forwarding is off at {self.device}; run `sysctl -w {name}=1`"
+
+    def _applied(self, applied: Applied) -> None:
+        _zero(self._object.maps["lb_service_counters"], applied.unused_services)
+        _zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
 
@@ -232,9 +150,9 @@ class LoadBalancer:
         """
         self._check_open()
         caller, target = Client.parse(client), Frontend.parse(to, FrontendType.HOST_PORT)
-        with self._lock:
-            placed = self._model.where(caller, target)
-            backend = self._flows.backend_of(caller, target, self._table.backends)
+        with self._held.lock:
+            placed = self._held.model.where(caller, target)
+            backend = self._flows.backend_of(caller, target, self._held.table.backends)
         if backend is None or placed.service is None:
             return placed
         return evolve(placed, why=Why.CONNECTION, backend=backend, candidates=())
@@ -242,51 +160,22 @@ class LoadBalancer:
     def connections(self) -> Iterator[Connection]:
         """The connections that the kernel knows and has not forgotten."""
         self._check_open()
-        return self._flows.read(self._table.backends)
+        return self._flows.read(self._backends_now())
 
     def service_counts(self) -> dict[ServiceKey, Count]:
         """What was sent on for each service since it was added."""
         self._check_open()
-        counts = _counts(self._object.maps["lb_service_counters"])
-        return {key: counts[self._table.service_id(key)] for key in self.services}
+        return self._by_service(_counts(self._object.maps["lb_service_counters"]))
 
     def backend_counts(self) -> dict[Backend, Count]:
         """What was sent to each backend."""
         self._check_open()
-        counts = _counts(self._object.maps["lb_backend_counters"])
-        return {backend: counts[number] for number, backend in self._table.backends.items()}
+        return self._by_backend(_counts(self._object.maps["lb_backend_counters"]))
 
     def metrics(self) -> Metrics:
         """Packets and bytes of services: forwarded, and dropped by reason."""
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
-
-    # ------------------------------------------------------------------ life
-
-    def _backends_now(self) -> dict[int, Backend]:
-        with self._lock:
-            return dict(self._table.backends)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this load balancer is closed; make another one")
-
-    def close(self) -> None:
-        """Take the program off its device and free its maps; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-        self._resources.close()  # its thread may be waiting for the lock
-
-    def __enter__(self) -> LoadBalancer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"

@@ -48,7 +48,8 @@ class Sizes:
         """The maps' sizes by their names."""
         services, backends = self.services + 1, self.backends + 1  # number 0 is nobody's
         return {
-            "lb_services": 2 * self.frontends,  # an address may have an entry of its own
+            # a frontend may have one for each scope, and its address one of its own
+            "lb_services": 3 * self.frontends,
             "lb_revisions": services,
             "lb_service_counters": services,
             "lb_backends": backends,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import ClosedError, InvalidError
@@ -26,11 +26,11 @@ from pyciliumlib.policy.entries import (
     priority_of,
 )
 from pyciliumlib.policy.explain import Target, parse_target
-from pyciliumlib.policy.model import NORMAL, Direction
+from pyciliumlib.policy.model import NORMAL
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 DirectionName: TypeAlias = Literal["ingress", "egress"]
 Facing: TypeAlias = Literal["subject", "world"]
@@ -38,7 +38,7 @@ _SUBJECT: Final = 1
 _TRIES: Final = 2
 
 
-class PolicyMap:
+class PolicyMap(Closeable):
     """A policy in the kernel, filled by hand or from a resolved one, and put on one device.
 
     Who the other ends are, `ipcache` says; an address that it does not know is the world. Replies
@@ -210,17 +210,6 @@ class PolicyMap:
         """Take the policy off its devices and free its maps; a second call does nothing."""
         self._closed = True
         self._resources.close()
-
-    def __enter__(self) -> PolicyMap:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _direction(name: str) -> Direction:

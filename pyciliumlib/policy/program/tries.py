@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pyciliumlib.errors import ExhaustedError, NotFoundError
+from pyciliumlib.kernel import Map
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyciliumlib.kernel import Map, MapSpec
+    from pyciliumlib.kernel import MapSpec
 
 #: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
 Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
@@ -150,9 +151,12 @@ class PolicyTries:
                     made[endpoint].update_batch(keys, values)
             self._write(self._slots(now + 1, made))
         except BaseException:
-            self._write(self._slots(now + 1, {e: self._tries[e] for e in made}))
-            for trie in made.values():
-                trie.close()
+            self._behind.update(made)
+            try:
+                self._catch_up(now)
+            finally:
+                for trie in made.values():
+                    trie.close()
             raise
         self._generation[0] = now + 1
         # In force from here on: what is left must happen, now or, if it fails, at the next call.
@@ -166,7 +170,7 @@ class PolicyTries:
         self._behind.difference_update(made)
 
     def _catch_up(self, now: int) -> None:
-        """Finish a replacement that failed after its policies were in force."""
+        """Put the tries in force into the other half too: a replacement that failed did not."""
         behind = {endpoint: self._tries[endpoint] for endpoint in self._behind}
         self.bump(behind)
         self._wait_for_programs()
@@ -212,7 +216,7 @@ class PolicyTries:
         for slot in slots:
             endpoint = slot - half
             if 0 < endpoint < self._max_endpoints:
-                self._tries[endpoint] = self._policies.open_inner(slot)
+                self._tries[endpoint] = Map.from_id(self._policies[slot], self._template)
                 self._spare.append(endpoint)
         if self._tries:
             self._write(self._slots(self.generation + 1, self._tries))

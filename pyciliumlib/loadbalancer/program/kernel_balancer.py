@@ -1,0 +1,228 @@
+"""What every balancer in the kernel has: services, and the maps that programs find them in."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import define, field
+
+from pyciliumlib.errors import ClosedError, ServiceError
+from pyciliumlib.kernel import Map
+from pyciliumlib.loadbalancer.backend import Backend, BackendState
+from pyciliumlib.loadbalancer.balancer import Balancer
+from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.documents import LocalNode
+from pyciliumlib.loadbalancer.installed import Applied
+from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.service import Service, ServiceKey
+from pyciliumlib.loadbalancer.table import ServiceTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class HeldServices:
+    """The services of one set of maps, and the balancers whose programs read them.
+
+    The first balancer owns the maps; the others may use them while it is open.
+    """
+
+    owner: KernelBalancer
+    maps: Mapping[str, Map]
+    config: LoadBalancerConfig
+    node: LocalNode
+    lock: threading.RLock = field(factory=threading.RLock)
+    balancers: list[KernelBalancer] = field(factory=list)
+    table: ServiceTable = field(init=False)
+    model: Balancer = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.table = ServiceTable(self.maps, self.config, self.node)
+        self.model = Balancer((), self.config, self.node)
+
+    def apply(self, plan: ServicePlan) -> None:
+        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
+        changed = [service for _, service in plan.upserts.values()]
+        versions = {backend.address.version for one in changed for backend in one.backends}
+        problems = [
+            problem
+            for balancer in self.balancers
+            for found in (*map(balancer._refusals, changed), balancer._unreachable(versions))
+            for problem in found
+        ]
+        if problems:
+            raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
+        applied = self.table.apply(plan)
+        for key in plan.deletes:
+            self.model.delete(key)
+        for key in [key for key in plan.upserts if key in self.model.services]:
+            self.model.delete(key)  # first all of them, since a frontend may have moved
+        for _, service in plan.upserts.values():
+            self.model.upsert(service)
+        for balancer in self.balancers:
+            balancer._applied(applied)
+
+
+class KernelBalancer(abc.ABC):
+    """A balancer whose services are in maps of the kernel, its own or another balancer's."""
+
+    _held: HeldServices
+
+    def __init__(self) -> None:
+        self._resources = contextlib.ExitStack()
+        self._closed = False
+
+    def _join(self, held: HeldServices) -> None:
+        """Have these services, for the first time."""
+        self._held = held
+        with held.lock:
+            held.balancers.append(self)
+        self._resources.callback(self._leave)
+
+    def _leave(self) -> None:
+        with self._held.lock:
+            self._held.balancers.remove(self)
+
+    # ------------------------------------------------------------------ of each kind
+
+    @abc.abstractmethod
+    def _refusals(self, service: Service) -> Iterator[str]:
+        """Why this balancer's programs cannot serve a service that the model knows."""
+
+    @abc.abstractmethod
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why no backend of some of these families can be reached."""
+
+    @abc.abstractmethod
+    def _applied(self, applied: Applied) -> None:
+        """The maps have changed; the lock is held."""
+
+    # ------------------------------------------------------------------ services
+
+    @property
+    def config(self) -> LoadBalancerConfig:
+        """How it balances."""
+        return self._held.config
+
+    @property
+    def node(self) -> LocalNode:
+        """The node that it is on."""
+        return self._held.node
+
+    @property
+    def services(self) -> Mapping[ServiceKey, Service]:
+        """The services by their keys."""
+        return dict(self._held.table.services)
+
+    def upsert(self, *services: Service) -> ServicePlan:
+        """Add services, or put them in the place of those of their keys; what was done.
+
+        All of them or none: raises ServiceError for one that cannot be served, ExistsError where
+        a frontend is another service's, MapFullError, KernelError.
+        """
+        with self._held.lock:
+            return self._apply(self._held.table.plan(services, whole=False))
+
+    def delete(self, *names: str | ServiceKey) -> ServicePlan:
+        """Remove services by key or "namespace/name[:port]"; NotFoundError for one not there."""
+        keys = list(map(ServiceKey.parse, names))
+        with self._held.lock:
+            return self._apply(self._held.table.plan_deletion(keys))
+
+    def plan(self, services: Iterable[Service]) -> ServicePlan:
+        """What `apply` would do."""
+        with self._held.lock:
+            return self._held.table.plan(services)
+
+    def apply(self, services: Iterable[Service]) -> ServicePlan:
+        """Hold exactly `services`; what was done. Errors are those of `upsert`."""
+        with self._held.lock:
+            return self._apply(self._held.table.plan(services))
+
+    def drain(self, backend: str | Backend) -> ServicePlan:
+        """Give a backend no new connections, in all services; those that it has stay.
+
+        It is then terminating, so it is asked still where no other is left. NotFoundError if no
+        service has it, InvalidError if it is in maintenance.
+        """
+        wanted = Backend.parse(backend)
+        with self._held.lock:
+            changed = [
+                service.with_backends(
+                    one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
+                    for one in service.backends
+                )
+                for service in self._held.table.serves(wanted)
+            ]
+            return self._apply(self._held.table.plan(changed, whole=False))
+
+    def quarantine(self, *backends: str | Backend) -> ServicePlan:
+        """Give backends no new connections until `restore`, in all services, also if given anew.
+
+        Connections that they have stay. Where all backends of a service are quarantined, its new
+        connections are dropped. NotFoundError for a backend that no service has.
+        """
+        return self._quarantine(backends, out=False)
+
+    def restore(self, *backends: str | Backend) -> ServicePlan:
+        """Let backends out of quarantine; NotFoundError for one that no service has."""
+        return self._quarantine(backends, out=True)
+
+    def _quarantine(self, backends: Iterable[str | Backend], *, out: bool) -> ServicePlan:
+        parsed = list(map(Backend.parse, backends))
+        with self._held.lock:
+            return self._apply(self._held.table.plan_quarantine(parsed, out=out))
+
+    def _apply(self, plan: ServicePlan) -> ServicePlan:
+        self._check_open()
+        self._held.apply(plan)
+        return plan
+
+    # ------------------------------------------------------------------ by number
+
+    def _by_service(self, values: list[T]) -> dict[ServiceKey, T]:
+        """What maps hold under the services' numbers."""
+        return {key: values[self._held.table.service_id(key)] for key in self.services}
+
+    def _by_backend(self, values: list[T]) -> dict[Backend, T]:
+        """What maps hold under the backends' numbers."""
+        return {backend: values[number] for number, backend in self._backends_now().items()}
+
+    def _backends_now(self) -> dict[int, Backend]:
+        with self._held.lock:
+            return dict(self._held.table.backends)
+
+    # ------------------------------------------------------------------ life
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this load balancer is closed; make another one")
+        if self._held.owner._closed:
+            raise ClosedError(f"{self._held.owner!r}, whose services these are, is closed")
+
+    def close(self) -> None:
+        """Take the programs off their hooks and free what is held; a second call does nothing."""
+        if self._closed:
+            return
+        with self._held.lock:
+            self._closed = True
+        self._resources.close()  # a thread of it may be waiting for the lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
