@@ -34,6 +34,8 @@ enum lb_service_flags {
 	LB_OTHER_PORTS = 4,	/* no service: what else is sent to a service's address */
 	LB_CLUSTER_IP = 8,	/* not for clients from outside */
 	LB_NODE_PORT = 16,	/* no socket of the node may be bound to it */
+	LB_OPTION = 32,		/* DSR by an IP option; where neither is set, by IP in IP */
+	LB_GENEVE = 64,		/* DSR by Geneve */
 };
 
 struct lb_service {

@@ -8,12 +8,15 @@
 #ifndef PCL_LB_FLOW_H
 #define PCL_LB_FLOW_H
 
+#include "lb.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
 enum lb_flow_flags {
 	LB_FLOW_CLOSING = 1,	/* FIN or RST was seen */
 	LB_FLOW_AFFINITY = 2,	/* its client is remembered */
+	LB_FLOW_OPTION = LB_OPTION,
+	LB_FLOW_GENEVE = LB_GENEVE,
 };
 
 struct lb_flow {

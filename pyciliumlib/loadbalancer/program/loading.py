@@ -130,6 +130,7 @@ def load(
             "flow_seed_ipv6": seed.seed_ipv6,
             "source_ipv4": int(place.ipv4) if place.ipv4 else 0,
             "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
+            "geneve_port": config.geneve_port,
             "mtu": place.mtu,
         }
     )
