@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
+from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.types import Drift
 
@@ -20,14 +21,16 @@ def find_drift(
     policy: NodePolicy,
     ipcache: IPCache,
     table: IPCacheTable,
+    hooks: Hooks,
 ) -> Drift:
-    """Compare maps and attachments with the endpoints, policies and prefixes that are meant."""
+    """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
         (
             *_attachments(endpoints),
             *_rows(programs, endpoints),
             *_policies(endpoints, policy),
             *_prefixes(ipcache, table),
+            *hooks.drift(),
         )
     )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.kernel import Map, Object, ObjectSpec
@@ -21,9 +24,42 @@ SCRATCH: Final = frozenset(
         "events",
         "events_lost",
         "work",
+        "hooks",
         "hook_args",
     }
 )
+
+
+class Programs(Closeable):
+    """The endpoint programs over one set of maps, and the same with slots for users' programs."""
+
+    def __init__(self, config: DatapathConfig, clock: Clock, pins: Path | None = None) -> None:
+        """`pins` is the directory in which the maps are pinned, or are already."""
+        self._config = config
+        self._clock = clock
+        self._hooked: Object | None = None
+        spec = endpoint_spec(config, clock)
+        self.event = spec.type("event").dtype
+        self.plain = spec.load(pins=pins)
+
+    @property
+    def maps(self) -> Mapping[str, Map]:
+        """The maps of both."""
+        return self.plain.maps
+
+    @property
+    def hooked(self) -> Object:
+        """Those that call the slots; loaded when they are first wanted."""
+        if self._hooked is None:
+            spec = endpoint_spec(self._config, self._clock, hooks=True)
+            self._hooked = spec.load(reuse=shared_maps(self.plain))
+        return self._hooked
+
+    def close(self) -> None:
+        """Let go of both; what is pinned or attached lives on."""
+        self.plain.close()
+        if self._hooked is not None:
+            self._hooked.close()
 
 
 def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) -> ObjectSpec:

@@ -1,20 +1,24 @@
 """What would become of a packet: the real programs on it, without a trace.
 
 A second load of the programs shares the maps of policy, identity and endpoints with the datapath
-and has flow tables, metrics and events of its own. The packet's flow, if there is one, is copied
-there first, so an established connection is seen as one.
+and has flow tables, metrics, events and hook slots of its own. The packet's flow, if there is one,
+is copied there first, so an established connection is seen as one; so are the users' programs and
+their maps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
+from pyciliumlib.datapath.hooks import SLOTS, Hook
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
 from pyciliumlib.errors import InvalidError, KernelError
@@ -78,11 +82,13 @@ class Simulator:
         self._node = node
         self._live = live
         quiet = evolve(config, event_bytes=1 << 14, trace_every_packet=True)
-        spec = endpoint_spec(quiet, clock)
+        spec = endpoint_spec(quiet, clock, hooks=True)
         self._programs = spec.load(reuse=shared_maps(live, without=SCRATCH))
         self._flows = FlowStream(self._programs, spec.type("event").dtype, namer)
 
-    def run(self, packet: bytes, at: Endpoint, from_stack: bool) -> tuple[int, bytes, list[Flow]]:
+    def run(
+        self, packet: bytes, at: Endpoint, from_stack: bool, hooks: Iterable[Hook]
+    ) -> tuple[int, bytes, list[Flow]]:
         """The program's return value, the frame it left, and its events."""
         if len(packet) < _ETHERNET:
             raise InvalidError(
@@ -92,7 +98,10 @@ class Simulator:
         name = "to_endpoint" if from_stack else "from_endpoint"
         program = self._programs.programs[name]
         try:
-            result = self._node.netns.call(lambda: program.run(packet, ctx={"ifindex": at.ifindex}))
+            with self._hooked(hooks):
+                result = self._node.netns.call(
+                    lambda: program.run(packet, ctx={"ifindex": at.ifindex})
+                )
         except KernelError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -106,6 +115,17 @@ class Simulator:
         """Unload it."""
         self._flows.close()
         self._programs.close()
+
+    @contextlib.contextmanager
+    def _hooked(self, hooks: Iterable[Hook]) -> Iterator[None]:
+        """Meanwhile copies of the users' programs are in the slots."""
+        slots = self._programs.maps["hooks"]
+        with contextlib.ExitStack() as stack:
+            for hook in hooks:
+                copy = stack.enter_context(hook.rehearse(shared_maps(self._programs)))
+                slots[SLOTS[hook.slot]] = copy.programs[hook.program]
+                stack.callback(slots.delete, SLOTS[hook.slot])
+            yield
 
     def _copy_flows(self) -> None:
         for name in ("flows", "pending", "fragments"):

@@ -65,6 +65,7 @@ _HELPERS = [
     Feature("helper_check_mtu", "helper", "the MTU check", (5, 12), "34b2021cc616"),
     Feature("helper_loop", "helper", "loops by callback", (5, 17), "e6f2dd0f8067"),
     Feature("helper_skb_set_tstamp", "helper", "typed time stamps", (5, 18), "8d21ec0e46ed"),
+    Feature("helper_set_retval", "helper", "errors of one's own from connect hooks", (6, 1)),
     Feature("helper_ktime_get_tai_ns", "helper", "the TAI clock", (6, 1), "c8996c98f703"),
 ]
 

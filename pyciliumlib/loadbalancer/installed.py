@@ -49,11 +49,16 @@ class Held:
 
 @define
 class Applied:
-    """What a change has made of numbers: those of new backends, and those that are nobody's now."""
+    """What a change has made of numbers.
+
+    Those of new backends, those that are nobody's now, and pairs of service and backend that
+    belong together no more.
+    """
 
     backends: dict[int, Backend]
     unused_backends: list[int]
     unused_services: list[int]
+    parted: list[tuple[int, int]]
 
 
 @define(eq=False)
@@ -66,4 +71,5 @@ class Change:
     backend_ids: list[int] = field(factory=list)
     service_ids: list[int] = field(factory=list)
     range_ids: list[int] = field(factory=list)
+    parted: list[tuple[int, int]] = field(factory=list)
     undo: Undo = field(factory=list)

@@ -143,6 +143,7 @@ class Service:
     `affinity_timeout` is in seconds, 0 is off: a client then meets the same backend until it has
     been silent for that long. `source_ranges` bind clients outside of the cluster. The policies
     say whether backends of other nodes serve clients from outside (external) and inside.
+    `health_port` tells load balancers before the nodes where backends are (see `HealthNodePorts`).
 
     >>> web = Service("web", ["203.0.113.10:80"], ["10.0.0.1:80", "10.0.0.2:80"])
     >>> print(web.key, len(web.backends))
@@ -169,6 +170,7 @@ class Service:
     )
     mesh: Mesh = field(factory=Mesh)
     exposure: NodeExposure = field(factory=NodeExposure)
+    health_port: int = field(default=0, validator=number(0, PORT_MAX, "health check node port"))
 
     def __attrs_post_init__(self) -> None:
         if not self.name:

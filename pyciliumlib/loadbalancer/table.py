@@ -32,6 +32,7 @@ from pyciliumlib.loadbalancer.rows import Entry, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
+from pyciliumlib.types.collector import collector_at_rest
 
 
 class ServiceTable:
@@ -140,6 +141,10 @@ class ServiceTable:
         Raises ExistsError where two services would have one frontend, MapFullError where
         something does not fit, KernelError.
         """
+        with collector_at_rest():
+            return self._apply(plan)
+
+    def _apply(self, plan: ServicePlan) -> Applied:
         change = Change(gone={key: self._installed[key] for key in plan.deletes})
         try:
             self._check_owners(plan)
@@ -161,7 +166,8 @@ class ServiceTable:
         self._quarantine = plan.quarantine.without(
             key for key, held in change.held.items() if not held.users
         )
-        return Applied(new, unused, [found.id for found in change.gone.values()])
+        gone = [found.id for found in change.gone.values()]
+        return Applied(new, unused, gone, change.parted)
 
     def _check_owners(self, plan: ServicePlan) -> None:
         touched = plan.upserts.keys() | plan.deletes.keys()
@@ -286,8 +292,8 @@ class ServiceTable:
         self._change_filter(fresh.values(), leaving, change)
 
         self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
-        dead_members = self._dead_members(before, change)
-        self._members.drop(columns.member_keys(self._members, dead_members), change.undo)
+        change.parted = self._dead_members(before, change)
+        self._members.drop(columns.member_keys(self._members, change.parted), change.undo)
         kept = {made.ranges for made in fresh.values()}
         dead = [found for found in leaving if found.ranges not in kept]
         self._ranges.drop(columns.range_columns(self._ranges, dead)[0], change.undo)

@@ -24,6 +24,8 @@ def is_enforced(
     """Whether a direction of `subject`, which all of `rules` govern, is held to policy."""
     if settings.enforcement is Enforcement.NEVER:
         return False
+    if subject.is_host and not settings.host_firewall:
+        return False
     return (
         settings.enforcement is Enforcement.ALWAYS
         or subject.labels.has(INIT)

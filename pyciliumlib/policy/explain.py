@@ -19,7 +19,8 @@ _ROWS_MAX: Final = 50
 _TEXT_MAX: Final = 300
 _ECHO_REQUEST: Final = {Protocol.ICMP: 8, Protocol.ICMPv6: 128}
 
-#: What `explain` takes as port: "8080/TCP", "8/ICMP", "ICMP" (an echo request), or a PortProto.
+#: What `explain` takes as port: "8080/TCP", "8/ICMP", "ICMP" (an echo request), "GRE", or a
+#: PortProto.
 Target = str | PortProto
 
 
@@ -150,7 +151,7 @@ def _missing(decision: Decision, target: PortMatch) -> str:
 
 
 def parse_target(target: Target) -> tuple[Protocol, int]:
-    """The protocol and the one port (or ICMP type) that `target` names.
+    """The protocol and the one port (or ICMP type, 0 if it has neither) that `target` names.
 
     Raises PolicyError if it names none or several, UnitError if it is no port at all.
 
@@ -165,6 +166,8 @@ def parse_target(target: Target) -> tuple[Protocol, int]:
             return protocol, int(kind)
         raise PolicyError(f"{target!r}: ICMP types are 0 to 255; write 8/ICMP")
     ports = PortProto.parse(target)
+    if ports.protocol.extended:
+        return ports.protocol, 0
     if ports.first != ports.last or ports.protocol is Protocol.ANY:
         raise PolicyError(
             f"{str(target)!r}: one connection has one port and one protocol; write 8080/TCP"

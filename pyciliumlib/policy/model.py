@@ -129,6 +129,8 @@ class PortMatch:
     def __str__(self) -> str:
         if self.name:
             return f"{self.name}/{self.protocol}"
+        if self.protocol.extended:
+            return str(self.protocol)
         if self.protocol in (Protocol.ICMP, Protocol.ICMPv6):
             kind = "any type" if self.any_port else f"type {self.first}"
             return f"{self.protocol} {kind}"
@@ -148,13 +150,19 @@ PortNames = frozenset[tuple[str, tuple[int, Protocol]]]
 
 @frozen
 class GroupReference:
-    """CIDR groups, by name or by a selector of their labels, less some prefixes."""
+    """CIDR groups, by name or by a selector of their labels, less some prefixes.
+
+    `cloud` is what a provider knows the group by, as JSON, if it is one of a cloud.
+    """
 
     name: str = ""
     selector: Selector | None = None
     excepts: tuple[Network, ...] = ()
+    cloud: str = ""
 
     def __str__(self) -> str:
+        if self.cloud:
+            return f"cloud group {self.cloud}"
         groups = self.name if self.selector is None else str(self.selector)
         return f"CIDR group {groups}"
 

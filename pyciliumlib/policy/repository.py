@@ -7,6 +7,7 @@ and one that cannot be refuses the change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -31,6 +32,7 @@ from pyciliumlib.policy.analysis import (
     suggest,
 )
 from pyciliumlib.policy.answer import one_request
+from pyciliumlib.policy.cidr_groups import cloud_groups
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
@@ -294,6 +296,15 @@ class Repository:
         """
         with self._lock:
             return self._rules.prefixes()
+
+    def cloud_groups(self) -> Mapping[str, Mapping[str, Any]]:
+        """The security groups of clouds that rules name (`fromGroups`, `toGroups`).
+
+        Each selects nobody until a CiliumCIDRGroup is applied whose name is the key here, with the
+        prefixes that the provider tells for the value.
+        """
+        with self._lock:
+            return cloud_groups(self._rules.documents)
 
     def governing(self, subject: PartyLike) -> Sequence[Rule]:
         """The rules about a subject."""

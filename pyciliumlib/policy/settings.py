@@ -34,9 +34,12 @@ class PolicySettings:
 
     `default_local_cluster` confines selectors that name no cluster to this one.
     `allow_localhost` lets the local host reach every endpoint, whatever the rules say, short of
-    a deny. `node_selectors` and `host_firewall` switch on `fromNodes`/`toNodes` and policies with
-    a `nodeSelector`, as in Cilium. `version` chooses between meanings that changed: see
-    `PolicySettings.of_version`.
+    a deny. `audit` lets pass what policy would deny, and tells of it. `node_selectors` and
+    `host_firewall` switch on `fromNodes`/`toNodes` and policies with a `nodeSelector`, and
+    `cidr_match_nodes` lets prefixes mean nodes too. Where `icmp_rules` or `l7_proxy` is off,
+    documents with such rules are refused; `extended_protocols` admits VRRP, IGMP, GRE and the like
+    under `toPorts`. Without `non_default_deny`, `enableDefaultDeny` says nothing. `version`
+    chooses between meanings that changed: see `PolicySettings.of_version`.
 
     >>> PolicySettings(enforcement="always").enforcement
     <Enforcement.ALWAYS: 'always'>
@@ -48,8 +51,14 @@ class PolicySettings:
     default_local_cluster: bool = field(default=True, validator=validators.instance_of(bool))
     enable_ipv4: bool = field(default=True, validator=validators.instance_of(bool))
     enable_ipv6: bool = field(default=True, validator=validators.instance_of(bool))
+    audit: bool = field(default=False, validator=validators.instance_of(bool))
     node_selectors: bool = field(default=False, validator=validators.instance_of(bool))
     host_firewall: bool = field(default=False, validator=validators.instance_of(bool))
+    cidr_match_nodes: bool = field(default=False, validator=validators.instance_of(bool))
+    icmp_rules: bool = field(default=True, validator=validators.instance_of(bool))
+    l7_proxy: bool = field(default=True, validator=validators.instance_of(bool))
+    extended_protocols: bool = field(default=False, validator=validators.instance_of(bool))
+    non_default_deny: bool = field(default=True, validator=validators.instance_of(bool))
     version: Version = field(default=Version.CURRENT, converter=Version)
 
     @classmethod

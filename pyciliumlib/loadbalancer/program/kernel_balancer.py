@@ -48,18 +48,23 @@ class HeldServices:
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
 
-    def apply(self, plan: ServicePlan) -> None:
-        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
-        changed = [service for _, service in plan.upserts.values()]
-        versions = {backend.address.version for one in changed for backend in one.backends}
-        problems = [
-            problem
-            for balancer in self.balancers
-            for found in (*map(balancer._refusals, changed), balancer._unreachable(versions))
-            for problem in found
-        ]
+    def check(self, balancers: Iterable[KernelBalancer], services: Iterable[Service]) -> None:
+        """ServiceError with all reasons why a balancer cannot serve a service."""
+        wanted = list(services)
+        versions = {backend.address.version for one in wanted for backend in one.backends}
+        reasons = (
+            reason
+            for balancer in balancers
+            for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
+            for reason in found
+        )
+        problems = list(dict.fromkeys(reasons))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
+
+    def apply(self, plan: ServicePlan) -> None:
+        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
+        self.check(self.balancers, [service for _, service in plan.upserts.values()])
         applied = self.table.apply(plan)
         for key in plan.deletes:
             self.model.delete(key)
@@ -81,9 +86,10 @@ class KernelBalancer(abc.ABC):
         self._closed = False
 
     def _join(self, held: HeldServices) -> None:
-        """Have these services, for the first time."""
+        """Have these services; ServiceError if one that is there cannot be served."""
         self._held = held
         with held.lock:
+            held.check([self], self.services.values())
             held.balancers.append(self)
         self._resources.callback(self._leave)
 
@@ -97,9 +103,9 @@ class KernelBalancer(abc.ABC):
     def _refusals(self, service: Service) -> Iterator[str]:
         """Why this balancer's programs cannot serve a service that the model knows."""
 
-    @abc.abstractmethod
     def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
-        """Why no backend of some of these families can be reached."""
+        """Why no backend of some of these families can be reached; by default each can."""
+        return iter(())
 
     @abc.abstractmethod
     def _applied(self, applied: Applied) -> None:
@@ -119,8 +125,13 @@ class KernelBalancer(abc.ABC):
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services by their keys."""
+        """The services by their keys, as they were given."""
         return dict(self._held.table.services)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as they are served: with the states of backends in quarantine."""
+        return dict(self._held.table.in_force)
 
     def upsert(self, *services: Service) -> ServicePlan:
         """Add services, or put them in the place of those of their keys; what was done.

@@ -8,13 +8,12 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve
 
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import DeviceError, FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.kernel import Map, Object, possible_cpus
+from pyciliumlib.kernel import Object
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -26,6 +25,7 @@ from pyciliumlib.loadbalancer.kinds import (
     FrontendType,
     ProxyDelegation,
 )
+from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
@@ -36,14 +36,6 @@ from pyciliumlib.net import Netlink, NetNS, read_sysctl
 DEFAULTS: Final = LoadBalancerConfig(
     algorithm="maglev", mode="dsr", dispatch="ipip", acceleration="native"
 )
-
-
-@frozen
-class Count:
-    """Packets, and bytes of IP, that went to backends."""
-
-    packets: int
-    bytes: int
 
 
 class LoadBalancer(KernelBalancer):
@@ -131,8 +123,8 @@ class LoadBalancer(KernelBalancer):
                 yield f"forwarding is off at {self.device}; run `sysctl -w {name}=1`"
 
     def _applied(self, applied: Applied) -> None:
-        _zero(self._object.maps["lb_service_counters"], applied.unused_services)
-        _zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        zero(self._object.maps["lb_service_counters"], applied.unused_services)
+        zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
         wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
@@ -160,12 +152,12 @@ class LoadBalancer(KernelBalancer):
     def service_counts(self) -> dict[ServiceKey, Count]:
         """What was sent on for each service since it was added."""
         self._check_open()
-        return self._by_service(_counts(self._object.maps["lb_service_counters"]))
+        return self._by_service(packet_sums(self._object.maps["lb_service_counters"]))
 
     def backend_counts(self) -> dict[Backend, Count]:
         """What was sent to each backend."""
         self._check_open()
-        return self._by_backend(_counts(self._object.maps["lb_backend_counters"]))
+        return self._by_backend(packet_sums(self._object.maps["lb_backend_counters"]))
 
     def metrics(self) -> Metrics:
         """Packets and bytes of services: forwarded, and dropped by reason."""
@@ -190,17 +182,3 @@ def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
 
 def _forwards(netns: NetNS, device: str, version: int) -> bool:
     return read_sysctl(netns, f"ipv{version}/conf/{device}/forwarding") == "1"
-
-
-def _zero(counters: Map, numbers: Iterable[int]) -> None:
-    """Begin anew for those who get the numbers next."""
-    keys = np.array(sorted(numbers), counters.key_dtype)
-    if len(keys):
-        counters.update_batch(keys, np.zeros((len(keys), possible_cpus()), counters.value_dtype))
-
-
-def _counts(counters: Map) -> list[Count]:
-    """The sums over all CPUs, by number."""
-    _, values = counters.lookup_batch()
-    packets, sizes = values["packets"].sum(axis=1).tolist(), values["bytes"].sum(axis=1).tolist()
-    return list(map(Count, packets, sizes))

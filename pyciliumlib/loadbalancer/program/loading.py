@@ -12,10 +12,18 @@ from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import ExistsError
-from pyciliumlib.kernel import Link, Object, ObjectSpec, Program, attach_tc, attach_xdp
+from pyciliumlib.kernel import (
+    Link,
+    Map,
+    Object,
+    ObjectSpec,
+    Program,
+    attach_tc,
+    attach_xdp,
+    probe,
+)
 from pyciliumlib.kernel.clsact import TcFilter
 from pyciliumlib.kernel.link import program_label
-from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -33,7 +41,7 @@ class Sizes:
 
     `slots` are those of all services together: a Maglev service takes the table's size for each
     family, unless it shares its backends with another; at random it takes its backends' number.
-    They cost 4 bytes each, `flows` about 120.
+    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated.
     """
 
     services: int = field(default=1024, validator=number(1, _MAX, "services"))
@@ -43,6 +51,7 @@ class Sizes:
     source_ranges: int = field(default=16384, validator=number(1, _MAX, "source ranges"))
     flows: int = field(default=65536, validator=number(1, _MAX, "flows"))
     clients: int = field(default=16384, validator=number(1, _MAX, "clients"))
+    sockets: int = field(default=65536, validator=number(1, _MAX, "sockets"))
 
     def entries(self) -> Mapping[str, int]:
         """The maps' sizes by their names."""
@@ -61,6 +70,7 @@ class Sizes:
             "lb_flows": self.flows,
             "lb_pending": max(64, self.flows // 4),
             "lb_affinity": self.clients,
+            "lb_reverse_sk": self.sockets,
         }
 
 
@@ -117,9 +127,7 @@ def load(
     config: LoadBalancerConfig, place: Place, sizes: Sizes, hook: Hook = Hook.NATIVE
 ) -> Object:
     """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
-    spec = ObjectSpec.open(object_path(hook.program))
-    for name, entries in sizes.entries().items():
-        spec.resize(name, entries)
+    spec = _spec(hook.program, sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
     spec.config.update(
@@ -135,3 +143,48 @@ def load(
         }
     )
     return spec.load()
+
+
+#: What programs that serve the same services have in common.
+_SHARED: Final = (
+    "lb_services",
+    "lb_slots",
+    "lb_backends",
+    "lb_revisions",
+    "lb_ranges",
+    "lb_members",
+    "lb_filter",
+    "lb_affinity",
+)
+
+
+def load_sockets(
+    sizes: Sizes, shared: Mapping[str, Map] | None, *, host_only: bool, host_netns: int
+) -> Object:
+    """The programs of sockets; with `shared`, over these maps of another balancer."""
+    spec = _spec("socket", sizes)
+    reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
+    for name, map_ in reuse.items():
+        spec.resize(name, map_.max_entries)
+    for name, numbered in (
+        ("lb_socket_services", "lb_revisions"),
+        ("lb_socket_backends", "lb_backends"),
+    ):
+        spec.resize(name, spec.maps[numbered].max_entries)
+    spec.config.update(
+        {
+            "jiffies_per_second": kernel_clock().hz,
+            "host_only": host_only,
+            "host_netns": host_netns,
+            "set_retval": probe("helper_set_retval").has("helper_set_retval"),
+        }
+    )
+    return spec.load(reuse=reuse)
+
+
+def _spec(name: str, sizes: Sizes) -> ObjectSpec:
+    spec = ObjectSpec.open(object_path(name))
+    for map_name, entries in sizes.entries().items():
+        if map_name in spec.maps:
+            spec.resize(map_name, entries)
+    return spec
