@@ -7,6 +7,9 @@
 #define PCL_DSR_H
 
 #include "addr.h"
+#include "config.h"
+
+CONFIG(__be16, geneve_port, "UDP port of Geneve") = bpf_htons(6081);
 
 /* Copied into fragments, of the reserved class, number 26. */
 #define DSR_IPV4_OPTION 0x9a

@@ -10,7 +10,6 @@ CONFIG(__u32, flow_seed_ipv4, "of the Maglev flow hash") = 0;
 CONFIG(__u32, flow_seed_ipv6, "of the Maglev flow hash") = 0;
 CONFIG(__be32, source_ipv4, "source of outer IPv4 headers, 0: IPv4 backends cannot be reached") = 0;
 CONFIG(__u32, source_ipv6[4], "source of outer IPv6 headers, as it lies in the packet") = {};
-CONFIG(__be16, geneve_port, "UDP port of Geneve") = bpf_htons(6081);
 CONFIG(__u32, mtu, "bytes of an IP packet that fit the device") = 1500;
 
 #endif

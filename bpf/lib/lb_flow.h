@@ -42,11 +42,6 @@ struct {
 	__type(value, struct lb_flow);
 } lb_pending SEC(".maps");
 
-static __always_inline bool lb_is_opening(const struct lb_packet *packet)
-{
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
-
 /* Jiffies that the flow may idle after this packet. */
 static __always_inline __u32 lb_flow_life(const struct lb_packet *packet, const struct lb_flow *flow)
 {

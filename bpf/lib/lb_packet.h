@@ -29,6 +29,11 @@ struct lb_packet {
 	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 };
 
+static __always_inline bool lb_is_opening(const struct lb_packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* Reads what follows the IP header; false for what no service has. */
 static __always_inline bool lb_parse_l4(struct cursor *at, struct lb_packet *packet)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Room behind an IP header, for options: the header is that of 20 or 40 bytes, and what follows
- * moves. All pointers into the packet are void afterwards.
+ * Room behind an IP header of 20 or 40 bytes, for options, and taking headers off. All pointers into
+ * the packet are void afterwards.
  */
 #ifndef PCL_ROOM_H
 #define PCL_ROOM_H
@@ -22,6 +22,27 @@ static __always_inline bool room_make(CTX *ctx, __u32 bytes, bool ipv6, bool tcp
 static __always_inline bool room_take(CTX *ctx, __u32 bytes, bool ipv6)
 {
 	return !bpf_skb_adjust_room(ctx, -(int)bytes, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
+/* From 6.3 on, the family of the packet may change. */
+#define ROOM_TO_IPV4 (1ULL << 7)	/* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 */
+#define ROOM_TO_IPV6 (1ULL << 8)
+
+/* Takes off what is between the Ethernet header and an inner IP header of protocol `proto`. */
+static __always_inline bool room_take_outer(CTX *ctx, __u32 bytes, __be16 proto)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	struct ethhdr *eth;
+
+	if (ctx->protocol != proto)
+		flags |= proto == bpf_htons(ETH_P_IPV6) ? ROOM_TO_IPV6 : ROOM_TO_IPV4;
+	if (bpf_skb_adjust_room(ctx, -(int)bytes, BPF_ADJ_ROOM_MAC, flags))
+		return false;
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	eth->h_proto = proto;
+	return true;
 }
 
 #else
@@ -75,6 +96,23 @@ static __always_inline bool room_make(CTX *ctx, __u32 bytes, bool ipv6, bool tcp
 static __always_inline bool room_take(CTX *ctx, __u32 bytes, bool ipv6)
 {
 	return room_move(ctx, 0, bytes, ipv6) && !bpf_xdp_adjust_head(ctx, bytes);
+}
+
+static __always_inline bool room_take_outer(CTX *ctx, __u32 bytes, __be16 proto)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data, kept;
+
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	kept = *eth;
+	kept.h_proto = proto;
+	if (bpf_xdp_adjust_head(ctx, bytes))
+		return false;
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	*eth = kept;
+	return true;
 }
 
 #endif

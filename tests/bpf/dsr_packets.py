@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 from scapy.contrib.geneve import GENEVE, GeneveOptions
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -34,86 +34,107 @@ End = tuple[str, int]
 
 
 @frozen
+class Way:
+    """Between which ends a packet goes, and what it has that does not depend on them."""
+
+    family: Family
+    client: End
+    to: End
+    ttl: int = TTL
+    payload: bytes = b"hello"
+
+    def ip(self, source: str = "", to: str = "", **fields: Any) -> Packet:
+        """The IP header, towards the service or backend."""
+        source, to = source or self.client[0], to or self.to[0]
+        if self.family.version == 4:
+            return IP(src=source, dst=to, ttl=self.ttl, **fields)
+        return IPv6(src=source, dst=to, hlim=self.ttl, **fields)
+
+
+@frozen
 class Shape:
-    """A kind of packet. `parts` builds its IP packets: client, destination, TTL."""
+    """A kind of packet. `parts` builds its IP packets; it `tells` of the service each time."""
 
     name: str
-    parts: Callable[[Family, End, End, int], list[Packet]]
+    parts: Callable[[Way], list[Packet]]
     tells: bool = False
     protocol: str = "TCP"
 
     def __str__(self) -> str:
         return self.name
 
+    def on(self, way: Way) -> list[bytes]:
+        """The IP packets, with all checksums."""
+        return [bytes(part) for part in self.parts(way)]
+
     def packets(self, family: Family, to: End, ttl: int = TTL) -> list[bytes]:
-        """The IP packets for an end, with all checksums."""
-        client = (family.client, CLIENT_PORT)
-        return [bytes(part) for part in self.parts(family, client, to, ttl)]
+        """Those of the usual client."""
+        return self.on(Way(family, (family.client, CLIENT_PORT), to, ttl))
 
 
-def ip(family: Family, source: str, to: str, ttl: int, **fields: Any) -> Packet:
-    """An IP header."""
-    if family.version == 4:
-        return IP(src=source, dst=to, ttl=ttl, **fields)
-    return IPv6(src=source, dst=to, hlim=ttl, **fields)
-
-
-def _tcp(flags: str, **fields: Any) -> Callable[[Family, End, End, int], list[Packet]]:
-    def parts(family: Family, client: End, to: End, ttl: int) -> list[Packet]:
-        head = ip(family, client[0], to[0], ttl, **fields)
-        segment = TCP(sport=client[1], dport=to[1], flags=flags, seq=7)
-        return [head / segment / Raw(b"" if flags == "S" else b"hello")]
+def _tcp(flags: str) -> Callable[[Way], list[Packet]]:
+    def parts(way: Way) -> list[Packet]:
+        segment = TCP(sport=way.client[1], dport=way.to[1], flags=flags, seq=7)
+        return [way.ip() / segment / Raw(way.payload)]
 
     return parts
 
 
-def _udp(family: Family, client: End, to: End, ttl: int) -> list[Packet]:
-    datagram = UDP(sport=client[1], dport=to[1]) / Raw(b"query")
-    return [ip(family, client[0], to[0], ttl) / datagram]
+def _udp(way: Way) -> list[Packet]:
+    return [way.ip() / UDP(sport=way.client[1], dport=way.to[1]) / Raw(way.payload)]
 
 
-def _options(family: Family, client: End, to: End, ttl: int) -> list[Packet]:
-    datagram = UDP(sport=client[1], dport=to[1]) / Raw(b"query")
-    if family.version == 4:
-        return [IP(src=client[0], dst=to[0], ttl=ttl, options=[b"\x94\x04\0\0"]) / datagram]
-    return [ip(family, client[0], to[0], ttl) / IPv6ExtHdrDestOpt() / datagram]
+def _without_checksum(way: Way) -> list[Packet]:
+    datagram = UDP(sport=way.client[1], dport=way.to[1])
+    if way.family.version == 4:
+        datagram.chksum = 0
+    return [way.ip() / datagram / Raw(way.payload)]
 
 
-def _fragments(family: Family, client: End, to: End, ttl: int) -> list[Packet]:
+def _options(way: Way) -> list[Packet]:
+    datagram = UDP(sport=way.client[1], dport=way.to[1]) / Raw(way.payload)
+    if way.family.version == 4:
+        return [way.ip(options=[b"\x94\x04\0\0"]) / datagram]
+    return [way.ip() / IPv6ExtHdrDestOpt() / datagram]
+
+
+def _fragments(way: Way) -> list[Packet]:
     """Three fragments of one datagram; the first alone has ports."""
-    header = 20 if family.version == 4 else 40
-    datagram = UDP(sport=client[1], dport=to[1]) / Raw(bytes(range(256)) * 10)
-    whole = bytes(ip(family, client[0], to[0], ttl) / datagram)[header:]
+    header = 20 if way.family.version == 4 else 40
+    body = (way.payload + bytes(range(256)) * 10)[:2560]
+    datagram = UDP(sport=way.client[1], dport=way.to[1]) / Raw(body)
+    whole = bytes(way.ip() / datagram)[header:]
     made, size = [], 1200
     for at in range(0, len(whole), size):
         more, part = at + size < len(whole), Raw(whole[at : at + size])
-        if family.version == 4:
+        if way.family.version == 4:
             fields = {"flags": "MF" if more else 0, "frag": at // 8, "id": 77, "proto": 17}
-            made.append(ip(family, client[0], to[0], ttl, **fields) / part)
+            made.append(way.ip(**fields) / part)
         else:
             extension = IPv6ExtHdrFragment(offset=at // 8, m=int(more), id=77, nh=17)
-            made.append(ip(family, client[0], to[0], ttl) / extension / part)
+            made.append(way.ip() / extension / part)
     return made
 
 
-def _error(family: Family, client: End, to: End, ttl: int) -> list[Packet]:
+def _error(way: Way) -> list[Packet]:
     """A router on the way to the client tells the sender of an answer that it was too large."""
-    quoted = ip(family, to[0], client[0], 60) / TCP(sport=to[1], dport=client[1], flags="A", seq=9)
-    if family.version == 4:
-        router, message = "198.51.100.254", ICMP(type=3, code=4, nexthopmtu=1400)
-    else:
-        router, message = "2001:db8:c::254", ICMPv6DestUnreach()
-    return [ip(family, router, to[0], ttl) / message / Raw(bytes(quoted))]
+    ports = {"sport": way.to[1], "dport": way.client[1]}
+    quoted = evolve(way, ttl=60).ip(way.to[0], way.client[0]) / TCP(**ports, flags="A", seq=9)
+    quoted = Raw(bytes(quoted / Raw(way.payload)))
+    if way.family.version == 4:
+        return [way.ip("198.51.100.254") / ICMP(type=3, code=4, nexthopmtu=1400) / quoted]
+    return [way.ip("2001:db8:c::254") / ICMPv6DestUnreach() / quoted]
 
 
 SYN: Final = Shape("SYN", _tcp("S"), tells=True)
 ACK: Final = Shape("ACK", _tcp("PA"))
 FIN: Final = Shape("FIN", _tcp("FA"))
 DATAGRAM: Final = Shape("datagram", _udp, tells=True, protocol="UDP")
+BARE: Final = Shape("no checksum", _without_checksum, tells=True, protocol="UDP")
 OPTIONS: Final = Shape("options", _options, tells=True, protocol="UDP")
 FRAGMENTS: Final = Shape("fragments", _fragments, tells=True, protocol="UDP")
 ERROR: Final = Shape("ICMP error", _error)
-SHAPES: Final = (SYN, ACK, FIN, DATAGRAM, OPTIONS, FRAGMENTS, ERROR)
+SHAPES: Final = (SYN, ACK, FIN, DATAGRAM, BARE, OPTIONS, FRAGMENTS, ERROR)
 
 
 def option(service: End) -> bytes:

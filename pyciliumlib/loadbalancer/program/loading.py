@@ -22,7 +22,7 @@ from pyciliumlib.kernel import (
     attach_xdp,
     probe,
 )
-from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.clsact import Direction, TcFilter
 from pyciliumlib.kernel.link import program_label
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
@@ -103,15 +103,20 @@ class Hook(enum.Enum):
         return "loadbalancer_tc" if self is Hook.TC else "loadbalancer"
 
     def attach(self, program: Program, device: str) -> Link | TcFilter:
-        """Raises ExistsError where the device has a balancer, else what attaching there does."""
+        """Raises ExistsError where the device has such a one, else what attaching there does."""
         if self is not Hook.TC:
             return attach_xdp(program, device, self.value)
-        if probe("tcx"):
-            for there in attached_tc(device, "ingress"):
-                label = program_label(there.prog_id)
-                if self.program in label:
-                    raise ExistsError(f"{device} has a balancer, {label}; close that one first")
-        return attach_tc(program, device, "ingress")
+        return attach_once(program, device, "ingress")
+
+
+def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:
+    """Attach at tc; raises ExistsError where the device has a program of this name already."""
+    if probe("tcx"):
+        for there in attached_tc(device, direction):
+            label = program_label(there.prog_id)
+            if program.name in label:
+                raise ExistsError(f"{device} has {label} already; close that one first")
+    return attach_tc(program, device, direction)
 
 
 #: The hooks to try for each setting, the best first.
