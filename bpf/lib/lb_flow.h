@@ -8,12 +8,15 @@
 #ifndef PCL_LB_FLOW_H
 #define PCL_LB_FLOW_H
 
+#include "lb.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
 enum lb_flow_flags {
 	LB_FLOW_CLOSING = 1,	/* FIN or RST was seen */
 	LB_FLOW_AFFINITY = 2,	/* its client is remembered */
+	LB_FLOW_OPTION = LB_OPTION,
+	LB_FLOW_GENEVE = LB_GENEVE,
 };
 
 struct lb_flow {
@@ -38,11 +41,6 @@ struct {
 	__type(key, struct lb_flow_key);
 	__type(value, struct lb_flow);
 } lb_pending SEC(".maps");
-
-static __always_inline bool lb_is_opening(const struct lb_packet *packet)
-{
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
 
 /* Jiffies that the flow may idle after this packet. */
 static __always_inline __u32 lb_flow_life(const struct lb_packet *packet, const struct lb_flow *flow)

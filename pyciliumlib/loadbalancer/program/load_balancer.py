@@ -23,7 +23,6 @@ from pyciliumlib.loadbalancer.connections import Connection, Connections
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import (
-    DSRDispatch,
     ForwardingMode,
     FrontendType,
     ProxyDelegation,
@@ -190,11 +189,7 @@ class LoadBalancer(KernelBalancer):
             yield f'{key}: it is forwarded by SNAT, and only DSR is implemented; write mode="dsr"'
         else:
             try:
-                if config.dispatch_of(service) is not DSRDispatch.IPIP:
-                    yield (
-                        f"{key}: only the dispatch ipip is implemented, and that needs backends "
-                        "with the frontend's port"
-                    )
+                config.dispatch_of(service)
             except InvalidError as error:
                 yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:

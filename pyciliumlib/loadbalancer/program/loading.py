@@ -22,7 +22,7 @@ from pyciliumlib.kernel import (
     attach_xdp,
     probe,
 )
-from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.clsact import Direction, TcFilter
 from pyciliumlib.kernel.device import device_index
 from pyciliumlib.kernel.link import live_link, program_label
 from pyciliumlib.kernel.tc import attached_tc
@@ -105,15 +105,10 @@ class Hook(enum.Enum):
         return "loadbalancer_tc" if self is Hook.TC else "loadbalancer"
 
     def attach(self, program: Program, device: str) -> Link | TcFilter:
-        """Raises ExistsError where the device has a balancer, else what attaching there does."""
+        """Raises ExistsError where the device has such a one, else what attaching there does."""
         if self is not Hook.TC:
             return attach_xdp(program, device, self.value)
-        if probe("tcx"):
-            for there in attached_tc(device, "ingress"):
-                label = program_label(there.prog_id)
-                if self.program in label:
-                    raise ExistsError(f"{device} has a balancer, {label}; close that one first")
-        return attach_tc(program, device, "ingress")
+        return attach_once(program, device, "ingress")
 
     def adopt(self, program: Program, device: str, pin: Path) -> Link | TcFilter | None:
         """What an earlier process attached and kept, with this program; None if it is gone.
@@ -132,6 +127,16 @@ class Hook(enum.Enum):
                 )
             link.update(program)
         return link
+
+
+def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:
+    """Attach at tc; raises ExistsError where the device has a program of this name already."""
+    if probe("tcx"):
+        for there in attached_tc(device, direction):
+            label = program_label(there.prog_id)
+            if program.name in label:
+                raise ExistsError(f"{device} has {label} already; close that one first")
+    return attach_tc(program, device, direction)
 
 
 #: The hooks to try for each setting, the best first.
@@ -165,6 +170,7 @@ def load(
             "flow_seed_ipv6": seed.seed_ipv6,
             "source_ipv4": int(place.ipv4) if place.ipv4 else 0,
             "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
+            "geneve_port": config.geneve_port,
             "mtu": place.mtu,
         }
     )
