@@ -44,7 +44,7 @@ with pcl.Lab() as lab, contextlib.ExitStack() as resources:
 
     # Each backend has the service's address, and takes off what the directors put around.
     for backend in backends:
-        side = backend.call(functools.partial(pcl.DSRBackend, "eth0", [VIP], mode="generic"))
+        side = backend.call(functools.partial(pcl.DSRBackend, "eth0", [VIP], acceleration="generic"))
         resources.callback(side.close)
         serve(backend)
 
