@@ -75,4 +75,4 @@ with own_cgroup() as cgroup, pcl.Lab() as lab:
                 print("its client:", error.strerror)
         with client.call(lambda: socket.create_connection((VIP, 80), timeout=3)) as connection:
             print("another one answers:", ask(connection) != answered)
-        print("ended:", balancer.ended)
+    print("ended:", balancer.ended)
