@@ -13,7 +13,9 @@ from pyciliumlib.loadbalancer import (
     LoadBalancerConfig,
     Service,
 )
+from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
+from pyciliumlib.loadbalancer.program.kernel_balancer import KernelBalancer
 from pyciliumlib.net import Netlink
 from pyciliumlib.types import parse_address
 from tests import cgroups
@@ -88,6 +90,25 @@ def test_both_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -
     at_sockets.close()
     packets.upsert(Service("web", ["203.0.113.10:80"], ["10.244.1.3:80"]))
     assert list(map(str, packets.services)) == ["default/web"]
+
+
+class Picky(KernelBalancer):
+    """Can serve nothing."""
+
+    def _refusals(self, service: Service) -> Iterator[str]:
+        yield f"{service.key}: not for me"
+
+    def _applied(self, applied: Applied) -> None:
+        raise AssertionError("it was never asked to serve anything")
+
+
+def test_who_joins_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -> None:
+    """What is there already is asked about, too; who cannot is not among the balancers."""
+    packets, _ = both
+    packets.upsert(Service("web", ["203.0.113.10:80"], ["10.244.1.3:80"]))
+    with pytest.raises(errors.ServiceError, match="not for me"):
+        Picky()._join(packets._held)
+    packets.delete("default/web")
 
 
 def test_the_owner_closes_last(scene: Scene, both: tuple[LoadBalancer, SocketBalancer]) -> None:
