@@ -5,13 +5,14 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import ExistsError
+from pyciliumlib.errors import ExistsError, StateError
 from pyciliumlib.kernel import (
     Link,
     Map,
@@ -23,7 +24,8 @@ from pyciliumlib.kernel import (
     probe,
 )
 from pyciliumlib.kernel.clsact import TcFilter
-from pyciliumlib.kernel.link import program_label
+from pyciliumlib.kernel.device import device_index
+from pyciliumlib.kernel.link import live_link, program_label
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -114,6 +116,24 @@ class Hook(enum.Enum):
                     raise ExistsError(f"{device} has a balancer, {label}; close that one first")
         return attach_tc(program, device, "ingress")
 
+    def adopt(self, program: Program, device: str, pin: Path) -> Link | TcFilter | None:
+        """What an earlier process attached and kept, with this program; None if it is gone.
+
+        Raises StateError if it is at another device.
+        """
+        link: Link | TcFilter | None = live_link(pin)
+        if link is None and self is Hook.TC and not probe("tcx"):
+            link = TcFilter.find(device, "ingress")
+        if link is not None:
+            if link.info.ifindex != device_index(device):
+                link.close()
+                raise StateError(
+                    f"the link pinned at {pin} is not at {device}: that is another device now; "
+                    "remove the pin root, or rename the device"
+                )
+            link.update(program)
+        return link
+
 
 #: The hooks to try for each setting, the best first.
 HOOKS: Final[Mapping[Acceleration, tuple[Hook, ...]]] = {
@@ -125,9 +145,16 @@ HOOKS: Final[Mapping[Acceleration, tuple[Hook, ...]]] = {
 
 
 def load(
-    config: LoadBalancerConfig, place: Place, sizes: Sizes, hook: Hook = Hook.NATIVE
+    config: LoadBalancerConfig,
+    place: Place,
+    sizes: Sizes,
+    hook: Hook = Hook.NATIVE,
+    pins: Path | None = None,
 ) -> Object:
-    """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
+    """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does.
+
+    With `pins` its maps are those that are pinned there, or will be.
+    """
     spec = _spec(hook.program, sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
@@ -142,7 +169,7 @@ def load(
             "mtu": place.mtu,
         }
     )
-    return spec.load()
+    return spec.load(pins=pins)
 
 
 #: What programs that serve the same services have in common.
