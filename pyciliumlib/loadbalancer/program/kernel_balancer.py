@@ -20,7 +20,7 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.plan import ServicePlan
-from pyciliumlib.loadbalancer.program.kept import Kept
+from pyciliumlib.loadbalancer.program.kept import Kept, StoredServices
 from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.restore import RestoredTable
 from pyciliumlib.loadbalancer.saved import Journal, Saved
@@ -46,7 +46,7 @@ class HeldServices:
     maps: Mapping[str, Map]
     config: LoadBalancerConfig
     node: LocalNode
-    kept: Kept | None = None
+    kept: StoredServices | None = None
     lock: threading.RLock = field(factory=threading.RLock)
     balancers: list[KernelBalancer] = field(factory=list)
     table: ServiceTable = field(init=False)
