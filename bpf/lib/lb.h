@@ -34,6 +34,7 @@ enum lb_service_flags {
 	LB_OTHER_PORTS = 4,	/* no service: what else is sent to a service's address */
 	LB_CLUSTER_IP = 8,	/* not for clients from outside */
 	LB_NODE_PORT = 16,	/* no socket of the node may be bound to it */
+	LB_SNAT = 128,		/* its new flows are translated */
 };
 
 struct lb_service {

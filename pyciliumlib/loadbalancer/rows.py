@@ -15,6 +15,7 @@ from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, port_bit
 from pyciliumlib.loadbalancer.kinds import (
     Algorithm,
     Direction,
+    ForwardingMode,
     FrontendType,
     SourceRangesPolicy,
 )
@@ -28,6 +29,7 @@ FLAG_DENY_RANGES: Final = 2
 FLAG_OTHER_PORTS: Final = 4
 FLAG_CLUSTER_IP: Final = 8
 FLAG_NODE_PORT: Final = 16
+FLAG_SNAT: Final = 128
 # enum lb_scope
 EXTERNAL: Final = 0
 INTERNAL: Final = 1
@@ -96,6 +98,7 @@ def flags_of(
         | (FLAG_DENY_RANGES if deny else 0)
         | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, direction, config) else 0)
         | (FLAG_NODE_PORT if frontend.type in _ON_NODE else 0)
+        | (FLAG_SNAT if config.forwarding_of(service) is ForwardingMode.SNAT else 0)
     )
 
 
