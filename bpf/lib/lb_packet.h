@@ -20,13 +20,13 @@ struct lb_packet {
 	struct lb_flow_key key;
 	__u32 bytes;		/* of the IP packet */
 	__u32 fragment_id;
+	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 	__u8 tos;
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
 	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
 	__u8 first;		/* of its flow that this backend gets */
-	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 };
 
 static __always_inline bool lb_is_opening(const struct lb_packet *packet)
