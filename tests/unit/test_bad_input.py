@@ -124,6 +124,10 @@ REFUSED: dict[str, list[Case]] = {
         (errors.InvalidError, stored(lambda s: s.put("a\0b", "x"))),
         (errors.InvalidError, stored(lambda s: s.put("a", 5))),  # type: ignore[arg-type]
     ],
+    "MemoryStore.write": [
+        (errors.InvalidError, stored(lambda s: s.write({"a": "x", "": None}))),
+        (errors.InvalidError, stored(lambda s: s.write({"a": 5}))),  # type: ignore[dict-item]
+    ],
     "MemoryStore.session": [(errors.InvalidError, stored(lambda s: s.session(0)))],
     "ObjectSpec.doc": [
         (errors.NotFoundError, lambda: SPEC.doc("flw")),
@@ -272,7 +276,7 @@ ELSEWHERE = {
         "bpf/test_kernel_ring.py::test_bad_arguments",
     ),
     **dict.fromkeys(
-        ("SQLiteStore.put", "SQLiteStore.create", "SQLiteStore.session"),
+        ("SQLiteStore.put", "SQLiteStore.create", "SQLiteStore.session", "SQLiteStore.write"),
         "unit/test_store.py::test_bad_input_is_refused",
     ),
     "SQLiteStore": "unit/test_store.py::test_files_that_cannot_be_used",
@@ -311,7 +315,7 @@ NOTHING_TO_REFUSE = {
     "TcFilter.keep", "http_reply",
 }  # fmt: skip
 #: Rooms with tables of their own of what they refuse, and protocols, which do nothing.
-APART = {"loadbalancer", "loadbalancer.program"}
+APART = {"loadbalancer", "loadbalancer.health", "loadbalancer.program"}
 PROTOCOLS = {"MapLike", "Store"}
 
 
