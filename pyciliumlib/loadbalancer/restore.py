@@ -57,6 +57,7 @@ class RestoredTable(ServiceTable):
         self._found_ranges = read_ranges(self._ranges)
         self._revisions = read_revisions(self._revision_rows)
         self._filter.load()
+        self._frontends.load(entry for found in entries.values() for entry in found.values())
         self._slots.load(
             (entry.first, entry.slots)
             for found in entries.values() for entry in found.values() if entry.slots
@@ -106,6 +107,7 @@ class RestoredTable(ServiceTable):
             ranges=one.ranges,
             range_rows=wanted if sorted(there) == sorted(wanted) else there,
             entries=entries,
+            frontends=self._frontends.found(entries),
             members=members,
         )
         self._count_addresses(entries, 1)

@@ -19,11 +19,13 @@ import numpy as np
 from attrs import evolve
 
 from pyciliumlib.errors import ExistsError, MapFullError, NotFoundError, PyCiliumError, nearest
+from pyciliumlib.flow import FlowService
 from pyciliumlib.loadbalancer import columns, rows, selection
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
+from pyciliumlib.loadbalancer.frontends import FrontendTable
 from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
@@ -42,8 +44,8 @@ _UNTOLD = Journal()
 class ServiceTable:
     """Keeps the maps of a load balancer equal to a set of services.
 
-    `maps` are those of `bpf/lib/lb*.h` by name, empty at first (else: `RestoredTable`). One writer
-    at a time; the caller holds the lock.
+    `maps` are those of `bpf/lib/lb*.h` by name, empty at first (else: `RestoredTable`);
+    `lb_frontends` may be missing. One writer at a time; the caller holds the lock.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class ServiceTable:
         self._ranges = Mirror(maps["lb_ranges"], "source ranges")
         self._backend_rows = Mirror(maps["lb_backends"], "backends", array=True)
         self._revision_rows = Mirror(maps["lb_revisions"], "services", array=True)
+        self._filter = FilterTable(maps["lb_filter"])
+        self._frontends = FrontendTable(maps.get("lb_frontends"), clock)
         self._mirrors = (
             self._entries, self._members, self._ranges, self._backend_rows, self._revision_rows,
+            *self._frontends.mirrors,
         )  # fmt: skip
-        self._filter = FilterTable(maps["lb_filter"])
         self._slots = SlotTable(maps["lb_slots"], config.maglev(), clock)
         last_service = maps["lb_revisions"].max_entries - 1
         last_backend = maps["lb_backends"].max_entries - 1
@@ -103,6 +107,10 @@ class ServiceTable:
     def service_id(self, key: ServiceKey) -> int:
         """The number by which the maps know a service."""
         return self._installed[key].id
+
+    def service_of(self, frontend: int) -> FlowService | None:
+        """The service behind a frontend's number, as events of the programs give it; or None."""
+        return self._frontends.service(frontend)
 
     @property
     def backends(self) -> Mapping[int, Backend]:
@@ -184,7 +192,7 @@ class ServiceTable:
             self._write(change)
             journal.commit()
         except BaseException:
-            for step in reversed(change.undo):
+            for step in (*reversed(change.undo), self._frontends.bump):
                 with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
                     step()
             self._give_up(change)
@@ -239,9 +247,10 @@ class ServiceTable:
         bare = {spot: self._entry(made, frontend, spot[-1], ids)
                 for spot, frontend in self._spots(service).items()}  # fmt: skip
         made.revision = self._revisions.get(made.id, 0)
-        if old is None or _decides_anew(old, bare, made):
-            made.revision += 1
-        made.entries = {spot: evolve(e, revision=made.revision) for spot, e in bare.items()}
+        anew = old is None or _decides_anew(old, bare, made)
+        made.revision += anew
+        made.frontends = self._frontends.number(bare, old, change.frontend_numbers, anew=anew)
+        made.entries = {spot: _numbered(entry, spot, made) for spot, entry in bare.items()}
         made.bits = self._filter.bits(rows.filter_needs(bare, self._own))
         return made
 
@@ -329,6 +338,7 @@ class ServiceTable:
         self._put(
             self._revision_rows, columns.revision_columns(self._revision_rows, change), change
         )
+        stale = self._frontends.write(fresh.values(), leaving, change.undo)
         self._change_filter(fresh.values(), leaving, change)
 
         self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
@@ -337,7 +347,9 @@ class ServiceTable:
         kept = {made.ranges for made in fresh.values()}
         dead = [found for found in leaving if found.ranges not in kept]
         self._ranges.drop(columns.range_columns(self._ranges, dead)[0], change.undo)
-        self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        stale += self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        if stale:
+            self._frontends.bump()
 
     def _backend_columns(self, change: Change, *, alive: bool) -> columns.Columns:
         return columns.backend_columns(self._backend_rows, change.held.values(), alive=alive)
@@ -349,7 +361,7 @@ class ServiceTable:
             dead += [(found.id, backend) for backend in found.members if backend not in kept]
         return dead
 
-    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> None:
+    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> int:
         keys, values = wanted
         missing = mirror.missing(keys)
         if missing > mirror.free:
@@ -358,7 +370,7 @@ class ServiceTable:
                 f"{missing} new {mirror.name} do not fit, {mirror.free} more do; load with larger "
                 "maps",
             )
-        mirror.put(keys, values, change.undo)
+        return mirror.put(keys, values, change.undo)
 
     def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
         """How many frontends the addresses that are touched will have."""
@@ -399,9 +411,12 @@ class ServiceTable:
         ):
             for number in taken:
                 numbers.give_back(number)
+        self._frontends.give_up(change.fresh.values(), change.frontend_numbers)
 
     def _commit(self, change: Change) -> None:
         """Everything is written: take it down, and give back what nobody has any more."""
+        leaving = [found for _, found in self._before(change)] + list(change.gone.values())
+        self._frontends.commit(change.fresh.values(), leaving)
         for key, found in [*self._before(change), *change.gone.items()]:
             for slots in found.slots:
                 self._slots.release(slots)
@@ -448,6 +463,17 @@ class ServiceTable:
         for address, _, _, scope in spots:
             if scope == rows.EXTERNAL and address not in self._own:
                 yield address
+
+
+def _numbered(entry: Entry, spot: Spot, made: Installed) -> Entry:
+    """The entry with the numbers and revisions of its service and frontend."""
+    known = made.frontends.get(spot[:3])
+    return evolve(
+        entry,
+        revision=made.revision,
+        frontend=known.number if known else 0,
+        frontend_revision=known.revision if known else 0,
+    )
 
 
 def _saved(service: Service, made: Installed, held: Mapping[bytes, Held]) -> Saved:

@@ -20,7 +20,7 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.plan import ServicePlan
-from pyciliumlib.loadbalancer.program.kept import Kept
+from pyciliumlib.loadbalancer.program.kept import Kept, StoredServices
 from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.restore import RestoredTable
 from pyciliumlib.loadbalancer.saved import Journal, Saved
@@ -46,7 +46,7 @@ class HeldServices:
     maps: Mapping[str, Map]
     config: LoadBalancerConfig
     node: LocalNode
-    kept: Kept | None = None
+    kept: StoredServices | None = None
     lock: threading.RLock = field(factory=threading.RLock)
     balancers: list[KernelBalancer] = field(factory=list)
     table: ServiceTable = field(init=False)
@@ -107,7 +107,7 @@ class KernelBalancer(abc.ABC):
     def __init__(self, kept: Kept | None = None) -> None:
         """With `kept` it goes on where an earlier process ended, and outlives this one."""
         self._resources = contextlib.ExitStack()
-        self._closed = False
+        self._closed = self._ends = False
         self._kept = kept
         self._is_new = kept is None or not kept.settings
         self._links: dict[str, Link | TcFilter] = {}
@@ -130,20 +130,27 @@ class KernelBalancer(abc.ABC):
 
     def _give_up(self) -> None:
         """It could not be made: of a new one nothing stays, of an earlier one everything."""
-        if self._kept is None:
-            self._resources.close()
-        elif self._is_new:
+        if self._is_new:
             self._end()
         else:
-            self._resources.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close all handles; what is kept goes on."""
+        self._resources.close()
+        if self._kept is not None:
             self._kept.close()
 
     def _end(self) -> None:
-        for link in self._links.values():
-            self._netns.call(link.detach)
-        self._resources.close()  # a thread of it may be waiting for the lock
-        if self._kept is not None:
-            self._kept.remove()
+        """Take all of it away."""
+        self._ends = True
+        try:
+            for link in self._links.values():
+                self._netns.call(link.detach)
+        finally:
+            self._resources.close()  # a thread of it may be waiting for the lock
+            if self._kept is not None:
+                self._kept.remove()
 
     def _join(self, held: HeldServices) -> None:
         """Have these services; ServiceError if one that is there cannot be served."""
@@ -151,9 +158,9 @@ class KernelBalancer(abc.ABC):
         with held.lock:
             held.check([self], self.services.values())
             held.balancers.append(self)
-        self._resources.callback(self._leave)
+        self._resources.callback(self._part)
 
-    def _leave(self) -> None:
+    def _part(self) -> None:
         with self._held.lock:
             self._held.balancers.remove(self)
 
@@ -312,8 +319,7 @@ class KernelBalancer(abc.ABC):
             raise StateError("this balancer has no pin_root: nothing of it can outlive the process")
         with self._held.lock:
             self._closed = True
-        self._resources.close()
-        self._kept.close()
+        self._leave()
 
     def _check_open(self) -> None:
         if self._closed:
