@@ -4,10 +4,14 @@
 
 The router sends the services' addresses to the director; backends answer by way of the router. The
 links behind the router are a little larger, so that the outer header fits.
+
+Servers listen on any address at the services' ports, as behind IP in IP, and at ports of their own,
+as behind an option or Geneve.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -33,6 +37,9 @@ ROUTER: Final = {4: "192.0.2.254", 6: "2001:db8::254"}
 UPLINK: Final = {4: "198.51.100.254", 6: "2001:db8:c::254"}
 LENGTH: Final = {4: 24, 6: 64}
 INSIDE_MTU: Final = 1600
+#: Ports of the services, and those of the backends' own.
+TCP_PORTS: Final = (80, 8080)
+UDP_PORTS: Final = (53, 5353)
 PATIENCE: Final = 3.0
 _serial = itertools.count()
 _PASS: Final = """
@@ -70,14 +77,14 @@ class Scene:
             tcp.sendall(b"who?")
             return tcp.recv(200).decode()
 
-    def ask_udp(self, version: int, port: int = 53) -> str:
+    def ask_udp(self, version: int, port: int = 53, question: bytes = b"who?") -> str:
         """The same by a datagram."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with self.client.socket(family, socket.SOCK_DGRAM) as udp:
             udp.settimeout(PATIENCE)
-            udp.sendto(b"who?", (VIP[version], port))
-            data, peer = udp.recvfrom(200)
-            assert peer[0] == VIP[version]
+            udp.sendto(question, (VIP[version], port))
+            data, peer = udp.recvfrom(65536)
+            assert peer[:2] == (VIP[version], port)
             return data.decode()
 
     def who(self, version: int, times: int, **options: int) -> Counter[str]:
@@ -87,7 +94,10 @@ class Scene:
 
 @define(eq=False)
 class Server:
-    """Answers "<name> <peer>" on TCP 80 (and goes on while asked) and UDP 53, in its namespace."""
+    """Answers "<name> <peer>" by TCP (and goes on while asked) and UDP, in its namespace.
+
+    What ends in a zero byte is answered by "got it", and "send <n>" by so many bytes.
+    """
 
     name: str
     netns: NetNS
@@ -100,10 +110,13 @@ class Server:
         server = cls(name, netns, threading.Event(), [], [])
         for version in (4, 6):
             family = socket.AF_INET if version == 4 else socket.AF_INET6
-            tcp = server._socket(family, socket.SOCK_STREAM, 80)
-            tcp.listen(128)
-            server._run(server._accept, tcp)
-            server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, 53))
+            for port in TCP_PORTS:
+                tcp = server._socket(family, socket.SOCK_STREAM, port)
+                tcp.listen(128)
+                server._run(server._accept, tcp)
+            for port in UDP_PORTS:
+                udp = server._socket(family, socket.SOCK_DGRAM, port)
+                server._run(server._as_service if port == 53 else server._datagrams, udp)
         return server
 
     def _socket(self, family: int, kind: int, port: int) -> socket.socket:
@@ -137,7 +150,11 @@ class Server:
                 data = connection.recv(65536)
                 if not data:
                     return
-                if not data.endswith(b"\0"):  # the middle of something long
+                if data.startswith(b"send "):
+                    connection.settimeout(PATIENCE)
+                    connection.sendall(b"y" * int(data[5:]))
+                    connection.settimeout(0.1)
+                elif not data.endswith(b"\0"):  # the middle of something long
                     connection.sendall(f"{self.name} {peer}\n".encode())
                 else:
                     connection.sendall(b"got it")
@@ -147,6 +164,13 @@ class Server:
                 return
 
     def _datagrams(self, udp: socket.socket) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(OSError):
+                data, peer = udp.recvfrom(65536)
+                answer = f"{self.name} {peer[0]} {len(data)}\n".encode()
+                udp.sendto(answer.ljust(len(data)), peer)
+
+    def _as_service(self, udp: socket.socket) -> None:
         while not self._ending.is_set():
             try:
                 _, peer = udp.recvfrom(65536)
@@ -168,8 +192,19 @@ class Server:
 
 
 @contextmanager
-def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iterator[Scene]:
-    """All of it, without a balancer and with no service's address at a backend."""
+def scene(
+    folder: Path,
+    backends: int = 3,
+    inside_mtu: int = INSIDE_MTU,
+    *,
+    uplink_mtu: int = 1500,
+    offloads: bool = False,
+) -> Iterator[Scene]:
+    """All of it, without a balancer and with no service's address at a backend.
+
+    With `offloads` packets come large and with checksums to be filled in, and programs run at tc
+    alone: a frame that XDP sends would be lost.
+    """
     prefix = f"pclL{os.getpid()}-{next(_serial)}"
     with ExitStack() as stack:
 
@@ -187,7 +222,7 @@ def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iter
         with Netlink(router) as netlink:
             netlink.add_bridge("br0", mtu=inside_mtu)
             netlink.set_link("br0", up=True)
-            _connect(netlink, "up0", client, 1500)
+            _connect(netlink, "up0", client, uplink_mtu)
             _address(netlink, "up0", UPLINK)
             _address(netlink, "br0", ROUTER)
             for name, netns in (
@@ -196,6 +231,8 @@ def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iter
             ):
                 _connect(netlink, name, netns, inside_mtu)
                 netlink.set_link(name, master="br0")
+                if offloads:
+                    continue
                 # a frame that XDP sends back is lost unless this end runs a program too
                 link = router.call(
                     lambda name=name: attach_xdp(passing.programs["let_pass"], name, "native")
@@ -212,7 +249,8 @@ def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iter
             (router, "br0"),
             (router, "up0"),
         ):
-            netns.call(lambda name=name: _checksums(name))
+            if not offloads:
+                fill_in_checksums(netns, name)
         with Netlink(router) as netlink:
             for version in (4, 6):
                 netlink.wait_usable("br0", ROUTER[version])
@@ -245,5 +283,7 @@ def _host(netns: NetNS, addresses: dict[int, str], gateway: dict[int, str]) -> N
             netlink.add_route(f"default{version}", via=gateway[version], dev="eth0")
 
 
-def _checksums(device: str) -> None:
-    subprocess.run(["ethtool", "-K", device, "tx", "off"], check=True, capture_output=True)
+def fill_in_checksums(netns: NetNS, device: str) -> None:
+    """Let no packet leave the device without its checksums."""
+    command = ["ethtool", "-K", device, "tx", "off"]
+    netns.call(lambda: subprocess.run(command, check=True, capture_output=True))
