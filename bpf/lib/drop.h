@@ -44,6 +44,7 @@ enum source_file {
 	FILE_NEIGHBOUR = 6,
 	FILE_FRAGMENT = 7,
 	FILE_PATH = 8,
+	FILE_TRANSLATE = 9,
 };
 
 #endif

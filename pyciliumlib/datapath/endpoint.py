@@ -30,7 +30,7 @@ class Endpoint:
 
     `labels` are what was given, `identity_labels` with what follows from the namespace.
     `ifindex` and `node_mac` are of the host-side `device`, `mac` of the endpoint's own. `routed`:
-    the datapath made the node's routes to it, and not a lab.
+    the datapath made the node's routes to it, and not a lab. `audit`: what policy denies passes.
     """
 
     id: int
@@ -46,6 +46,7 @@ class Endpoint:
     node_mac: str
     named_ports: Mapping[str, tuple[int, Protocol]] = field(factory=dict, hash=False)
     routed: bool = False
+    audit: bool = False
 
     @property
     def ip4(self) -> ipaddress.IPv4Address | None:
@@ -60,7 +61,7 @@ class Endpoint:
     @property
     def party(self) -> Party:
         """The endpoint as policy sees it."""
-        return Party(self.identity_labels, self.named_ports, self.identity, self.name)
+        return Party(self.identity_labels, self.named_ports, self.identity, self.name, self.audit)
 
     def to_json(self) -> str:
         """All of it as text, for the state file."""
@@ -79,6 +80,7 @@ class Endpoint:
                 "node_mac": self.node_mac,
                 "named_ports": {n: f"{p}/{proto}" for n, (p, proto) in self.named_ports.items()},
                 "routed": self.routed,
+                "audit": self.audit,
             }
         )
 

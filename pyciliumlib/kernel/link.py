@@ -207,6 +207,22 @@ class Link(Resource):
         return f"<Link {self.name!r} {info.kind} id={info.id} prog={info.prog_id} {where}>"
 
 
+def live_link(pin: str | os.PathLike[str]) -> Link | None:
+    """The link that is pinned there; None if there is none.
+
+    Nor is there one whose device or cgroup is gone: its pin is removed.
+    """
+    try:
+        link = Link.from_pin(pin)
+    except NotFoundError:
+        return None
+    if link.attached:
+        return link
+    link.unpin()
+    link.close()
+    return None
+
+
 def program_label(prog_id: int) -> str:
     """A loaded program for messages: `'from_endpoint' (id 42)`."""
     name = ffi.new("char[16]")

@@ -32,6 +32,7 @@ FLAG_CLUSTER_IP: Final = 8
 FLAG_NODE_PORT: Final = 16
 FLAG_OPTION: Final = 32
 FLAG_GENEVE: Final = 64
+FLAG_MAGLEV_INSIDE: Final = 256
 _DISPATCH: Final = {DSRDispatch.OPT: FLAG_OPTION, DSRDispatch.GENEVE: FLAG_GENEVE}
 # enum lb_scope
 EXTERNAL: Final = 0
@@ -46,7 +47,9 @@ _ON_NODE: Final = (FrontendType.NODE_PORT, FrontendType.HOST_PORT, FrontendType.
 _SET_BITS: Final = 32
 _ALL_IPV4: Final = ipaddress.IPv4Network("0.0.0.0/0")
 
-#: 16-byte address, port, protocol, scope.
+#: 16-byte address, port, protocol.
+Place = tuple[bytes, int, int]
+#: The same and a scope.
 Spot = tuple[bytes, int, int, int]
 #: Prefix length in bits, 16-byte address, whether it is inside.
 RangeRow = tuple[int, bytes, int]
@@ -62,6 +65,8 @@ class Entry:
     ranges: int = 0
     affinity: int = 0
     revision: int = 0
+    frontend: int = 0
+    frontend_revision: int = 0
     flags: int = 0
 
 
@@ -95,9 +100,11 @@ def flags_of(
 ) -> int:
     """What a program must know of a frontend beside its slots."""
     how = selection.algorithm(service, frontend, direction, config)
+    inside = selection.algorithm(service, frontend, Direction.EAST_WEST, config)
     deny = service.source_ranges_policy is SourceRangesPolicy.DENY
     return (
         (FLAG_MAGLEV if how is Algorithm.MAGLEV else 0)
+        | (FLAG_MAGLEV_INSIDE if inside is Algorithm.MAGLEV else 0)
         | (FLAG_DENY_RANGES if deny else 0)
         | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, direction, config) else 0)
         | (FLAG_NODE_PORT if frontend.type in _ON_NODE else 0)

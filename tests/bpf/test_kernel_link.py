@@ -29,6 +29,7 @@ from pyciliumlib.kernel.xdp import attach_xdp, attached_xdp
 from pyciliumlib.net import NetNS
 from tests.bpf.compiled import compile_bpf
 from tests.expect import expect
+from tests.scale import examples
 
 SOURCE = """
 struct {
@@ -623,6 +624,25 @@ def test_no_descriptor_leaks(obj: Object, device: str) -> None:
                 with Link.from_id(link.info.id):
                     pass
     assert len(list(descriptors.iterdir())) == before
+
+
+def test_a_thousand_filters_and_pins_leak_nothing(obj: Object, device: str, bpffs: Path) -> None:
+    """clsact attached and removed, a link pinned, opened and unpinned: as many as before."""
+    program = obj.programs["tc_1"]
+    TcFilter.attach(program, device, "ingress").close()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(examples(1000)):
+        TcFilter.attach(program, device, "ingress").close()
+    assert TcFilter.find(device, "ingress") is None
+    with attach_xdp(obj.programs["xdp_pass"], device) as link:
+        for _ in range(examples(1000)):
+            link.pin(bpffs / "link")
+            Link.from_pin(bpffs / "link").close()
+            link.unpin()
+        assert link.attached
+    assert len(list(descriptors.iterdir())) == before
+    assert not (bpffs / "link").exists()
 
 
 def test_netkit(obj: Object, device: str) -> None:

@@ -70,9 +70,12 @@ def services(draw: st.DrawFn) -> list[Service]:
     return made
 
 
+_SIZES = {"lb_backends": 64, "lb_revisions": 64, "lb_slots": 512, "lb_filter": 64}
+
+
 def kernel() -> FakeKernel:
     spec = ObjectSpec.open(object_path("loadbalancer"))
-    for name, entries in {"lb_backends": 64, "lb_slots": 512, "lb_filter": 64}.items():
+    for name, entries in _SIZES.items():
         spec.resize(name, entries)
     return FakeKernel(spec.maps.values())
 

@@ -211,6 +211,26 @@ def test_a_failure_at_any_write_changes_nothing(change: str) -> None:
     Reader(kernel, CONFIG).check(after)
 
 
+def test_flows_of_a_failed_change_are_decided_again(
+    kernel: FakeKernel, table: ServiceTable
+) -> None:
+    """What programs decided before it was undone does not count for the next change."""
+    serve(table, web(1, source_ranges=["10.0.0.0/8"]))
+    spot = next(iter(kernel["lb_services"]))
+    seen: list[int] = []
+
+    def fail(_: int) -> None:
+        if not seen:
+            seen.append(kernel["lb_services"].lookup(spot).revision)
+            raise KernelError(5, "broken")
+
+    spy(kernel["lb_revisions"], "update_batch", fail)
+    with pytest.raises(KernelError):
+        serve(table, web(1))
+    serve(table, web(1, source_ranges=["11.0.0.0/8"]))
+    assert kernel["lb_revisions"].lookup(1) == kernel["lb_services"].lookup(spot).revision > seen[0]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_at_every_moment_there_is_a_way(
     kernel: FakeKernel, table: ServiceTable, change: str

@@ -25,6 +25,13 @@ def zero(counters: Map, numbers: Iterable[int]) -> None:
         counters.update_batch(keys, np.zeros((len(keys), possible_cpus()), counters.value_dtype))
 
 
+def zero_others(counters: Map, kept: Iterable[int]) -> None:
+    """Begin anew for all numbers but these, which go on."""
+    keys, values = counters.lookup_batch()
+    counted = values.view(np.uint64).reshape(len(keys), -1).any(axis=1)
+    zero(counters, set(keys[counted].tolist()).difference(kept))
+
+
 def packet_sums(counters: Map) -> list[Count]:
     """`struct counter` summed over all CPUs, by number."""
     _, values = counters.lookup_batch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -14,6 +15,7 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import DeviceError, FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.pinroot import PinLayout
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -25,10 +27,12 @@ from pyciliumlib.loadbalancer.kinds import (
     FrontendType,
     ProxyDelegation,
 )
-from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero
+from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
+from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
+from pyciliumlib.loadbalancer.program.settings import Settings
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.net import Netlink, NetNS, read_sysctl
 
@@ -36,6 +40,9 @@ from pyciliumlib.net import Netlink, NetNS, read_sysctl
 DEFAULTS: Final = LoadBalancerConfig(
     algorithm="maglev", mode="dsr", dispatch="ipip", acceleration="native"
 )
+
+#: Its number counts changes of what is pinned that an older or newer version cannot use.
+_LAYOUT: Final = PinLayout("LoadBalancer", "loadbalancer-v1")
 
 
 class LoadBalancer(KernelBalancer):
@@ -59,6 +66,7 @@ class LoadBalancer(KernelBalancer):
         config: LoadBalancerConfig = DEFAULTS,
         sizes: Sizes | None = None,
         node: LocalNode | None = None,
+        pin_root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Balance at `device` of the calling thread's network namespace.
 
@@ -66,38 +74,112 @@ class LoadBalancer(KernelBalancer):
         ("generic"), at tc ("disabled"), or in the driver if that can, else at tc ("best-effort");
         `hook` tells which it became. `node` is this one, for NodePorts and traffic policies; by
         default it has the device's addresses and no name.
+
+        Without `pin_root` everything ends with `close()` or the process. With it, a directory below
+        /sys/fs/bpf, program, maps and services go on, and the next balancer takes them over:
+        this class with the same `pin_root`, or `open`. Raises then what `open` does, too.
+
         Raises DeviceError, ExistsError where the device runs another balancer or XDP program,
         FeatureError where its driver cannot, InvalidError, PrivilegeError.
         """
-        super().__init__()
+        super().__init__(None if pin_root is None else Kept(pin_root, _LAYOUT))
         self.device = device
         try:
             self._netns = self._resources.enter_context(NetNS.current())
             self._place, found = _place_of(self._netns, device)
-            self._object, self.hook = self._start(config, sizes or Sizes())
+            settings = Settings(device, self._netns.inode, config, sizes or Sizes(), node)
+            self._object, self.hook = self._start(settings)
             maps = self._object.maps
-            self._join(HeldServices(self, maps, config, node or found))
+            self._join(HeldServices(self, maps, config, node or found, self._kept))
+            if not self._is_new:
+                self._held.restore()
+                self._go_on(settings)
             self._flows = Connections(maps, kernel_clock())
             self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
         except BaseException:
-            self._resources.close()
+            self._give_up()
             raise
 
-    def _start(self, config: LoadBalancerConfig, sizes: Sizes) -> tuple[Object, Hook]:
-        """The program at its device, where it passes everything by as long as it has no service."""
-        *better, last = HOOKS[config.acceleration]
+    @classmethod
+    def open(
+        cls,
+        pin_root: str | os.PathLike[str],
+        *,
+        config: LoadBalancerConfig | None = None,
+        sizes: Sizes | None = None,
+        node: LocalNode | None = None,
+    ) -> LoadBalancer:
+        """Take over what an earlier process left at `pin_root`; its traffic goes on meanwhile.
+
+        To be called in the same network namespace. Device and settings are as they were; a
+        `config` or `node` that is given takes their place. The device gets this version's program
+        in one step, over the same maps: known connections keep their backends. A change that was
+        cut short is carried out.
+
+        Raises NotFoundError if nothing is kept there, LockedError if another process has it,
+        LayoutError for another version's pins, MismatchError for other `sizes`, StateError in
+        another namespace and for a device or hook other than before, ServiceError if a service
+        cannot be served any more. Then all is as it was.
+        """
+        was = Settings.from_json(kept_settings(pin_root, _LAYOUT))
+        return cls(
+            was.device,
+            config=config or was.config,
+            sizes=sizes or was.sizes,
+            node=node or was.node,
+            pin_root=pin_root,
+        )
+
+    def _start(self, settings: Settings) -> tuple[Object, Hook]:
+        """A new balancer's program is at its device then, and passes everything by.
+
+        Where an earlier one is at the device, that stays there for now.
+        """
+        if self._kept is not None and not self._is_new:
+            hook = Settings.from_json(self._kept.settings).goes_on_as(settings)
+            return self._load(hook, settings), hook
+        *better, last = HOOKS[settings.config.acceleration]
         for hook in better:
             with contextlib.suppress(FeatureError):
-                return self._start_at(hook, config, sizes), hook
-        return self._start_at(last, config, sizes), last
+                return self._start_at(hook, settings), hook
+        return self._start_at(last, settings), last
 
-    def _start_at(self, hook: Hook, config: LoadBalancerConfig, sizes: Sizes) -> Object:
-        with contextlib.ExitStack() as stack:
-            loaded = stack.enter_context(load(config, self._place, sizes, hook))
-            link = hook.attach(loaded.programs[hook.program], self.device)
-            stack.callback(link.close)
-            self._resources.push(stack.pop_all())
+    def _start_at(self, hook: Hook, settings: Settings) -> Object:
+        loaded = self._load(hook, settings)
+        try:
+            self._remember(hook, settings)
+            self._hang(hook, loaded)
+        except BaseException:
+            loaded.close()
+            raise
         return loaded
+
+    def _load(self, hook: Hook, settings: Settings) -> Object:
+        pins = self._kept.maps if self._kept else None
+        loaded = load(settings.config, self._place, settings.sizes, hook, pins)
+        self._resources.callback(loaded.close)
+        return loaded
+
+    def _hang(self, hook: Hook, loaded: Object) -> None:
+        program = loaded.programs[hook.program]
+        self._attach(
+            str(hook),
+            lambda: hook.attach(program, self.device),
+            lambda pin: hook.adopt(program, self.device, pin),
+        )
+
+    def _remember(self, hook: Hook, settings: Settings) -> None:
+        if self._kept is not None:
+            self._kept.remember(evolve(settings, hook=hook).to_json())
+
+    def _go_on(self, settings: Settings) -> None:
+        """The maps are an earlier process's, and hold what they should: now the program."""
+        self._hang(self.hook, self._object)
+        self._remember(self.hook, settings)
+        table = self._held.table
+        zero_others(self._object.maps["lb_service_counters"], map(table.service_id, table.services))
+        zero_others(self._object.maps["lb_backend_counters"], table.backends)
+        wake(self._netns, {backend.address for backend in table.backends.values()})
 
     # ------------------------------------------------------------------ services
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import ExistsError
+from pyciliumlib.errors import ExistsError, StateError
 from pyciliumlib.kernel import (
     Link,
-    Map,
     Object,
     ObjectSpec,
     Program,
@@ -23,7 +23,8 @@ from pyciliumlib.kernel import (
     probe,
 )
 from pyciliumlib.kernel.clsact import Direction, TcFilter
-from pyciliumlib.kernel.link import program_label
+from pyciliumlib.kernel.device import device_index
+from pyciliumlib.kernel.link import live_link, program_label
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -59,6 +60,7 @@ class Sizes:
         return {
             # a frontend may have one for each scope, and its address one of its own
             "lb_services": 3 * self.frontends,
+            "lb_frontends": self.frontends + 1,
             "lb_revisions": services,
             "lb_service_counters": services,
             "lb_backends": backends,
@@ -108,6 +110,24 @@ class Hook(enum.Enum):
             return attach_xdp(program, device, self.value)
         return attach_once(program, device, "ingress")
 
+    def adopt(self, program: Program, device: str, pin: Path) -> Link | TcFilter | None:
+        """What an earlier process attached and kept, with this program; None if it is gone.
+
+        Raises StateError if it is at another device.
+        """
+        link: Link | TcFilter | None = live_link(pin)
+        if link is None and self is Hook.TC and not probe("tcx"):
+            link = TcFilter.find(device, "ingress")
+        if link is not None:
+            if link.info.ifindex != device_index(device):
+                link.close()
+                raise StateError(
+                    f"the link pinned at {pin} is not at {device}: that is another device now; "
+                    "remove the pin root, or rename the device"
+                )
+            link.update(program)
+        return link
+
 
 def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:
     """Attach at tc; raises ExistsError where the device has a program of this name already."""
@@ -129,10 +149,17 @@ HOOKS: Final[Mapping[Acceleration, tuple[Hook, ...]]] = {
 
 
 def load(
-    config: LoadBalancerConfig, place: Place, sizes: Sizes, hook: Hook = Hook.NATIVE
+    config: LoadBalancerConfig,
+    place: Place,
+    sizes: Sizes,
+    hook: Hook = Hook.NATIVE,
+    pins: Path | None = None,
 ) -> Object:
-    """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does."""
-    spec = _spec(hook.program, sizes)
+    """The loaded object; the caller closes it. Raises what `ObjectSpec.load` does.
+
+    With `pins` its maps are those that are pinned there, or will be.
+    """
+    spec = sized(hook.program, sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
     spec.config.update(
@@ -147,47 +174,11 @@ def load(
             "mtu": place.mtu,
         }
     )
-    return spec.load()
+    return spec.load(pins=pins)
 
 
-#: What programs that serve the same services have in common.
-_SHARED: Final = (
-    "lb_services",
-    "lb_slots",
-    "lb_backends",
-    "lb_revisions",
-    "lb_ranges",
-    "lb_members",
-    "lb_filter",
-    "lb_affinity",
-)
-
-
-def load_sockets(
-    sizes: Sizes, shared: Mapping[str, Map] | None, *, host_only: bool, host_netns: int
-) -> Object:
-    """The programs of sockets; with `shared`, over these maps of another balancer."""
-    spec = _spec("socket", sizes)
-    reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
-    for name, map_ in reuse.items():
-        spec.resize(name, map_.max_entries)
-    for name, numbered in (
-        ("lb_socket_services", "lb_revisions"),
-        ("lb_socket_backends", "lb_backends"),
-    ):
-        spec.resize(name, spec.maps[numbered].max_entries)
-    spec.config.update(
-        {
-            "jiffies_per_second": kernel_clock().hz,
-            "host_only": host_only,
-            "host_netns": host_netns,
-            "set_retval": probe("helper_set_retval").has("helper_set_retval"),
-        }
-    )
-    return spec.load(reuse=reuse)
-
-
-def _spec(name: str, sizes: Sizes) -> ObjectSpec:
+def sized(name: str, sizes: Sizes) -> ObjectSpec:
+    """An object whose maps have these sizes."""
     spec = ObjectSpec.open(object_path(name))
     for map_name, entries in sizes.entries().items():
         if map_name in spec.maps:

@@ -74,7 +74,7 @@ def end(orphans: list[Orphan]) -> int:
         try:
             with SocketDiag(netns) as diag:
                 for protocol in protocols:
-                    for found in list(diag.connected(protocol)):
+                    for found in diag.connected(protocol):
                         if (found.cookie, found.peer) in wanted:
                             ended += diag.destroy(found)
         except (PyCiliumError, OSError) as error:
