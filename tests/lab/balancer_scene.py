@@ -222,7 +222,8 @@ def scene(
         with Netlink(router) as netlink:
             netlink.add_bridge("br0", mtu=inside_mtu)
             netlink.set_link("br0", up=True)
-            _connect(netlink, "up0", client, uplink_mtu)
+            _connect(netlink, "up0", client, 1500)
+            netlink.set_link("up0", mtu=uplink_mtu)  # the client does not know
             _address(netlink, "up0", UPLINK)
             _address(netlink, "br0", ROUTER)
             for name, netns in (
