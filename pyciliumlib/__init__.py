@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyciliumlib.datapath import Metric as Metric
     from pyciliumlib.datapath import Outcome as Outcome
     from pyciliumlib.datapath import Simulation as Simulation
+    from pyciliumlib.errors import CheckError as CheckError
     from pyciliumlib.errors import ClosedError as ClosedError
     from pyciliumlib.errors import DeviceError as DeviceError
     from pyciliumlib.errors import ExhaustedError as ExhaustedError
@@ -102,8 +103,16 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer import MaglevTable as MaglevTable
     from pyciliumlib.loadbalancer import Service as Service
     from pyciliumlib.loadbalancer import read_services as read_services
+    from pyciliumlib.loadbalancer.health import HealthChecks as HealthChecks
+    from pyciliumlib.loadbalancer.health import HealthEvent as HealthEvent
+    from pyciliumlib.loadbalancer.health import HealthNodePorts as HealthNodePorts
+    from pyciliumlib.loadbalancer.health import HealthSettings as HealthSettings
+    from pyciliumlib.loadbalancer.health import HTTPCheck as HTTPCheck
+    from pyciliumlib.loadbalancer.health import TCPCheck as TCPCheck
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
+    from pyciliumlib.loadbalancer.program import NamespaceSockets as NamespaceSockets
+    from pyciliumlib.loadbalancer.program import SocketBalancer as SocketBalancer
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -140,6 +149,7 @@ _EXPORTS = {
         "Simulation",
     ),
     "errors": (
+        "CheckError",
         "ClosedError",
         "DeviceError",
         "ExhaustedError",
@@ -230,9 +240,19 @@ _EXPORTS = {
         "Service",
         "read_services",
     ),
+    "loadbalancer.health": (
+        "HTTPCheck",
+        "HealthChecks",
+        "HealthEvent",
+        "HealthNodePorts",
+        "HealthSettings",
+        "TCPCheck",
+    ),
     "loadbalancer.program": (
         "DSRBackend",
         "LoadBalancer",
+        "SocketBalancer",
+        "NamespaceSockets",
     ),
     "policy": (
         "Explanation",

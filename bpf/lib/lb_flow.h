@@ -9,6 +9,7 @@
 #ifndef PCL_LB_FLOW_H
 #define PCL_LB_FLOW_H
 
+#include "lb.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
@@ -18,6 +19,8 @@ enum lb_flow_flags {
 	LB_FLOW_FIN_CLIENT = 4,	/* the client sends no more */
 	LB_FLOW_FIN_BACKEND = 8,
 	LB_FLOW_SNAT = 16,	/* its backend sees the node's address, and `nat_port` */
+	LB_FLOW_OPTION = LB_OPTION,
+	LB_FLOW_GENEVE = LB_GENEVE,
 };
 
 /* What a flow keeps as long as it has its backend, whatever becomes of its service. */
@@ -46,11 +49,6 @@ struct {
 	__type(key, struct lb_flow_key);
 	__type(value, struct lb_flow);
 } lb_pending SEC(".maps");
-
-static __always_inline bool lb_is_opening(const struct lb_packet *packet)
-{
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
 
 /* Jiffies that the flow may idle after this packet. */
 static __always_inline __u32 lb_flow_life(const struct lb_packet *packet, const struct lb_flow *flow)

@@ -10,6 +10,7 @@
 
 #include <linux/if_ether.h>
 
+#include "ctx.h"
 #include "lb.h"
 #include "lb_config.h"
 

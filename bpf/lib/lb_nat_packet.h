@@ -21,7 +21,7 @@ static __always_inline int lb_nat_pass_on(CTX *ctx, bool ipv6, const __u8 *ether
 		if (ip->hop_limit <= 1)
 			return DROP_TTL_EXCEEDED;
 		ip->hop_limit--;
-		rewrite_sum(ctx, checksum_exchange16(bpf_htons(1), 0));
+		ctx_sum_add(ctx, checksum_exchange16(bpf_htons(1), 0));
 	} else {
 		struct iphdr *ip = header;
 
@@ -64,7 +64,7 @@ static __always_inline bool lb_nat_rewrite(CTX *ctx, const struct lb_packet *pac
 	    !rewrite_ip(ip, end, packet->ipv6, DESTINATION, &ends->destination, &destination))
 		return false;
 	if (packet->ipv6)
-		rewrite_sum(ctx, source + destination);
+		ctx_sum_add(ctx, source + destination);
 	if (packet->fragment == FRAGMENT_LATER)
 		return true;
 	if ((void *)(place + 1) > end)

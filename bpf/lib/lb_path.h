@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The load balancer's path, in XDP or tc: packets for services go on to backends. Either as they
- * are, in an outer IP header (DSR by IP in IP), and the backends answer the clients themselves; or
+ * The load balancer's path, in XDP or tc: packets for services go on to backends. Either as clients
+ * sent them, with word of the service, and the backends answer the clients themselves (DSR); or
  * translated (SNAT), and the answers come back by here.
  */
 #ifndef PCL_LB_PATH_H
 #define PCL_LB_PATH_H
 
 #include "lb_count.h"
-#include "lb_encap.h"
+#include "lb_dispatch.h"
 #include "lb_filter.h"
 #include "lb_fragment.h"
 #include "lb_hop.h"
@@ -114,7 +114,9 @@ static __noinline int decide(CTX *ctx, struct lb_packet *packet, struct lb_flow 
 	       lb_member(service->id, before->backend) && keeps(packet, before, backend_of(before));
 	decided->service = service->id;
 	decided->service_rev = service->revision;
-	decided->flags = service->affinity ? LB_FLOW_AFFINITY : 0;
+	decided->flags = service->flags & (LB_OPTION | LB_GENEVE);
+	if (service->affinity)
+		decided->flags |= LB_FLOW_AFFINITY;
 	if (kept) {
 		decided->backend = before->backend;
 		decided->backend_rev = before->backend_rev;
@@ -126,6 +128,7 @@ static __noinline int decide(CTX *ctx, struct lb_packet *packet, struct lb_flow 
 	if (packet->quoted)
 		return kept ? 0 : NOT_OURS;
 	if (!kept) {
+		packet->first = 1;
 		decided->backend = lb_choose(service, &packet->key);
 		backend = bpf_map_lookup_elem(&lb_backends, &decided->backend);
 		if (!decided->backend || !backend || !(backend->revision & 1))
@@ -162,29 +165,26 @@ static __always_inline int forward(CTX *ctx, const struct lb_packet *packet,
 				   const struct lb_flow *flow)
 {
 	struct lb_backend *backend;
-	__u32 bytes = packet->bytes, outer;
+	__u32 bytes = packet->bytes, growth;
 	struct lb_hop *hop;
-	bool done;
+	int reason;
 
 	if (flow->flags & LB_FLOW_SNAT)
 		return lb_nat_forward(ctx, packet, flow);
 	backend = backend_of(flow);
 	if (!backend)
 		return drop(packet, DROP_NO_SERVICE_BACKEND);
-	outer = addr_is_v4(&backend->addr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	if (largest(ctx, packet) + outer > mtu) {
+	growth = lb_growth(packet, flow);
+	if (largest(ctx, packet) + growth > mtu) {
 		drop(packet, DROP_FRAG_NEEDED);
-		return lb_too_big(ctx, packet, mtu - outer) ? ctx_send(ctx, ctx_device(ctx)) : CTX_DROP;
+		return lb_too_big(ctx, packet, mtu - growth) ? ctx_send(ctx, ctx_device(ctx)) : CTX_DROP;
 	}
 	hop = lb_hop_to(ctx, flow->backend, &backend->addr);
 	if (!hop)
 		return drop(packet, DROP_FIB);
-	if (addr_is_v4(&backend->addr))
-		done = lb_encap_ipv4(ctx, packet, backend->addr.words[3], hop->ethernet);
-	else
-		done = lb_encap_ipv6(ctx, packet, &backend->addr, hop->ethernet);
-	if (!done)
-		return drop(packet, DROP_WRITE_ERROR);
+	reason = lb_dispatch(ctx, packet, flow, backend, hop->ethernet);
+	if (reason)
+		return drop(packet, reason);
 	count_sent(flow, bytes);
 	return ctx_send(ctx, hop->ifindex);
 }
@@ -241,14 +241,15 @@ static __always_inline int lb_balance(CTX *ctx)
 			return CTX_PASS;
 	}
 	flow = known_flow(&packet);
-	if (flow)
-		return forward(ctx, &packet, flow);
-	result = decide(ctx, &packet, &decided);
-	if (result == NOT_OURS)
-		return CTX_PASS;
-	if (result)
-		return drop(&packet, result);
-	return forward(ctx, &packet, &decided);
+	if (!flow) {
+		result = decide(ctx, &packet, &decided);
+		if (result == NOT_OURS)
+			return CTX_PASS;
+		if (result)
+			return drop(&packet, result);
+		flow = &decided;
+	}
+	return forward(ctx, &packet, flow);
 }
 
 #endif

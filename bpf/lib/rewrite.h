@@ -3,8 +3,7 @@
  * One end of a packet gets another address and port, in XDP or at tc, and all checksums follow.
  *
  * In XDP they are in the packet. At tc that of a transport may be left to a device or the receiver,
- * so there the kernel changes it, by what of it is there already; and a device may have summed up
- * the whole packet, which sum is to follow too.
+ * so there the kernel changes it, by what of it is there already.
  *
  * The headers must be readable directly. What returns false may have written something: drop the
  * packet. What was read of it before is to be read again.
@@ -107,12 +106,6 @@ static __always_inline bool rewrite_ip(void *ip, void *end_of_data, bool ipv6, e
 
 #ifdef PCL_TC
 
-/* A device's sum of the whole packet grows, by what no checksum in the packet makes up for. */
-static __always_inline void rewrite_sum(CTX *ctx, __u64 grown)
-{
-	bpf_csum_update(ctx, checksum_fold(grown));
-}
-
 /*
  * The checksum at `at` follows the addresses of its pseudo-header, and words that it covers. With
  * the former the kernel takes it away from the device's sum again, as IPv4's own checksum has it.
@@ -126,7 +119,7 @@ static __always_inline bool rewrite_check(CTX *ctx, __u32 at, __u8 proto, __u64 
 	if ((void *)(check + 1) > (void *)(long)ctx->data_end)
 		return false;
 	if (proto == IPPROTO_UDP && !*check) {
-		rewrite_sum(ctx, words);
+		ctx_sum_add(ctx, words);
 		return true;
 	}
 	if (addresses && bpf_l4_csum_replace(ctx, at, 0, checksum_fold(addresses),
@@ -136,10 +129,6 @@ static __always_inline bool rewrite_check(CTX *ctx, __u32 at, __u8 proto, __u64 
 }
 
 #else
-
-static __always_inline void rewrite_sum(CTX *ctx, __u64 grown)
-{
-}
 
 static __always_inline bool rewrite_check(CTX *ctx, __u32 at, __u8 proto, __u64 addresses,
 					  __u64 words)
@@ -166,7 +155,7 @@ static __always_inline bool rewrite_parts(CTX *ctx, const struct headers *header
 	if (!rewrite_ip(ip, end_of_data, headers->ipv6, end, to, &addresses))
 		return false;
 	if (headers->ipv6)	/* whose header has no checksum */
-		rewrite_sum(ctx, addresses);
+		ctx_sum_add(ctx, addresses);
 	if (!l4)
 		return true;
 	if (port) {

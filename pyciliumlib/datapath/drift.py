@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
+from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.services import Services
 from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
@@ -20,14 +22,18 @@ def find_drift(
     policy: NodePolicy,
     ipcache: IPCache,
     table: IPCacheTable,
+    hooks: Hooks,
+    services: Services,
 ) -> Drift:
-    """Compare maps and attachments with the endpoints, policies and prefixes that are meant."""
+    """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
         (
             *_attachments(endpoints),
             *_rows(programs, endpoints),
             *_policies(endpoints, policy),
             *_prefixes(ipcache, table),
+            *hooks.drift(),
+            *services.drift().differences,
         )
     )
 

@@ -41,6 +41,7 @@ class DropReason(enum.IntEnum):
     POLICY_DENY = 181, "Policy denied by denylist"
     VLAN = 182, "VLAN traffic disallowed by VLAN filter"
     POLICY_AUTH_REQUIRED = 189, "Authentication required"
+    DSR_UNSUPPORTED = 193, "Unsupported packet protocol for DSR encap"
     TTL_EXCEEDED = 196, "TTL exceeded"
     ENDPOINT_NOT_READY = 203, "Endpoint not ready"
     NO_PROXY = 220, "L7 redirect without a proxy"

@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from pyciliumlib.errors import InvalidError, ServiceError, nearest
+from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.kinds import (
     Acceleration,
     Algorithm,
@@ -21,6 +22,8 @@ from pyciliumlib.loadbalancer.service import Service
 from pyciliumlib.types import Protocol
 from pyciliumlib.types.ports import PORT_MAX, PortProto
 
+#: The UDP port of Geneve (RFC 8926).
+GENEVE_PORT: Final = 6081
 _NODE_PORTS: Final = PortProto(30000, 32767)
 
 
@@ -57,6 +60,7 @@ class LoadBalancerConfig:
     mode: BalancerMode = field(default=BalancerMode.SNAT, converter=BalancerMode)
     dispatch: DSRDispatch = field(default=DSRDispatch.OPT, converter=DSRDispatch)
     acceleration: Acceleration = field(default=Acceleration.DISABLED, converter=Acceleration)
+    geneve_port: int = field(default=GENEVE_PORT, validator=number(1, PORT_MAX, "geneve_port"))
     table_size: int = SIZE_DEFAULT
     hash_seed: str = SEED_DEFAULT
     algorithm_annotation: bool = False
@@ -164,6 +168,10 @@ def _table_size(value: Any) -> int:
     return Maglev(_whole(value)).size
 
 
+def _tunnel_port(value: Any) -> int:
+    return _whole(value) or GENEVE_PORT
+
+
 def _seed(value: Any) -> str:
     Maglev(seed=_text(value))
     return _text(value)
@@ -187,6 +195,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "bpf-lb-acceleration": ("acceleration", Acceleration),
     "bpf-lb-maglev-table-size": ("table_size", _table_size),
     "bpf-lb-maglev-hash-seed": ("hash_seed", _seed),
+    "tunnel-port": ("geneve_port", _tunnel_port),
     "maglev-table-size": ("table_size", _table_size),
     "maglev-hash-seed": ("hash_seed", _seed),
     "bpf-lb-algorithm-annotation": ("algorithm_annotation", _boolean),

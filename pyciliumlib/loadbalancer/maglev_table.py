@@ -69,7 +69,7 @@ class MaglevTable:
         numbers = np.asarray(ids, np.uint32)
         if numbers.shape != (len(self.backends),):
             raise InvalidError(f"{len(self.backends)} backends need as many ids, in their order")
-        return np.append(numbers, np.uint32(0))[self.slots]
+        return np.append(numbers, np.uint32(0)).take(self.slots, mode="wrap")  # -1 is the last
 
     def select(self, flow: FlowTuple, *, affinity: bool = False) -> Backend:
         """The backend of a new flow; with `affinity` the client's port does not count.

@@ -63,6 +63,7 @@ class ServiceObject:
     external_policy: TrafficPolicy
     internal_policy: TrafficPolicy
     families: tuple[int, ...]
+    health_port: int
     annotations: ServiceAnnotations
 
     def skipped_by(self, config: LoadBalancerConfig) -> bool:
@@ -108,6 +109,7 @@ class ServiceObject:
             proxy_delegation=said.proxy_delegation,
             mesh=said.mesh,
             exposure=said.exposure,
+            health_port=self.health_port,
         )
 
     def _frontends(
@@ -187,6 +189,9 @@ def read_service(
         _policy(spec, "externalTrafficPolicy", reader),
         _policy(spec, "internalTrafficPolicy", reader),
         _families(spec, cluster_ips, reader),
+        _port_number(spec, "healthCheckNodePort", "spec", reader)
+        if spec.get("healthCheckNodePort")
+        else 0,
         read_service_annotations(annotations, "metadata.annotations", config, reader),
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from pyciliumlib.kernel import Object, ObjectSpec, Program, ProgramType
-from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.types import address_to_bytes
+from tests.bpf.card import check_sum
 from tests.bpf.compiled import compile_bpf
 from tests.scale import examples
 
@@ -70,8 +68,6 @@ int change_quoted(CTX *ctx)
 }}
 """
 ETHERNET = 14
-#: BPF_F_TEST_SKB_CHECKSUM_COMPLETE
-CHECKSUM_COMPLETE = 4
 ADDRESSES = {
     4: st.one_of(st.just("0.0.0.0"), st.just("255.255.255.255"), st.ip_addresses(v=4).map(str)),
     6: st.one_of(st.just("ff::"), st.just("2001:db8::1"), st.ip_addresses(v=6).map(str)),
@@ -104,23 +100,12 @@ def change(to: tuple[str, int], l4_off: int, proto: int, *, source: bool = False
 def run(program: Program, frame: bytes) -> bytes | None:
     """The packet afterwards, None if it could not be changed.
 
-    At tc it runs again as with a card that has summed up the packet, which sum the kernel compares
-    with the packet afterwards: such a run fails where it did not follow.
+    At tc it runs again as with a card that has summed up the packet, which sum is to follow.
     """
     result = program.run(frame)
     if result.retval and program.type is ProgramType.SCHED_CLS:
-        summed_up(program, frame)
+        check_sum(program, frame)
     return result.packet if result.retval else None
-
-
-def summed_up(program: Program, frame: bytes) -> None:
-    options = ffi.new("struct bpf_test_run_opts *")
-    options.sz, options.repeat = ffi.sizeof(options[0]), 1
-    given = ffi.from_buffer(frame)
-    options.data_in, options.data_size_in = given, len(frame)
-    options.flags = CHECKSUM_COMPLETE
-    error = lib.bpf_prog_test_run_opts(program.fd, options)
-    assert error in (0, -errno.EINVAL), os.strerror(-error)  # EINVAL: before Linux 6.16
 
 
 def usable(address: str) -> bool:

@@ -79,12 +79,16 @@ def test_removing_one_moves_its_slots_and_few_others():
     assert 0 < change.extra < 0.05 * 16381
 
 
-def test_equal_backends_share_a_table():
-    """In any order, and as long as somebody holds it."""
+def test_equal_backends_share_their_slots():
+    """In any order, whatever their states, and as long as somebody holds them."""
     maglev = Maglev(251)
     table = maglev.build(backends(5))
-    assert maglev.build(reversed(backends(5))) is table
-    assert maglev.build(backends(4)) is not table
+    assert maglev.build(reversed(backends(5))).slots is table.slots
+    terminating = [backend.in_state("terminating") for backend in backends(5)]
+    assert maglev.build(terminating).slots is table.slots
+    assert maglev.build(terminating).backends == tuple(terminating)
+    for others in (backends(4), backends(5, weight=7), [*backends(4), *backends(5, 7)[4:]]):
+        assert maglev.build(others).slots is not table.slots
 
 
 def test_ids_are_those_of_the_map():
