@@ -81,7 +81,7 @@ def parse(
     problems = Problems(prune=prune)
     found: list[Any] = []
     objects: list[Mapping[str, Any]] = []
-    with _collector_at_rest():
+    with collector_at_rest():
         for where, data in _documents(source, problems):
             problems.document = where
             objects.append(data)
@@ -98,7 +98,7 @@ def parse(
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
+def collector_at_rest() -> Iterator[None]:
     """No cyclic garbage collection in the block.
 
     Reading makes values and no cycles; to look through all of them again and again while there
