@@ -25,6 +25,7 @@ enum event_flags {
 	EVENT_REPLY = 2,	/* the packet goes against the direction in which the flow was opened */
 	EVENT_NEW = 4,		/* the first packet of a flow */
 	EVENT_RELATED = 8,	/* an ICMP error about the flow */
+	EVENT_AUDITED = 16,	/* policy denies it, and lets it pass for the audit */
 };
 
 struct event {
@@ -109,6 +110,8 @@ __noinline int event_send(struct __sk_buff *skb)
 			(*lost)++;
 		return 0;
 	}
+	if (work->event.type == EVENT_VERDICT && work->query.audited)
+		work->event.flags |= EVENT_AUDITED;
 	event_fill(event, skb, &work->packet, &work->event);
 	bpf_ringbuf_submit(event, 0);
 	return 0;

@@ -145,7 +145,7 @@ static __always_inline struct lb_reverse_key lb_reverse_key_of(__u64 socket,
 /* Puts a backend into the place that a socket sends to; 0, NOT_OURS, or the reason to refuse. */
 static __always_inline int lb_socket_translate(struct bpf_sock_addr *ctx, struct lb_place *to)
 {
-	struct lb_affinity_key client = { .netns = 1 };
+	struct lb_affinity_key client = { .netns = addr_is_v4(&to->addr) ? 4 : 6 };
 	struct lb_reverse asked = { .addr = to->addr, .port = to->port };
 	struct lb_reverse_key key;
 	struct lb_backend *backend;

@@ -13,6 +13,7 @@
 
 /* A header that some systems' <linux/in.h> lacks the number of. */
 #define PROTO_ICMPV6 58
+#define PROTO_VRRP 112
 #define PROTO_SCTP 132
 
 #define TCP_FIN 0x01

@@ -412,11 +412,19 @@ static __always_inline bool translate_stands(struct flow *flow, const struct flo
 
 /* ------------------------------------------------------------------ the packet */
 
+/* What one end of a packet changes into. */
+struct new_end {
+	struct addr from;
+	struct addr to;
+	__be16 port;
+	enum end_kind end;
+};
+
 /*
- * What a packet changes into: an answer is from the service, anything else for the backend. Of a flow
- * with itself also the other end, which `self` says, keeps its port and gets another address.
+ * An answer is from the service, anything else for the backend. Of a flow with itself also the other
+ * end, which `self` says, gets another address; it keeps its port, and `port` what it was.
  */
-static __always_inline bool translate_change(struct rewrite *change, const struct flow *flow,
+static __always_inline bool translate_change(struct new_end *change, const struct flow *flow,
 					     bool answer, bool self)
 {
 	struct lb_frontend *frontend = lb_frontend(flow->frontend);
@@ -432,10 +440,9 @@ static __always_inline bool translate_change(struct rewrite *change, const struc
 	} else {
 		change->from = answer ? backend->addr : frontend->addr;
 		change->to = answer ? frontend->addr : backend->addr;
-		change->from_port = answer ? backend->port : frontend->port;
-		change->to_port = answer ? frontend->port : backend->port;
+		change->port = answer ? frontend->port : backend->port;
 	}
-	change->source = answer != self;
+	change->end = answer != self ? SOURCE : DESTINATION;
 	return true;
 }
 
@@ -443,14 +450,18 @@ static __always_inline bool translate_change(struct rewrite *change, const struc
 static __noinline bool translate_write(struct __sk_buff *skb, const struct flow *flow, __u8 proto,
 				       __u32 l4, bool answer)
 {
-	struct rewrite change = { .l4 = l4, .proto = proto };
+	struct headers headers = { .l4_off = l4, .proto = proto };
+	struct new_end change = {};
 
-	if (!translate_change(&change, flow, answer, false) || !rewrite(skb, &change))
+	if (!translate_change(&change, flow, answer, false))
+		return false;
+	headers.ipv6 = !addr_is_v4(&change.to);
+	if (!rewrite_end(skb, &headers, change.end, &change.to, change.port))
 		return false;
 	if (!(flow->state & FLOW_HAIRPIN))
 		return true;
-	change.from_port = change.to_port;
-	return translate_change(&change, flow, answer, true) && rewrite(skb, &change);
+	return translate_change(&change, flow, answer, true) &&
+	       rewrite_address(skb, &headers, change.end, &change.to);
 }
 
 /* What is left to do for an admitted packet of a translated flow; 0 or a drop reason. */
@@ -510,23 +521,20 @@ static __noinline bool translate_error_end(struct __sk_buff *skb, const struct w
 					   bool answer, bool self)
 {
 	const struct packet *packet = &work->packet;
-	struct rewrite change = { .l4 = packet->l4_off, .proto = work->key.proto };
+	struct headers headers = { packet->l4_off, work->key.proto, packet->ipv6 };
+	struct new_end change = { .port = flow_port(&work->key, work->flow.opener) };
 
-	change.from_port = change.to_port = flow_port(&work->key, work->flow.opener);
 	if (!translate_change(&change, &work->flow, answer, self))
 		return false;
-	change.source = !change.source;
-	if (!rewrite_quoted(skb, &change))
+	if (!rewrite_quoted(skb, &headers, !change.end, &change.to, change.port))
 		return false;
-	change.source = !change.source;
-	change.proto = packet->proto;
-	change.from_port = change.to_port;
 	/* A router on the way speaks as itself. */
-	if (change.source && !addr_equal(&change.from, &packet->src))
+	if (change.end == SOURCE && !addr_equal(&change.from, &packet->src))
 		return true;
+	headers.proto = packet->proto;
 	/* Or the compiler keeps a pointer into the context, which the verifier does not follow. */
 	barrier_var(skb);
-	return rewrite(skb, &change);
+	return rewrite_address(skb, &headers, change.end, &change.to);
 }
 
 /* An ICMP error about a translated flow goes the way of its packets; 0 or a drop reason. */

@@ -69,6 +69,7 @@ class DatapathConfig:
 
     Sizes are entries of the map of that name, timeouts are seconds. `redirect_peer` None means: if
     the kernel has it; `tc` is how programs hang on devices, "auto" is tcx where the kernel has it.
+    With `extended_protocols` policy judges GRE, VRRP and the like; else they are dropped.
     `cluster_name`, `cluster_id` are what Cilium calls so. `services` says how services are
     balanced, `service_sizes` how many there may be, `local_node` who this node is to them (its
     addresses are the node's, unless given). A pod that meets itself by a service is spoken to by
@@ -96,6 +97,7 @@ class DatapathConfig:
     redirect_peer: bool | None = _one_of(None, None, True, False)
     tc: Literal["auto", "tcx", "clsact"] = _one_of("auto", "auto", "tcx", "clsact")
     trace_every_packet: bool = _switch(False)
+    extended_protocols: bool = _switch(False)
     cluster_name: str = field(default="default", validator=_is_name)
     cluster_id: int = _size(0, 0, 511)
     services: LoadBalancerConfig = field(factory=LoadBalancerConfig)

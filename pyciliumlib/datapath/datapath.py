@@ -255,6 +255,7 @@ class Datapath(Closeable):
             cluster_name=self.config.cluster_name,
             enable_ipv4=self.config.ipv4,
             enable_ipv6=self.config.ipv6,
+            extended_protocols=self.config.extended_protocols,
         )
 
     # ------------------------------------------------------------------ endpoints and flows

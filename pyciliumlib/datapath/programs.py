@@ -112,6 +112,7 @@ def _variables(config: DatapathConfig, clock: Clock, hooks: bool) -> dict[str, i
         "timeout_any": config.timeout_any,
         "dual_stack": config.dual_stack,
         "redirect_peer": probe(_PEER).has(_PEER) if peer is None else peer,
+        "extended_protocols": config.extended_protocols,
         "hooks_enabled": hooks,
         "trace_every_packet": config.trace_every_packet,
     }

@@ -18,7 +18,8 @@ from attrs import evolve, frozen
 
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.datapath.hooks import SLOTS, Hook
+from pyciliumlib.datapath.hook import Hook
+from pyciliumlib.datapath.hooks import SLOTS
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
 from pyciliumlib.errors import InvalidError, KernelError

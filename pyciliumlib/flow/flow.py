@@ -49,14 +49,15 @@ class FlowType(enum.IntEnum):
 
 
 class Verdict(enum.Enum):
-    """What became of the packet."""
+    """What became of the packet; AUDIT is one that policy denies and an audit lets pass."""
 
     FORWARDED = "FORWARDED"
     DROPPED = "DROPPED"
+    AUDIT = "AUDIT"
 
 
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
-_IPV6, _REPLY, _NEW, _RELATED = 1, 2, 4, 8
+_IPV6, _REPLY, _NEW, _RELATED, _AUDITED = 1, 2, 4, 8, 16
 #: Fields of a flow that are the event's of the same name.
 _AS_THEY_ARE = (
     "sport",
@@ -203,11 +204,12 @@ def _columns(
     kinds, flags = events["type"], events["flags"]
     reasons = events["reason"] * (kinds != FlowType.TRACE)
     points = zip(events["reason"].tolist(), kinds.tolist(), strict=True)
+    fates = zip((reasons != 0).tolist(), (flags & _AUDITED != 0).tolist(), strict=True)
     columns: dict[str, Iterable[Any]] = {name: events[name].tolist() for name in _AS_THEY_ARE}
     columns |= {
         "time": (events["time_ns"] / 1e9 + boot_time).tolist(),
         "type": _each(FlowType, kinds.tolist()),
-        "verdict": _each(_verdict, reasons.tolist()),
+        "verdict": _each(_verdict, fates),
         "reason": reasons.tolist(),
         "protocol": events["proto"].tolist(),
         "direction": _each(Direction, events["direction"].tolist()),
@@ -237,8 +239,11 @@ def _each(make: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
     return [made[value] for value in values]
 
 
-def _verdict(reason: int) -> Verdict:
-    return Verdict.DROPPED if reason else Verdict.FORWARDED
+def _verdict(fate: tuple[bool, bool]) -> Verdict:
+    dropped, audited = fate
+    if dropped:
+        return Verdict.DROPPED
+    return Verdict.AUDIT if audited else Verdict.FORWARDED
 
 
 def _point(event: tuple[int, int]) -> TracePoint | None:

@@ -15,6 +15,8 @@ from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, port_bit
 from pyciliumlib.loadbalancer.kinds import (
     Algorithm,
     Direction,
+    DSRDispatch,
+    ForwardingMode,
     FrontendType,
     SourceRangesPolicy,
 )
@@ -28,7 +30,11 @@ FLAG_DENY_RANGES: Final = 2
 FLAG_OTHER_PORTS: Final = 4
 FLAG_CLUSTER_IP: Final = 8
 FLAG_NODE_PORT: Final = 16
-FLAG_MAGLEV_INSIDE: Final = 32
+FLAG_OPTION: Final = 32
+FLAG_GENEVE: Final = 64
+FLAG_SNAT: Final = 128
+FLAG_MAGLEV_INSIDE: Final = 256
+_DISPATCH: Final = {DSRDispatch.OPT: FLAG_OPTION, DSRDispatch.GENEVE: FLAG_GENEVE}
 # enum lb_scope
 EXTERNAL: Final = 0
 INTERNAL: Final = 1
@@ -103,7 +109,14 @@ def flags_of(
         | (FLAG_DENY_RANGES if deny else 0)
         | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, direction, config) else 0)
         | (FLAG_NODE_PORT if frontend.type in _ON_NODE else 0)
+        | _forwarding_flag(service, config)
     )
+
+
+def _forwarding_flag(service: Service, config: LoadBalancerConfig) -> int:
+    if config.forwarding_of(service) is ForwardingMode.SNAT:
+        return FLAG_SNAT
+    return _DISPATCH.get(config.dispatch_of(service), 0)
 
 
 def range_rows(networks: Iterable[Network]) -> list[RangeRow]:

@@ -82,11 +82,14 @@ class Sockets:
         for orphan in orphans:
             self._asked.delete(orphan._key)
 
-    def met(self, service: int, netns: int, timeout: int) -> int:
-        """The number of the backend that a namespace met less than `timeout` seconds ago, or 0."""
+    def met(self, service: int, netns: int, version: int, timeout: int) -> int:
+        """The number of the backend that a namespace met less than `timeout` seconds ago, or 0.
+
+        `netns` is its cookie, `version` that of IP.
+        """
         client = np.zeros(1, self._clients.key_dtype)
         client["client"][0, -8:] = np.frombuffer(netns.to_bytes(8, sys.byteorder), np.uint8)
-        client["service"], client["netns"] = service, 1
+        client["service"], client["netns"] = service, version
         try:
             known = self._clients.lookup(client[0])
         except NotFoundError:

@@ -9,7 +9,6 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
 
@@ -60,12 +59,13 @@ class SocketDiag:
     def __init__(self, netns: NetNS) -> None:
         self._socket = netns.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
 
-    def connected(self, protocol: Protocol) -> Iterator[ConnectedSocket]:
+    def connected(self, protocol: Protocol) -> list[ConnectedSocket]:
         """The TCP or UDP sockets that have a peer, of both families."""
+        found = []
         for family in _FAMILIES:
             request = _REQUEST.pack(family, protocol, 0, _CONNECTED) + bytes(_ID_SIZE)
-            for message in self._ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request):
-                yield _decode(protocol, message)
+            found += self._ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)
+        return [_decode(protocol, message) for message in found]
 
     def destroy(self, found: ConnectedSocket) -> bool:
         """End a socket: its owner gets ECONNABORTED. False if it was closed meanwhile.
@@ -74,8 +74,7 @@ class SocketDiag:
         """
         head = _REQUEST.pack(found.family, found.protocol, 0, _CONNECTED)
         try:
-            for _ in self._ask(SOCK_DESTROY, NLM_F_ACK, head + found._id):
-                pass
+            self._ask(SOCK_DESTROY, NLM_F_ACK, head + found._id)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -88,23 +87,24 @@ class SocketDiag:
             raise kernel_error(error.errno or 0, "ending a socket") from error
         return True
 
-    def _ask(self, kind: int, flags: int, request: bytes) -> Iterator[bytes]:
-        """The messages of the answer; OSError with the kernel's errno."""
+    def _ask(self, kind: int, flags: int, request: bytes) -> list[bytes]:
+        """The messages of the whole answer; OSError with the kernel's errno."""
         size = _HEADER.size + len(request)
         self._socket.send(_HEADER.pack(size, kind, NLM_F_REQUEST | flags, 0, 0) + request)
+        answers: list[bytes] = []
         while True:
             data = self._socket.recv(_RECEIVE)
             while data:
                 length, answer, _, _, _ = _HEADER.unpack_from(data)
                 message, data = data[_HEADER.size : length], data[length + -length % 4 :]
                 if answer == NLMSG_DONE:
-                    return
+                    return answers
                 if answer == NLMSG_ERROR:
                     (code,) = struct.unpack_from("=i", message)
                     if code:
                         raise OSError(-code, "sock_diag")
-                    return
-                yield message
+                    return answers
+                answers.append(message)
 
     def close(self) -> None:
         """Close the client; again is no error."""

@@ -44,6 +44,11 @@ def denies_by_default(
     )
 
 
+def is_audited(settings: PolicySettings, subject: Party) -> bool:
+    """Whether what policy denies `subject` passes all the same, and is told of."""
+    return settings.audit or subject.audit
+
+
 def admits_localhost(
     rules: Sequence[Rule], settings: PolicySettings, subject: Party, direction: Direction
 ) -> bool:

@@ -96,7 +96,7 @@ class Explanation:
                 if answered is direction:
                     yield "proxy", str(said)
                     yield from (("near", miss) for miss in said.near)
-            if decision.verdict is Verdict.DENY:
+            if decision.verdict is Verdict.DENY or decision.audited:
                 for near in decision.near_misses:
                     yield "near", str(near)
             if decision.reason is Reason.DEFAULT_DENY:
@@ -124,18 +124,25 @@ def _cell(text: str) -> str:
 
 
 def _because(decision: Decision) -> str:
+    if decision.audited:
+        to_be = f"authentication {decision.authentication}" if decision.authentication else "deny"
+        return f"allow for the audit, else {to_be}: {_why(decision)}"
+    return f"{decision.verdict}: {_why(decision)}"
+
+
+def _why(decision: Decision) -> str:
     by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.clauses))
     if by:
         must = f" (authentication: {decision.authentication})" if decision.authentication else ""
-        return f"{decision.verdict}: {decision.reason.value}, {by}{must}"
+        return f"{decision.reason.value}, {by}{must}"
     if decision.reason is Reason.DEFAULT_DENY and decision.governing:
         rules = "; ".join(
             str(rule.source)
             for rule in decision.governing
             if decision.direction in rule.default_deny
         )
-        return f"{decision.verdict}: {decision.reason.value}; default deny comes from {rules}"
-    return f"{decision.verdict}: {decision.reason.value}"
+        return f"{decision.reason.value}; default deny comes from {rules}"
+    return decision.reason.value
 
 
 def _missing(decision: Decision, target: PortMatch) -> str:

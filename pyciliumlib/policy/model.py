@@ -307,12 +307,16 @@ def _labels(labels: LabelsLike) -> Labels:
 
 @frozen
 class Party:
-    """One end of a connection, as policy sees it: labels, and the names of its ports."""
+    """One end of a connection, as policy sees it: labels, and the names of its ports.
+
+    `audit` is whether what its policy denies passes all the same (Cilium's PolicyAuditMode).
+    """
 
     labels: Labels = field(converter=_labels)
     named_ports: NamedPorts = field(factory=dict, hash=False)
     identity: int | None = None
     name: str = ""
+    audit: bool = False
 
     @property
     def is_host(self) -> bool:

@@ -241,13 +241,21 @@ class Repository:
     # ------------------------------------------------------------------ endpoints
 
     def add_endpoint(
-        self, number: int, labels: LabelsLike, named_ports: NamedPorts | None = None
+        self,
+        number: int,
+        labels: LabelsLike,
+        named_ports: NamedPorts | None = None,
+        *,
+        audit: bool = False,
     ) -> EndpointPolicy:
-        """The policy of a new endpoint, kept up from now on."""
+        """The policy of a new endpoint, kept up from now on.
+
+        With `audit` its entries let pass what they would deny.
+        """
         with self._lock:
             if number in self._endpoints:
                 raise ExistsError(f"endpoint {number} is there already; remove it first")
-            party = Party(labels, dict(named_ports or {}))
+            party = Party(labels, dict(named_ports or {}), audit=audit)
             policy = self._resolve(party, self._revision)
             self._endpoints[number] = _Endpoint(party, policy)
             return policy

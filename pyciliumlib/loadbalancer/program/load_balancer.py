@@ -23,7 +23,6 @@ from pyciliumlib.loadbalancer.connections import Connection, Connections
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import (
-    DSRDispatch,
     ForwardingMode,
     FrontendType,
     ProxyDelegation,
@@ -33,9 +32,11 @@ from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
+from pyciliumlib.loadbalancer.program.own_ports import OwnPorts
 from pyciliumlib.loadbalancer.program.settings import Settings
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.net import Netlink, NetNS, read_sysctl
+from pyciliumlib.types import PortProto
 
 #: What a stand-alone balancer does where nothing else is said.
 DEFAULTS: Final = LoadBalancerConfig(
@@ -49,9 +50,12 @@ _LAYOUT: Final = PinLayout("LoadBalancer", "loadbalancer-v1")
 class LoadBalancer(KernelBalancer):
     """Balances connections that arrive at one device over backends behind it or beside it.
 
-    Packets go on in an outer IP header (DSR by IP in IP), so backends see the client's address and
-    answer it themselves; each of them needs a `DSRBackend` and the service's address. Connections
-    that are known keep their backend while it is there, whatever else changes.
+    By default packets go on in an outer IP header (DSR by IP in IP), so backends see the client's
+    address and answer it themselves; each of them needs a `DSRBackend` and the service's address.
+    With `mode="snat"` of the config they are translated: backends see the balancer's address,
+    need nothing, may listen at another port, and answer by way of this device; `hybrid` is DSR for
+    TCP and SNAT for the rest. Connections that are known keep their backend while it is there,
+    whatever else changes.
 
         with LoadBalancer("eth0") as balancer:
             balancer.upsert(Service("web", ["203.0.113.10:80"], ["10.0.0.1:80", "10.0.0.2:80"]))
@@ -87,7 +91,8 @@ class LoadBalancer(KernelBalancer):
         self.device = device
         try:
             self._netns = self._resources.enter_context(NetNS.current())
-            self._place, found = _place_of(self._netns, device)
+            self._ports = self._resources.enter_context(OwnPorts(self._netns, config))
+            self._place, found = _place_of(self._netns, device, self._ports.ports)
             settings = Settings(device, self._netns.inode, config, sizes or Sizes(), node)
             self._object, self.hook = self._start(settings)
             maps = self._object.maps
@@ -95,7 +100,8 @@ class LoadBalancer(KernelBalancer):
             if not self._is_new:
                 self._held.restore()
                 self._go_on(settings)
-            self._flows = Connections(maps, kernel_clock())
+            sources = {4: self._place.ipv4, 6: self._place.ipv6}
+            self._flows = Connections(maps, kernel_clock(), sources)
             self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
         except BaseException:
             self._give_up()
@@ -186,17 +192,13 @@ class LoadBalancer(KernelBalancer):
 
     def _refusals(self, service: Service) -> Iterator[str]:
         key, config = service.key, self.config
-        if config.forwarding_of(service) is not ForwardingMode.DSR:
-            yield f'{key}: it is forwarded by SNAT, and only DSR is implemented; write mode="dsr"'
-        else:
-            try:
-                if config.dispatch_of(service) is not DSRDispatch.IPIP:
-                    yield (
-                        f"{key}: only the dispatch ipip is implemented, and that needs backends "
-                        "with the frontend's port"
-                    )
-            except InvalidError as error:
-                yield f"{key}: {error}"
+        try:
+            if config.forwarding_of(service) is ForwardingMode.SNAT:
+                self._ports.protect()
+            else:
+                config.dispatch_of(service)
+        except InvalidError as error:
+            yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
 
@@ -255,7 +257,7 @@ class LoadBalancer(KernelBalancer):
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"
 
 
-def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
+def _place_of(netns: NetNS, device: str, ports: PortProto) -> tuple[Place, LocalNode]:
     with Netlink(netns) as netlink:
         link = netlink.link(device)
         addresses = [interface.ip for interface in netlink.addresses(device)]
@@ -264,7 +266,7 @@ def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
     ipv6 = next((a for a in usable if isinstance(a, ipaddress.IPv6Address)), None)
     if ipv4 is None and ipv6 is None:
         raise DeviceError(errno.EADDRNOTAVAIL, f"{device} has no address to send from; give it one")
-    return Place(ipv4, ipv6, link.mtu), LocalNode(addresses=usable)
+    return Place(ipv4, ipv6, link.mtu, ports), LocalNode(addresses=usable)
 
 
 def _forwards(netns: NetNS, device: str, version: int) -> bool:

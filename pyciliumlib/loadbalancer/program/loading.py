@@ -15,7 +15,6 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import ExistsError, StateError
 from pyciliumlib.kernel import (
     Link,
-    Map,
     Object,
     ObjectSpec,
     Program,
@@ -23,7 +22,7 @@ from pyciliumlib.kernel import (
     attach_xdp,
     probe,
 )
-from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.clsact import Direction, TcFilter
 from pyciliumlib.kernel.device import device_index
 from pyciliumlib.kernel.link import live_link, program_label
 from pyciliumlib.kernel.tc import attached_tc
@@ -32,7 +31,7 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.kinds import Acceleration
 from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.resources import object_path
-from pyciliumlib.types import Address
+from pyciliumlib.types import Address, PortProto
 
 _MAX = 1 << 24
 
@@ -43,7 +42,8 @@ class Sizes:
 
     `slots` are those of all services together: a Maglev service takes the table's size for each
     family, unless it shares its backends with another; at random it takes its backends' number.
-    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated.
+    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated;
+    `translated` are those of the flows that may be translated, and cost 200 more.
     """
 
     services: int = field(default=1024, validator=number(1, _MAX, "services"))
@@ -52,6 +52,7 @@ class Sizes:
     slots: int = field(default=1 << 20, validator=number(1, 1 << 28, "slots"))
     source_ranges: int = field(default=16384, validator=number(1, _MAX, "source ranges"))
     flows: int = field(default=65536, validator=number(1, _MAX, "flows"))
+    translated: int = field(default=65536, validator=number(1, _MAX, "translated flows"))
     clients: int = field(default=16384, validator=number(1, _MAX, "clients"))
     sockets: int = field(default=65536, validator=number(1, _MAX, "sockets"))
 
@@ -72,6 +73,8 @@ class Sizes:
             "lb_ranges": self.source_ranges,
             "lb_flows": self.flows,
             "lb_pending": max(64, self.flows // 4),
+            "lb_nat": self.translated,
+            "lb_nat_pending": max(64, self.translated // 4),
             "lb_affinity": self.clients,
             "lb_reverse_sk": self.sockets,
         }
@@ -79,14 +82,15 @@ class Sizes:
 
 @frozen
 class Place:
-    """The device's side of the balancer: the sources of outer headers, and what fits it."""
+    """The device's side of the balancer: by which addresses and ports it sends, and what fits."""
 
     ipv4: ipaddress.IPv4Address | None
     ipv6: ipaddress.IPv6Address | None
     mtu: int
+    nat_ports: PortProto
 
     def source(self, version: int) -> Address | None:
-        """The address of outer headers of a family."""
+        """The address by which backends of a family know the balancer."""
         return self.ipv4 if version == 4 else self.ipv6
 
 
@@ -106,15 +110,10 @@ class Hook(enum.Enum):
         return "loadbalancer_tc" if self is Hook.TC else "loadbalancer"
 
     def attach(self, program: Program, device: str) -> Link | TcFilter:
-        """Raises ExistsError where the device has a balancer, else what attaching there does."""
+        """Raises ExistsError where the device has such a one, else what attaching there does."""
         if self is not Hook.TC:
             return attach_xdp(program, device, self.value)
-        if probe("tcx"):
-            for there in attached_tc(device, "ingress"):
-                label = program_label(there.prog_id)
-                if self.program in label:
-                    raise ExistsError(f"{device} has a balancer, {label}; close that one first")
-        return attach_tc(program, device, "ingress")
+        return attach_once(program, device, "ingress")
 
     def adopt(self, program: Program, device: str, pin: Path) -> Link | TcFilter | None:
         """What an earlier process attached and kept, with this program; None if it is gone.
@@ -133,6 +132,16 @@ class Hook(enum.Enum):
                 )
             link.update(program)
         return link
+
+
+def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:
+    """Attach at tc; raises ExistsError where the device has a program of this name already."""
+    if probe("tcx"):
+        for there in attached_tc(device, direction):
+            label = program_label(there.prog_id)
+            if program.name in label:
+                raise ExistsError(f"{device} has {label} already; close that one first")
+    return attach_tc(program, device, direction)
 
 
 #: The hooks to try for each setting, the best first.
@@ -155,7 +164,7 @@ def load(
 
     With `pins` its maps are those that are pinned there, or will be.
     """
-    spec = _spec(hook.program, sizes)
+    spec = sized(hook.program, sizes)
     seed = config.maglev().seed.flow
     ipv6 = place.ipv6.packed if place.ipv6 else bytes(16)
     spec.config.update(
@@ -166,50 +175,17 @@ def load(
             "flow_seed_ipv6": seed.seed_ipv6,
             "source_ipv4": int(place.ipv4) if place.ipv4 else 0,
             "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
+            "geneve_port": config.geneve_port,
             "mtu": place.mtu,
+            "nat_first": place.nat_ports.first,
+            "nat_ports": place.nat_ports.last - place.nat_ports.first + 1,
         }
     )
     return spec.load(pins=pins)
 
 
-#: What programs that serve the same services have in common.
-_SHARED: Final = (
-    "lb_services",
-    "lb_slots",
-    "lb_backends",
-    "lb_revisions",
-    "lb_ranges",
-    "lb_members",
-    "lb_filter",
-    "lb_affinity",
-)
-
-
-def load_sockets(
-    sizes: Sizes, shared: Mapping[str, Map] | None, *, host_only: bool, host_netns: int
-) -> Object:
-    """The programs of sockets; with `shared`, over these maps of another balancer."""
-    spec = _spec("socket", sizes)
-    reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
-    for name, map_ in reuse.items():
-        spec.resize(name, map_.max_entries)
-    for name, numbered in (
-        ("lb_socket_services", "lb_revisions"),
-        ("lb_socket_backends", "lb_backends"),
-    ):
-        spec.resize(name, spec.maps[numbered].max_entries)
-    spec.config.update(
-        {
-            "jiffies_per_second": kernel_clock().hz,
-            "host_only": host_only,
-            "host_netns": host_netns,
-            "set_retval": probe("helper_set_retval").has("helper_set_retval"),
-        }
-    )
-    return spec.load(reuse=reuse)
-
-
-def _spec(name: str, sizes: Sizes) -> ObjectSpec:
+def sized(name: str, sizes: Sizes) -> ObjectSpec:
+    """An object whose maps have these sizes."""
     spec = ObjectSpec.open(object_path(name))
     for map_name, entries in sizes.entries().items():
         if map_name in spec.maps:

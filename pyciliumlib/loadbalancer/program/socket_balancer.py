@@ -22,28 +22,17 @@ from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import Direction, FrontendType, ProxyDelegation
 from pyciliumlib.loadbalancer.program.counters import number_sums, zero
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
-from pyciliumlib.loadbalancer.program.loading import Sizes, load_sockets
+from pyciliumlib.loadbalancer.program.loading import Sizes
+from pyciliumlib.loadbalancer.program.socket_loading import (
+    SOCKET_HOOKS,
+    SocketPlace,
+    load_sockets,
+)
 from pyciliumlib.loadbalancer.program.terminator import SocketTerminator
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.loadbalancer.sockets import SocketConnection, Sockets
 from pyciliumlib.net import Netlink, NetNS, check_can_destroy, netns_inode_of
 from pyciliumlib.types import Address, Protocol
-
-#: Program and hook, in the order in which they are attached: a socket that was translated is never
-#: without those that translate back.
-_HOOKS: Final = {
-    "socket_release": "sock_release",
-    "socket_peer4": "getpeername4",
-    "socket_peer6": "getpeername6",
-    "socket_recvmsg4": "recvmsg4",
-    "socket_recvmsg6": "recvmsg6",
-    "socket_sendmsg4": "sendmsg4",
-    "socket_sendmsg6": "sendmsg6",
-    "socket_connect4": "connect4",
-    "socket_connect6": "connect6",
-    "socket_bind4": "post_bind4",
-    "socket_bind6": "post_bind6",
-}
 
 
 class SocketBalancer(KernelBalancer):
@@ -88,20 +77,16 @@ class SocketBalancer(KernelBalancer):
         try:
             self._netns = self._resources.enter_context(NetNS.current())
             settings = share.config if share else config or LoadBalancerConfig()
+            place = SocketPlace(_cookie_of(self._netns), settings.socket_host_only)
             self._object = self._resources.enter_context(
-                load_sockets(
-                    sizes or Sizes(),
-                    share._held.maps if share else None,
-                    host_only=settings.socket_host_only,
-                    host_netns=_cookie_of(self._netns),
-                )
+                load_sockets(place, sizes or Sizes(), share._held.maps if share else None)
             )
             maps = self._object.maps
             held = share._held if share else None
             self._sockets = Sockets(maps, kernel_clock())
             self._terminator = self._terminator_of(settings)
             self._join(held or HeldServices(self, maps, settings, node or _node_at(self._netns)))
-            for name, hook in _HOOKS.items():
+            for name, hook in SOCKET_HOOKS.items():
                 link = attach_cgroup(self._object.programs[name], self.cgroup, hook)
                 self._resources.callback(link.close)
         except BaseException:
@@ -162,7 +147,12 @@ class SocketBalancer(KernelBalancer):
             return None
         with contextlib.suppress(FeatureError):
             table = self._held.table
-            number = self._sockets.met(table.service_id(placed.service), netns.cookie, timeout)
+            number = self._sockets.met(
+                table.service_id(placed.service),
+                netns.cookie,
+                placed.candidates[0].address.version,
+                timeout,
+            )
             met = table.backends.get(number)
             return met if met in placed.candidates else None
         return None
