@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
     from pyciliumlib.loadbalancer.program import NamespaceSockets as NamespaceSockets
+    from pyciliumlib.loadbalancer.program import SocketBalancer as SocketBalancer
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -250,6 +251,7 @@ _EXPORTS = {
     "loadbalancer.program": (
         "DSRBackend",
         "LoadBalancer",
+        "SocketBalancer",
         "NamespaceSockets",
     ),
     "policy": (

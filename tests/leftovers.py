@@ -9,6 +9,7 @@ from pathlib import Path
 NETNS = Path("/run/netns")
 LABS = Path("/run/pyciliumlib/labs")
 BPFFS = Path("/sys/fs/bpf")
+CGROUPS = Path("/sys/fs/cgroup/unified")
 PREFIX = "pcl"
 
 
@@ -24,7 +25,12 @@ def present() -> frozenset[str]:
     }
     labs = {f"lab state {LABS / name}" for name in _names(LABS) if name not in others}
     pins = {f"pin {BPFFS / name}" for name in _names(BPFFS) if name.startswith(PREFIX)}
-    return frozenset(namespaces | labs | pins | _children())
+    cgroups = {
+        f"cgroup {CGROUPS / name}"
+        for name in _names(CGROUPS)
+        if name.startswith(PREFIX) and not _is_of_another_run(name)
+    }
+    return frozenset(namespaces | labs | pins | cgroups | _children())
 
 
 def _names(folder: Path) -> list[str]:
@@ -32,8 +38,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_of_another_run(name: str) -> bool:
-    """The harnesses of the kernel rings put their process id into the names of their namespaces."""
-    match = re.match(r"pcl[A-Z](\d+)-", name)
+    """The tests' own harnesses put their process id into the names of their namespaces."""
+    match = re.match(r"pcl[A-Z](\d+)(?:-|$)", name)
     return match is not None and int(match[1]) != os.getpid() and Path("/proc", match[1]).exists()
 
 

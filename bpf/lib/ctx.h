@@ -11,6 +11,7 @@
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 
+#include "checksum.h"
 #include "common.h"
 
 /* How much of the frame's head is read directly: Ethernet, the longest IP header, TCP's. */
@@ -55,6 +56,42 @@ static __always_inline bool ctx_outer_room(CTX *ctx, __u32 bytes, bool tcp)
 	if (!tcp)
 		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
 	return !bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags);
+}
+
+/*
+ * A device may have summed up all of the packet behind its Ethernet header. That sum grew by what no
+ * checksum in the packet makes up for.
+ */
+static __always_inline void ctx_sum_add(CTX *ctx, __u64 grown)
+{
+	bpf_csum_update(ctx, checksum_fold(grown));
+}
+
+/*
+ * Makes room for an outer frame of Ethernet, IP and UDP headers, `bytes` before this frame, which
+ * stays what it is. As above, TCP that is to be cut is cut smaller.
+ */
+static __always_inline bool ctx_frame_room(CTX *ctx, __u32 bytes, bool ipv6, bool tcp)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data, kept;
+	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(*eth));
+
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	kept = *eth;
+	flags |= ipv6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
+	if (!tcp)
+		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
+	/* Cards want to know that a frame is inside; kernels before 5.13 cannot be told. */
+	if (bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) &&
+	    bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags))
+		return false;
+	eth = (void *)(long)ctx->data + bytes;
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	*eth = kept;
+	ctx_sum_add(ctx, checksum_sum(eth, 12) + eth->h_proto);
+	return true;
 }
 
 /* Leaves the first `keep` bytes of the frame. */
@@ -105,6 +142,11 @@ static __always_inline bool ctx_outer_room(CTX *ctx, __u32 bytes, bool tcp)
 	return !bpf_xdp_adjust_head(ctx, -(int)bytes);
 }
 
+static __always_inline bool ctx_frame_room(CTX *ctx, __u32 bytes, bool ipv6, bool tcp)
+{
+	return !bpf_xdp_adjust_head(ctx, -(int)bytes);
+}
+
 static __always_inline bool ctx_cut(CTX *ctx, __u32 keep)
 {
 	return !bpf_xdp_adjust_tail(ctx, (int)keep - (int)(ctx->data_end - ctx->data));
@@ -113,6 +155,10 @@ static __always_inline bool ctx_cut(CTX *ctx, __u32 keep)
 static __always_inline bool ctx_room(CTX *ctx, __u32 bytes)
 {
 	return !bpf_xdp_adjust_head(ctx, -(int)bytes);
+}
+
+static __always_inline void ctx_sum_add(CTX *ctx, __u64 grown)
+{
 }
 
 static __always_inline int ctx_send(CTX *ctx, __u32 ifindex)

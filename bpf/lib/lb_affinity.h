@@ -9,7 +9,7 @@
 struct lb_affinity_key {
 	struct addr client;	/* or the cookie of its network namespace, in the second half */
 	__u32 service;
-	__u32 netns;		/* 1: the client is a network namespace */
+	__u32 netns;		/* a namespace is a client once for each IP version, this one; else 0 */
 };
 
 struct lb_affinity {

@@ -9,16 +9,18 @@
 #define PROTO_IPIP 4
 #define PROTO_IPV6 41
 
-/* A range of the packet: `next` moves on, `end` stays. */
+/* A range of the packet: `next` moves on, `end` stays; `off` is where in the frame `next` is. */
 struct cursor {
 	void *next;
 	void *end;
+	__u32 off;
 };
 
 /* The next `size` bytes, or NULL if the packet is shorter. */
 #define TAKE(cursor, size) \
 	({ void *taken = (cursor)->next; \
-	   if (taken + (size) > (cursor)->end) taken = NULL; else (cursor)->next = taken + (size); \
+	   if (taken + (size) > (cursor)->end) { taken = NULL; } \
+	   else { (cursor)->next = taken + (size); (cursor)->off += (size); } \
 	   taken; })
 
 #endif

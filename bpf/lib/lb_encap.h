@@ -16,6 +16,38 @@ static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
 		(__u32)packet->key.service_port << 4) & bpf_htonl(0x000fffff);
 }
 
+/* Fills in an outer header; what it carries has `bytes` of its own. */
+static __always_inline void lb_outer_ipv4(struct iphdr *ip, const struct lb_packet *packet,
+					  __be32 to, __u8 proto, __u32 bytes)
+{
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tos = packet->tos;
+	ip->tot_len = bpf_htons(bytes + sizeof(*ip));
+	ip->id = 0;
+	ip->frag_off = bpf_htons(0x4000);
+	ip->ttl = LB_TTL;
+	ip->protocol = proto;
+	ip->check = 0;
+	ip->saddr = source_ipv4;
+	ip->daddr = to;
+	ip->check = checksum_ipv4(ip);
+}
+
+static __always_inline void lb_outer_ipv6(struct ipv6hdr *ip, const struct lb_packet *packet,
+					  const struct addr *to, __u8 proto, __u32 bytes)
+{
+	*(__be32 *)ip = bpf_htonl(0x60000000 | (__u32)packet->tos << 20) | lb_flow_label(packet);
+	ip->payload_len = bpf_htons(bytes);
+	ip->nexthdr = proto;
+	ip->hop_limit = LB_TTL;
+	ip->saddr.in6_u.u6_addr32[0] = source_ipv6[0];
+	ip->saddr.in6_u.u6_addr32[1] = source_ipv6[1];
+	ip->saddr.in6_u.u6_addr32[2] = source_ipv6[2];
+	ip->saddr.in6_u.u6_addr32[3] = source_ipv6[3];
+	__builtin_memcpy(&ip->daddr, to, 16);
+}
+
 static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *packet,
 					  __be32 to, const __u8 *ethernet)
 {
@@ -30,18 +62,7 @@ static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *pack
 		return false;
 	__builtin_memcpy(eth, ethernet, 12);
 	eth->h_proto = bpf_htons(ETH_P_IP);
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = packet->tos;
-	ip->tot_len = bpf_htons(packet->bytes + sizeof(*ip));
-	ip->id = 0;
-	ip->frag_off = bpf_htons(0x4000);
-	ip->ttl = LB_TTL;
-	ip->protocol = PROTO_IPIP;
-	ip->check = 0;
-	ip->saddr = source_ipv4;
-	ip->daddr = to;
-	ip->check = checksum_ipv4(ip);
+	lb_outer_ipv4(ip, packet, to, PROTO_IPIP, packet->bytes);
 	return true;
 }
 
@@ -59,15 +80,8 @@ static __always_inline bool lb_encap_ipv6(CTX *ctx, const struct lb_packet *pack
 		return false;
 	__builtin_memcpy(eth, ethernet, 12);
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
-	*(__be32 *)ip = bpf_htonl(0x60000000 | (__u32)packet->tos << 20) | lb_flow_label(packet);
-	ip->payload_len = bpf_htons(packet->bytes);
-	ip->nexthdr = PROTO_IPV6;
-	ip->hop_limit = LB_TTL;
-	ip->saddr.in6_u.u6_addr32[0] = source_ipv6[0];
-	ip->saddr.in6_u.u6_addr32[1] = source_ipv6[1];
-	ip->saddr.in6_u.u6_addr32[2] = source_ipv6[2];
-	ip->saddr.in6_u.u6_addr32[3] = source_ipv6[3];
-	__builtin_memcpy(&ip->daddr, to, 16);
+	lb_outer_ipv6(ip, packet, to, PROTO_IPV6, packet->bytes);
+	ctx_sum_add(ctx, checksum_sum(ip, sizeof(*ip)));
 	return true;
 }
 

@@ -10,6 +10,7 @@
 
 #include <linux/if_ether.h>
 
+#include "ctx.h"
 #include "lb.h"
 #include "lb_config.h"
 
@@ -32,29 +33,42 @@ struct {
 	__type(value, struct lb_hop);
 } lb_hops SEC(".maps");
 
-static __always_inline bool lb_hop_resolve(CTX *ctx, const struct addr *to,
-					   struct lb_hop *hop)
+/* The node's own address of a family, by which backends know it. */
+static __always_inline void lb_own_address(struct addr *own, bool ipv4)
+{
+	if (ipv4) {
+		addr_from_v4(own, source_ipv4);
+		return;
+	}
+	own->words[0] = source_ipv6[0];
+	own->words[1] = source_ipv6[1];
+	own->words[2] = source_ipv6[2];
+	own->words[3] = source_ipv6[3];
+}
+
+/* The hop is left alone where the kernel does not say: see BPF_FIB_LKUP_RET_*. */
+static __always_inline long lb_hop_resolve(CTX *ctx, const struct addr *from,
+					   const struct addr *to, struct lb_hop *hop)
 {
 	struct bpf_fib_lookup fib = { .ifindex = ctx_device(ctx) };
+	long err;
 
 	if (addr_is_v4(to)) {
 		fib.family = AF_INET;
-		fib.ipv4_src = source_ipv4;
+		fib.ipv4_src = from->words[3];
 		fib.ipv4_dst = to->words[3];
 	} else {
 		fib.family = AF_INET6;
-		fib.ipv6_src[0] = source_ipv6[0];
-		fib.ipv6_src[1] = source_ipv6[1];
-		fib.ipv6_src[2] = source_ipv6[2];
-		fib.ipv6_src[3] = source_ipv6[3];
+		__builtin_memcpy(fib.ipv6_src, from, 16);
 		__builtin_memcpy(fib.ipv6_dst, to, 16);
 	}
-	if (bpf_fib_lookup(ctx, &fib, sizeof(fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
-		return false;
+	err = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (err)
+		return err;
 	__builtin_memcpy(hop->ethernet, fib.dmac, 6);
 	__builtin_memcpy(hop->ethernet + 6, fib.smac, 6);
 	hop->ifindex = fib.ifindex;
-	return true;
+	return 0;
 }
 
 /* The hop towards backend `id`; NULL if there is no route or the neighbour is not known. */
@@ -62,6 +76,7 @@ static __always_inline struct lb_hop *lb_hop_to(CTX *ctx, __u32 id, const struct
 {
 	struct lb_hop *hop = bpf_map_lookup_elem(&lb_hops, &id);
 	__u32 now = bpf_jiffies64();
+	struct addr own;
 
 	if (!hop)
 		return NULL;
@@ -69,7 +84,8 @@ static __always_inline struct lb_hop *lb_hop_to(CTX *ctx, __u32 id, const struct
 		return hop;
 	hop->ifindex = 0;
 	hop->resolved = now;
-	return lb_hop_resolve(ctx, to, hop) ? hop : NULL;
+	lb_own_address(&own, addr_is_v4(to));
+	return lb_hop_resolve(ctx, &own, to, hop) ? NULL : hop;
 }
 
 #endif

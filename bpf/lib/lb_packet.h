@@ -20,12 +20,19 @@ struct lb_packet {
 	struct lb_flow_key key;
 	__u32 bytes;		/* of the IP packet */
 	__u32 fragment_id;
+	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 	__u8 tos;
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
 	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
+	__u8 first;		/* of its flow that this backend gets */
 };
+
+static __always_inline bool lb_is_opening(const struct lb_packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
 
 /* Reads what follows the IP header; false for what no service has. */
 static __always_inline bool lb_parse_l4(struct cursor *at, struct lb_packet *packet)
@@ -116,6 +123,7 @@ static __always_inline bool lb_parse_ipv4(struct cursor *at, struct lb_packet *p
 		packet->fragment = place & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
 		packet->fragment_id = ip->id;
 	}
+	packet->l4_off = at->off;
 	if (ip->protocol == IPPROTO_ICMP && !packet->fragment)
 		return lb_parse_icmpv4(at, packet);
 	return lb_parse_l4(at, packet);
@@ -166,6 +174,7 @@ static __always_inline bool lb_parse_ipv6(struct cursor *at, struct lb_packet *p
 	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	if (!lb_skip_extensions(at, packet))
 		return false;
+	packet->l4_off = at->off;
 	if (packet->key.proto == PROTO_ICMPV6 && !packet->fragment)
 		return lb_parse_icmpv6(at, packet);
 	return lb_parse_l4(at, packet);

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * One end of a packet gets another address and port, and all checksums follow.
+ * One end of a packet gets another address and port, in XDP or at tc, and all checksums follow.
  *
- * In XDP they are in the packet. At tc that of the transport header may be left to the device, so
- * there the kernel changes it: what is to be done depends on what of it is there already.
+ * In XDP they are in the packet. At tc that of a transport may be left to a device or the receiver,
+ * so there the kernel changes it, by what of it is there already.
+ *
+ * The headers must be readable directly. What returns false may have written something: drop the
+ * packet. What was read of it before is to be read again.
  */
 #ifndef PCL_REWRITE_H
 #define PCL_REWRITE_H
@@ -13,21 +16,23 @@
 #include "ctx.h"
 #include "packet.h"
 
-/* Transport headers lie nearer to the frame's begin than this. */
+/* Transport headers begin before this byte of the frame, a power of two less 1. */
 #define REWRITE_REACH 0x1ff
 
-struct rewrite {
-	struct addr from;	/* both of one family, the packet's */
-	struct addr to;
-	__be16 from_port;	/* or an ICMP echo's identifier */
-	__be16 to_port;
-	__u16 l4;		/* where in the frame the transport header begins, 0: a later fragment */
-	__u8 proto;
-	__u8 source;		/* it is the packet's source, not its destination */
+enum end_kind {
+	SOURCE = 0,
+	DESTINATION = 1,
 };
 
-/* Where the transport header has its checksum, 0: nowhere, or one that cannot follow (SCTP). */
-static __always_inline __u32 rewrite_check_at(__u8 proto)
+/* Where the headers are, and which; `l4_off` is 0 if the packet has none, as a later fragment. */
+struct headers {
+	__u32 l4_off;
+	__u8 proto;
+	__u8 ipv6;
+};
+
+/* Where a transport header has its checksum, 0: nowhere, or one that cannot follow (SCTP's). */
+static __always_inline __u32 checksum_at(__u8 proto)
 {
 	switch (proto) {
 	case IPPROTO_TCP:
@@ -41,46 +46,21 @@ static __always_inline __u32 rewrite_check_at(__u8 proto)
 	return 0;
 }
 
-static __always_inline __u32 rewrite_port_at(const struct rewrite *change)
+/* Where it has the end's port; an ICMP echo has an identifier for both. */
+static __always_inline __u32 port_at(__u8 proto, enum end_kind end)
 {
-	if (change->proto == IPPROTO_ICMP || change->proto == PROTO_ICMPV6)
+	if (proto == IPPROTO_ICMP || proto == PROTO_ICMPV6)
 		return 4;
-	return change->source ? 0 : 2;
+	return end == SOURCE ? 0 : 2;
 }
 
-static __always_inline __u64 rewrite_addresses_grow(const struct rewrite *change)
+/* ICMP's checksum is the one that covers no addresses. */
+static __always_inline bool covers_addresses(__u8 proto)
 {
-	if (addr_is_v4(&change->to))
-		return checksum_exchange(&change->from.words[3], &change->to.words[3], 4);
-	return checksum_exchange(&change->from, &change->to, 16);
+	return proto != IPPROTO_ICMP;
 }
 
-/*
- * Writes the address into an IP header, and follows with its checksum; false if the packet ends
- * before. What is at a place that depends on `change` is checked by itself, for the verifier.
- */
-static __always_inline bool rewrite_address(void *header, void *end, const struct rewrite *change)
-{
-	if (addr_is_v4(&change->to)) {
-		struct iphdr *ip = header;
-		__be32 *address = change->source ? &ip->saddr : &ip->daddr;
-
-		if ((void *)(ip + 1) > end || (void *)(address + 1) > end)
-			return false;
-		*address = change->to.words[3];
-		ip->check = checksum_follow(ip->check, rewrite_addresses_grow(change));
-	} else {
-		struct ipv6hdr *ip = header;
-		struct in6_addr *address = change->source ? &ip->saddr : &ip->daddr;
-
-		if ((void *)(address + 1) > end)
-			return false;
-		__builtin_memcpy(address, &change->to, 16);
-	}
-	return true;
-}
-
-/* A transport checksum in the packet follows; of UDP 0 says that there is none (RFC 768). */
+/* A checksum in the packet follows; of UDP 0 says that there is none (RFC 768). */
 static __always_inline void rewrite_follow(__u16 *check, __u8 proto, __u64 grown)
 {
 	if (proto == IPPROTO_UDP && !*check)
@@ -90,102 +70,158 @@ static __always_inline void rewrite_follow(__u16 *check, __u8 proto, __u64 grown
 		*check = 0xffff;
 }
 
+static __always_inline bool rewrite_ipv4(struct iphdr *ip, void *end_of_data, enum end_kind end,
+					 const struct addr *to, __u64 *grown)
+{
+	__be32 *address = end == SOURCE ? &ip->saddr : &ip->daddr;
+
+	/* A place that depends on `end` is checked by itself, for the verifier. */
+	if ((void *)(ip + 1) > end_of_data || (void *)(address + 1) > end_of_data)
+		return false;
+	*grown = checksum_exchange(address, &to->words[3], 4);
+	*address = to->words[3];
+	ip->check = checksum_follow(ip->check, *grown);
+	return true;
+}
+
+static __always_inline bool rewrite_ipv6(struct ipv6hdr *ip, void *end_of_data, enum end_kind end,
+					 const struct addr *to, __u64 *grown)
+{
+	struct in6_addr *address = end == SOURCE ? &ip->saddr : &ip->daddr;
+
+	if ((void *)(address + 1) > end_of_data)
+		return false;
+	*grown = checksum_exchange(address, to, 16);
+	__builtin_memcpy(address, to, 16);
+	return true;
+}
+
+/* Writes an address into an IP header; `*grown` is by what a sum over it grew. */
+static __always_inline bool rewrite_ip(void *ip, void *end_of_data, bool ipv6, enum end_kind end,
+				       const struct addr *to, __u64 *grown)
+{
+	return ipv6 ? rewrite_ipv6(ip, end_of_data, end, to, grown) :
+		      rewrite_ipv4(ip, end_of_data, end, to, grown);
+}
+
 #ifdef PCL_TC
 
-/* BPF_F_IPV6, Linux 6.16: keeps a card's sum over the whole packet right. Refused before. */
-#define REWRITE_IPV6 (1ULL << 7)
-
-/* The checksum at `at` follows the addresses of its pseudo-header, and words that it covers. */
-static __always_inline bool rewrite_check(CTX *ctx, __u32 at, const struct rewrite *change,
-					  __u64 pseudo, __u64 words)
+/*
+ * The checksum at `at` follows the addresses of its pseudo-header, and words that it covers. With
+ * the former the kernel takes it away from the device's sum again, as IPv4's own checksum has it.
+ */
+static __always_inline bool rewrite_check(CTX *ctx, __u32 at, __u8 proto, __u64 addresses,
+					  __u64 words)
 {
-	__u64 flags = change->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	bool ipv6 = !addr_is_v4(&change->to);
+	__u16 *check = (void *)(long)ctx->data + at;
+	__u64 flags = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
-	pseudo = checksum_fold(pseudo);
-	if (ipv6 && pseudo &&
-	    !bpf_l4_csum_replace(ctx, at, 0, pseudo, flags | BPF_F_PSEUDO_HDR | REWRITE_IPV6))
-		pseudo = 0;
-	if (pseudo && bpf_l4_csum_replace(ctx, at, 0, pseudo, flags | BPF_F_PSEUDO_HDR))
+	if ((void *)(check + 1) > (void *)(long)ctx->data_end)
+		return false;
+	if (proto == IPPROTO_UDP && !*check) {
+		ctx_sum_add(ctx, words);
+		return true;
+	}
+	if (addresses && bpf_l4_csum_replace(ctx, at, 0, checksum_fold(addresses),
+					     flags | BPF_F_PSEUDO_HDR))
 		return false;
 	return !words || !bpf_l4_csum_replace(ctx, at, 0, checksum_fold(words), flags);
 }
 
 #else
 
-static __always_inline bool rewrite_check(CTX *ctx, __u32 at, const struct rewrite *change,
-					  __u64 pseudo, __u64 words)
+static __always_inline bool rewrite_check(CTX *ctx, __u32 at, __u8 proto, __u64 addresses,
+					  __u64 words)
 {
 	__u16 *check = (void *)(long)ctx->data + at;
 
 	if ((void *)(check + 1) > (void *)(long)ctx->data_end)
 		return false;
-	rewrite_follow(check, change->proto, pseudo + words);
+	rewrite_follow(check, proto, addresses + words);
 	return true;
 }
 
 #endif
 
-/*
- * Rewrites an end of the packet, whose headers can be read directly. False if that cannot be done:
- * the packet is to be dropped then, since some of it may be written.
- */
-static __always_inline bool rewrite(CTX *ctx, const struct rewrite *change)
+static __always_inline bool rewrite_parts(CTX *ctx, const struct headers *headers,
+					  enum end_kind end, const struct addr *to,
+					  const __be16 *port)
 {
 	void *ip = (void *)(long)ctx->data + sizeof(struct ethhdr);
-	void *end = (void *)(long)ctx->data_end;
-	__u32 l4 = change->l4 & REWRITE_REACH, check = rewrite_check_at(change->proto);
-	__u64 pseudo = 0, words = 0;
+	void *end_of_data = (void *)(long)ctx->data_end;
+	__u32 l4 = headers->l4_off & REWRITE_REACH, check = checksum_at(headers->proto);
+	__u64 addresses, words = 0;
 
-	if (!rewrite_address(ip, end, change))
+	if (!rewrite_ip(ip, end_of_data, headers->ipv6, end, to, &addresses))
 		return false;
+	if (headers->ipv6)	/* whose header has no checksum */
+		ctx_sum_add(ctx, addresses);
 	if (!l4)
 		return true;
-	if (change->from_port != change->to_port) {
-		__be16 *port = (void *)(long)ctx->data + l4 + rewrite_port_at(change);
+	if (port) {
+		__be16 *place = (void *)(long)ctx->data + l4 + port_at(headers->proto, end);
 
-		if (!check || (void *)(port + 1) > end)
+		if ((void *)(place + 1) > end_of_data || (!check && *place != *port))
 			return false;
-		*port = change->to_port;
-		words = checksum_exchange16(change->from_port, change->to_port);
+		if (*place != *port)
+			words = checksum_exchange16(*place, *port);
+		*place = *port;
 	}
-	if (change->proto != IPPROTO_ICMP)
-		pseudo = rewrite_addresses_grow(change);
-	return !check || rewrite_check(ctx, l4 + check, change, pseudo, words);
+	if (!covers_addresses(headers->proto))
+		addresses = 0;
+	return !check || rewrite_check(ctx, l4 + check, headers->proto, addresses, words);
+}
+
+/* Gives one end of the packet another address. */
+static __always_inline bool rewrite_address(CTX *ctx, const struct headers *headers,
+					    enum end_kind end, const struct addr *to)
+{
+	return rewrite_parts(ctx, headers, end, to, NULL);
 }
 
 /*
- * The same for a packet that an ICMP error quotes: `change->l4` is where the error begins, and
- * `change->proto` that of the quoted packet, whose IP header has no options. The quote may end
- * before its transport checksum.
+ * Another address and port, or an ICMP echo's identifier. A later fragment gets the address alone;
+ * SCTP cannot get another port, since its checksum would have to be made from all of its bytes.
  */
-static __always_inline bool rewrite_quoted(CTX *ctx, const struct rewrite *change)
+static __always_inline bool rewrite_end(CTX *ctx, const struct headers *headers, enum end_kind end,
+					const struct addr *to, __be16 port)
 {
-	bool ipv4 = addr_is_v4(&change->to);
-	__u32 begin = change->l4 & REWRITE_REACH, at = rewrite_check_at(change->proto);
-	void *error = (void *)(long)ctx->data + begin, *end = (void *)(long)ctx->data_end;
-	void *l4 = error + 8 + (ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
-	__be16 *port = l4 + rewrite_port_at(change);
-	__u16 *check = l4 + at, *ip_check = error + 8 + offsetof(struct iphdr, check), was;
-	__u64 addresses = rewrite_addresses_grow(change), grown, inside;
+	return rewrite_parts(ctx, headers, end, to, &port);
+}
 
-	if ((void *)(ip_check + 1) > end || (void *)(port + 1) > end)
+/*
+ * Another address and port in the packet that an ICMP error quotes, which is of `quoted->proto` and
+ * has no IP options; `quoted->l4_off` is where the error begins. The quote may end before the
+ * transport's checksum.
+ */
+static __always_inline bool rewrite_quoted(CTX *ctx, const struct headers *quoted,
+					   enum end_kind end, const struct addr *to, __be16 port)
+{
+	__u32 begin = quoted->l4_off & REWRITE_REACH, at = checksum_at(quoted->proto);
+	void *error = (void *)(long)ctx->data + begin, *end_of_data = (void *)(long)ctx->data_end;
+	void *l4 = error + 8 + (quoted->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	__u16 *ip_check = error + 8 + offsetof(struct iphdr, check), *check = l4 + at, was;
+	__be16 *place = l4 + port_at(quoted->proto, end);
+	__u64 addresses, inside, grown;
+
+	if ((void *)(ip_check + 1) > end_of_data || (void *)(place + 1) > end_of_data)
 		return false;
-	inside = checksum_exchange16(change->from_port, change->to_port);
-	grown = addresses + inside;
-	*port = change->to_port;
-	if (at && (void *)(check + 1) <= end) {
+	was = *ip_check;
+	if (!rewrite_ip(error + 8, end_of_data, quoted->ipv6, end, to, &addresses))
+		return false;
+	grown = addresses;
+	if (!quoted->ipv6)
+		grown += checksum_exchange16(was, *ip_check);
+	inside = checksum_exchange16(*place, port);
+	grown += inside;
+	*place = port;
+	if (at && (void *)(check + 1) <= end_of_data) {
 		was = *check;
-		if (change->proto != IPPROTO_ICMP)
+		if (covers_addresses(quoted->proto))
 			inside += addresses;
-		rewrite_follow(check, change->proto, inside);
+		rewrite_follow(check, quoted->proto, inside);
 		grown += checksum_exchange16(was, *check);
 	}
-	was = *ip_check;
-	if (!rewrite_address(error + 8, end, change))
-		return false;
-	if (ipv4)
-		grown += checksum_exchange16(was, *ip_check);
 #ifdef PCL_TC
 	return !bpf_l4_csum_replace(ctx, begin + 2, 0, checksum_fold(grown), 0);
 #else

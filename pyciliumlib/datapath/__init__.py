@@ -6,7 +6,8 @@ from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.datapath import Datapath
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints
-from pyciliumlib.datapath.hooks import Hook, Hooks
+from pyciliumlib.datapath.hook import Hook
+from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.simulate import Outcome, Simulation

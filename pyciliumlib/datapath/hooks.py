@@ -6,89 +6,21 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import evolve
-
-from pyciliumlib.closeable import Closeable
 from pyciliumlib.datapath.changes import Changes
+from pyciliumlib.datapath.hook import Hook, as_in_file, from_pin, load_over, pin_path, present
 from pyciliumlib.datapath.programs import Programs, shared_maps
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
-from pyciliumlib.kernel import Map, MapSpec, MapType, Object, ObjectSpec, Program, ProgramType
-from pyciliumlib.kernel.kinds import ARRAYS, BY_ID, HASHES
+from pyciliumlib.kernel import Map, Object, ObjectSpec, Program, ProgramType
 from pyciliumlib.store import Store
 
 #: Slot names and their numbers (`enum hook_slot` in `bpf/lib/hooks.h`).
 SLOTS: Final = {"before-policy": 0, "after-policy": 1}
 _STORED: Final = "hooks/"
-#: Maps whose contents can be copied.
-_TABLES: Final = HASHES | ARRAYS | {MapType.LPM_TRIE}
-
-
-class Hook(Closeable):
-    """A user's program in a slot; `close()` takes it out."""
-
-    def __init__(
-        self,
-        slot: str,
-        program: str,
-        spec: ObjectSpec,
-        loaded: Object,
-        remove: Callable[[], None],
-    ) -> None:
-        """`spec` is the object as it is in its file: what was configured is in `loaded`."""
-        self.slot = slot
-        self.program = program
-        self._spec = spec
-        self._loaded = loaded
-        self._remove = remove
-        self._closed = False
-
-    @property
-    def maps(self) -> Mapping[str, Map]:
-        """The program's maps by name: its own, and those it shares with the datapath."""
-        return self._loaded.maps
-
-    @property
-    def program_id(self) -> int:
-        """The kernel's number of the program."""
-        return self._loaded.programs[self.program].id
-
-    def close(self) -> None:
-        """Take the program out of the path; a second call does nothing."""
-        if not self._closed:
-            self._remove()
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Close the handles alone; a program that is pinned goes on in its slot."""
-        self._closed = True
-        self._loaded.close()
-
-    def rehearse(self, tables: Mapping[str, Map]) -> Object:
-        """A second load of it over other tables, with copies of its own maps as they are now.
-
-        Its constants and its maps of programs or maps are the live ones; rings and queues of its
-        own begin empty.
-        """
-        shared = {name: found for name, found in tables.items() if name in self._spec.maps}
-        own = {name: found for name, found in self.maps.items() if name not in shared}
-        live = {name for name, found in own.items() if _is_constant(name, found.type)}
-        copy = _load(self._spec, shared | {name: own[name] for name in live}, sizes=own)
-        try:
-            for name in own.keys() - live:
-                if own[name].type in _TABLES:
-                    copy.maps[name].update_batch(*own[name].lookup_batch())
-        except BaseException:
-            copy.close()
-            raise
-        return copy
-
-    def __repr__(self) -> str:
-        return f"<Hook {self.slot}: {self.program}{' closed' if self._closed else ''}>"
 
 
 class Hooks(Mapping[str, Hook]):
@@ -143,7 +75,7 @@ class Hooks(Mapping[str, Hook]):
 
     def _attach(self, slot: str, spec: ObjectSpec, name: str) -> Hook:
         with ExitStack() as undo:
-            loaded = _load(spec, self._shared(spec))
+            loaded = load_over(spec, self._shared(spec))
             undo.callback(loaded.close)
             undo.callback(self._forget, slot)
             self._keep(slot, spec, name, loaded)
@@ -152,7 +84,7 @@ class Hooks(Mapping[str, Hook]):
                 self._use(self._programs.hooked)
             self._slots[SLOTS[slot]] = loaded.programs[name]
             undo.pop_all()
-        return self._hook(slot, name, _as_in_file(spec.data, spec.name, _present(spec)), loaded)
+        return self._hook(slot, name, as_in_file(spec.data, spec.name, present(spec)), loaded)
 
     def _hook(self, slot: str, name: str, spec: ObjectSpec, loaded: Object) -> Hook:
         hook = Hook(slot, name, spec, loaded, lambda: self._remove(slot))
@@ -184,12 +116,12 @@ class Hooks(Mapping[str, Hook]):
         shutil.rmtree(folder, ignore_errors=True)  # of a change that a crash cut short
         folder.mkdir(parents=True)
         for map_name in loaded.maps.keys() - self._shared(spec).keys():
-            loaded.maps[map_name].pin(_pin(folder, map_name))
+            loaded.maps[map_name].pin(pin_path(folder, map_name))
         record = {
             "program": name,
             "name": spec.name,
             "object": base64.b64encode(spec.data).decode(),
-            "present": _present(spec),
+            "present": present(spec),
         }
         self._store.put(f"{_STORED}{slot}", json.dumps(record))
 
@@ -211,14 +143,15 @@ class Hooks(Mapping[str, Hook]):
 
     def _adopt(self, slot: str, program: int, record: Mapping[str, Any], folder: Path) -> None:
         data = base64.b64decode(record["object"])
-        spec = _as_in_file(data, record["name"], record["present"])
+        spec = as_in_file(data, record["name"], record["present"])
         with ExitStack() as undo:
             maps = {
-                name: undo.enter_context(_reopened(m)) for name, m in self._shared(spec).items()
+                name: undo.enter_context(Map.from_id(found.info.id, found.spec))
+                for name, found in self._shared(spec).items()
             }
             for name in record["present"]:
                 if name in spec.maps and name not in maps:
-                    maps[name] = undo.enter_context(_from_pin(folder, spec.maps[name]))
+                    maps[name] = undo.enter_context(from_pin(folder, spec.maps[name]))
             programs = {record["program"]: undo.enter_context(Program.from_id(program))}
             undo.pop_all()
         self._hook(slot, record["program"], spec, Object(spec.name, maps, programs))
@@ -264,50 +197,6 @@ class Hooks(Mapping[str, Hook]):
 def _check_slot(slot: str) -> None:
     if slot not in SLOTS:
         raise NotFoundError(f"there is no slot {slot!r}{nearest(str(slot), SLOTS)}")
-
-
-def _load(
-    spec: ObjectSpec, shared: Mapping[str, Map], sizes: Mapping[str, Map] | None = None
-) -> Object:
-    """Load an object over maps that are there, whose sizes a header cannot know."""
-    spec = spec.copy()
-    for name, found in {**(sizes or {}), **shared}.items():
-        spec.resize(name, found.max_entries)
-    return spec.load(reuse=shared)
-
-
-def _present(spec: ObjectSpec) -> list[str]:
-    """The programs and maps that are to be loaded; in C no two of them have one name."""
-    programs = [name for name, program in spec.programs.items() if program.autoload]
-    return [*programs, *(name for name, found in spec.maps.items() if found.autocreate)]
-
-
-def _as_in_file(data: bytes, name: str, present: Collection[str]) -> ObjectSpec:
-    spec = ObjectSpec.open(data, name)
-    for program in tuple(spec.programs):
-        spec.set_autoload(program, program in present)
-    for map_name in tuple(spec.maps):
-        spec.set_autocreate(map_name, map_name in present)
-    return spec
-
-
-def _pin(folder: Path, map_name: str) -> Path:
-    return folder / map_name.replace(".", "_")  # a bpffs has no names with dots
-
-
-def _from_pin(folder: Path, spec: MapSpec) -> Map:
-    """An own map of the user's object, with the types of the object and the size that it has."""
-    with Map.from_pin(_pin(folder, spec.name)) as found:
-        return Map.from_id(found.info.id, evolve(spec, max_entries=found.max_entries))
-
-
-def _reopened(found: Map) -> Map:
-    return Map.from_id(found.info.id, found.spec)
-
-
-def _is_constant(name: str, kind: MapType) -> bool:
-    """Whether no program writes to the map, so that a rehearsal may share it."""
-    return name.startswith(".rodata") or kind in BY_ID
 
 
 def _choose(spec: ObjectSpec, program: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.kernel import Map, Object, ObjectSpec
 from pyciliumlib.kernel.probe import probe
+from pyciliumlib.loadbalancer import NoBackendResponse
 from pyciliumlib.resources import object_path
 
 _PEER: Final = "helper_redirect_peer"
@@ -24,6 +26,9 @@ SCRATCH: Final = frozenset(
         "events",
         "events_lost",
         "work",
+        "lb_affinity",
+        "lb_service_counters",
+        "lb_backend_counters",
         "hooks",
         "hook_args",
     }
@@ -65,9 +70,11 @@ class Programs(Closeable):
 def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) -> ObjectSpec:
     """`endpoint.bpf.c` with its maps as large and its programs as configured, to be loaded."""
     spec = ObjectSpec.open(object_path("endpoint"))
-    for name, entries in _sizes(config).items():
-        spec.resize(name, entries)
+    for name, entries in {**_sizes(config), **config.service_sizes.entries()}.items():
+        if name in spec.maps:
+            spec.resize(name, entries)
     spec.config.update(_variables(config, clock, hooks))
+    spec.config.update(_service_variables(config, spec.maps["lb_filter"].max_entries))
     return spec
 
 
@@ -105,6 +112,20 @@ def _variables(config: DatapathConfig, clock: Clock, hooks: bool) -> dict[str, i
         "timeout_any": config.timeout_any,
         "dual_stack": config.dual_stack,
         "redirect_peer": probe(_PEER).has(_PEER) if peer is None else peer,
+        "extended_protocols": config.extended_protocols,
         "hooks_enabled": hooks,
         "trace_every_packet": config.trace_every_packet,
+    }
+
+
+def _service_variables(config: DatapathConfig, filter_cells: int) -> dict[str, object]:
+    seed = config.services.maglev().seed.flow
+    ipv6 = config.service_loopback_ipv6.packed
+    return {
+        "filter_cells": filter_cells,
+        "flow_seed_ipv4": seed.seed_ipv4,
+        "flow_seed_ipv6": seed.seed_ipv6,
+        "reject_unserved": config.services.no_backend_response is NoBackendResponse.REJECT,
+        "loopback_ipv4": int(config.service_loopback_ipv4),
+        "loopback_ipv6": [int.from_bytes(ipv6[at : at + 4], sys.byteorder) for at in (0, 4, 8, 12)],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyciliumlib.flow.flow import Flow, FlowType, Namer, Verdict, decode
+from pyciliumlib.flow.flow import Flow, FlowService, FlowType, Namer, ServiceNamer, Verdict, decode
 from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
 from pyciliumlib.types import Direction
 
@@ -10,8 +10,10 @@ __all__ = [
     "Direction",
     "DropReason",
     "Flow",
+    "FlowService",
     "FlowType",
     "Namer",
+    "ServiceNamer",
     "TracePoint",
     "Verdict",
     "decode",

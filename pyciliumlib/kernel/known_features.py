@@ -13,6 +13,7 @@ _SYSTEM = [
     Feature("btf", "system", "the kernel's own BTF", (5, 4), "341dfcf8d78e"),
     Feature("bpffs", "system", "the BPF file system for pins", (4, 4), "b2197755b263"),
     Feature("cgroup2", "system", "a mounted cgroup2", (4, 5), "67e9c74b8a87", volatile=True),
+    Feature("netns_cookie", "system", "a namespace's cookie, told", (5, 14), "e8b9eab99232"),
     Feature("cap_bpf", "system", "CAP_BPF of this process", (5, 8), "a17b53c4a4b5", volatile=True),
     Feature("cap_net_admin", "system", "CAP_NET_ADMIN of this process", volatile=True),
     Feature("cap_sys_admin", "system", "CAP_SYS_ADMIN of this process", volatile=True),
@@ -65,6 +66,7 @@ _HELPERS = [
     Feature("helper_check_mtu", "helper", "the MTU check", (5, 12), "34b2021cc616"),
     Feature("helper_loop", "helper", "loops by callback", (5, 17), "e6f2dd0f8067"),
     Feature("helper_skb_set_tstamp", "helper", "typed time stamps", (5, 18), "8d21ec0e46ed"),
+    Feature("helper_set_retval", "helper", "errors of one's own from connect hooks", (6, 1)),
     Feature("helper_ktime_get_tai_ns", "helper", "the TAI clock", (6, 1), "c8996c98f703"),
 ]
 

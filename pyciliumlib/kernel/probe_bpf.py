@@ -216,6 +216,7 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "helper_check_mtu": lambda: _helper(SCHED_CLS, 163),
     "helper_loop": lambda: _helper(SCHED_CLS, 181),
     "helper_skb_set_tstamp": lambda: _helper(SCHED_CLS, 192),
+    "helper_set_retval": lambda: _helper(SOCK_ADDR, 187, _SOCK_ADDR_CONNECT),
     "helper_ktime_get_tai_ns": lambda: _helper(SCHED_CLS, 208),
     "link_cgroup": _cgroup_link,
     "tcx": lambda: _device_hook(AttachType.TCX_INGRESS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pyciliumlib.kernel.mounts import mounted
 
 YES = Answer(Support.YES)
 BTF_MAGIC = 0xEB9F
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 12, 21, 39
 
 
@@ -45,6 +48,16 @@ def _cgroup2() -> Answer:
     return Answer(Support.YES, f"at {found[0]}")
 
 
+def _netns_cookie() -> Answer:
+    with socket.socket(socket.AF_UNIX) as any_socket:
+        try:
+            any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError as error:
+            no = Support.NO if error.errno == errno.ENOPROTOOPT else Support.UNKNOWN
+            return Answer(no, "SO_NETNS_COOKIE", error.errno or 0)
+    return YES
+
+
 def _capability(*bits: int) -> Answer:
     """Yes if the process has any of the capabilities."""
     try:
@@ -62,6 +75,7 @@ PROBES: dict[str, Callable[[], Answer]] = {
     "btf": _btf,
     "bpffs": _bpffs,
     "cgroup2": _cgroup2,
+    "netns_cookie": _netns_cookie,
     # Before 5.8 there is no CAP_BPF, and CAP_SYS_ADMIN stands for it ever since.
     "cap_bpf": lambda: _capability(CAP_BPF, CAP_SYS_ADMIN),
     "cap_net_admin": lambda: _capability(CAP_NET_ADMIN),

@@ -24,6 +24,7 @@ from pyciliumlib.loadbalancer.kinds import (
 from pyciliumlib.loadbalancer.maglev import Maglev, MaglevSeed
 from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable
 from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
+from pyciliumlib.loadbalancer.sockets import SocketConnection
 
 __all__ = [
     "Acceleration",
@@ -55,6 +56,7 @@ __all__ = [
     "Service",
     "ServiceDocuments",
     "ServiceKey",
+    "SocketConnection",
     "SourceRangesPolicy",
     "TrafficPolicy",
     "Why",

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import define, field
+from attrs import define, field, frozen
 
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.mirror import Undo
-from pyciliumlib.loadbalancer.rows import Entry, RangeRow, Spot
+from pyciliumlib.loadbalancer.rows import Entry, Place, RangeRow, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import Slots
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+@frozen
+class Numbered:
+    """A frontend's number in the maps, and the revision under which it is this one's."""
+
+    number: int
+    revision: int
+
+
+Numbering = dict[Place, Numbered]
 
 
 @define(eq=False)
@@ -27,6 +38,7 @@ class Installed:
     ranges: int = 0
     range_rows: list[RangeRow] = field(factory=list)
     entries: dict[Spot, Entry] = field(factory=dict)
+    frontends: Numbering = field(factory=dict)
     members: dict[int, int] = field(factory=dict)
     slots: list[Slots | None] = field(factory=list)
     bits: npt.NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
@@ -49,11 +61,16 @@ class Held:
 
 @define
 class Applied:
-    """What a change has made of numbers: those of new backends, and those that are nobody's now."""
+    """What a change has made of numbers.
+
+    Those of new backends, those that are nobody's now, and pairs of service and backend that
+    belong together no more.
+    """
 
     backends: dict[int, Backend]
     unused_backends: list[int]
     unused_services: list[int]
+    parted: list[tuple[int, int]]
 
 
 @define(eq=False)
@@ -66,4 +83,6 @@ class Change:
     backend_ids: list[int] = field(factory=list)
     service_ids: list[int] = field(factory=list)
     range_ids: list[int] = field(factory=list)
+    frontend_numbers: list[int] = field(factory=list)
+    parted: list[tuple[int, int]] = field(factory=list)
     undo: Undo = field(factory=list)

@@ -5,10 +5,11 @@ Services with the same backends share their slots. See `bpf/lib/lb.h`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from attrs import define
+from attrs import define, evolve
 
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.kinds import Algorithm
@@ -45,6 +46,7 @@ class SlotTable:
         self._known: dict[SlotKey, Slots] = {}
         self._unwritten: list[tuple[int, npt.NDArray[np.uint32]]] = []
         self._unwritten_slots = 0
+        self._found: dict[bytes, list[tuple[int, int]]] = {}
 
     @property
     def free(self) -> int:
@@ -63,11 +65,45 @@ class SlotTable:
         if self._unwritten_slots > _BATCH:  # nothing leads to them yet
             self.flush()
         ids = self._ids(how, backends)
-        start = self._rows.take(_rows_of(len(ids)))
-        self._unwritten.append((start, ids))
-        self._unwritten_slots += len(ids)
+        there = self._found.get(ids.tobytes())
+        if there:
+            start, _ = there.pop()
+        else:
+            start = self._rows.take(_rows_of(len(ids)))
+            self._unwritten.append((start, ids))
+            self._unwritten_slots += len(ids)
         found = self._known[key] = Slots(key, start * ROW, len(ids))
         return found
+
+    def load(self, places: Iterable[tuple[int, int]]) -> None:
+        """Before the first change: take over slots, by first and count, that are in use.
+
+        Whoever acquires what they hold gets them as they are; nobody else does until `settle`.
+        """
+        _, rows = self._map.lookup_batch()
+        slots = rows.view(np.uint32).reshape(-1)
+        for first, count in sorted(set(places)):
+            length = _rows_of(count)
+            if first % ROW == 0 and self._rows.claim(first // ROW, length):
+                content = slots[first : first + count].tobytes()
+                self._found.setdefault(content, []).append((first // ROW, length))
+
+    def settle(self) -> None:
+        """Give back what `load` found and nobody acquired."""
+        for places in self._found.values():
+            for place in places:
+                self._rows.give_back(*place)
+        self._found.clear()
+
+    def differences(self, backends: Mapping[int, Backend]) -> Iterator[str]:
+        """How the array differs from what was written, in words; `backends` by their numbers."""
+        _, rows = self._map.lookup_batch()
+        slots = rows.view(np.uint32).reshape(-1)
+        for (how, shares), known in self._known.items():
+            wanted = self._ids(how, {n: evolve(backends[n], weight=w) for n, w in shares})
+            other = (slots[known.first : known.first + known.count] != wanted).sum()
+            if other:
+                yield f"slots from {known.first} on: {other} of {known.count} name other backends"
 
     def release(self, slots: Slots | None) -> None:
         """One service less has them."""
@@ -100,7 +136,7 @@ class SlotTable:
 
     def _ids(self, how: Algorithm, backends: dict[int, Backend]) -> npt.NDArray[np.uint32]:
         if how is Algorithm.RANDOM:
-            return np.fromiter(backends, np.uint32, len(backends))
+            return np.array(sorted(backends), np.uint32)
         table = self._maglev.build(backends.values())
         numbers = {backend.key: number for number, backend in backends.items()}
         return table.ids([numbers[backend.key] for backend in table.backends])

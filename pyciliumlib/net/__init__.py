@@ -7,6 +7,7 @@ from pyciliumlib.net.netlink import Netlink
 from pyciliumlib.net.netns import (
     NetNS,
     delete_netns,
+    every_netns,
     in_new_thread,
     netns_inode_of,
     netns_names,
@@ -20,18 +21,23 @@ from pyciliumlib.net.plumb import (
     remove_host_route,
     veth_peer,
 )
+from pyciliumlib.net.sockdiag import ConnectedSocket, SocketDiag, check_can_destroy
 from pyciliumlib.net.sysctl import read_sysctl, write_sysctls
 from pyciliumlib.net.worker import NetNSWorker
 
 __all__ = [
+    "ConnectedSocket",
     "Link",
     "NetNS",
     "NetNSWorker",
     "Netlink",
+    "SocketDiag",
     "add_host_route",
     "add_permanent_neighbour",
+    "check_can_destroy",
     "check_ifname",
     "delete_netns",
+    "every_netns",
     "ifindex_in",
     "in_new_thread",
     "mac_of",

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import socket as _socket
+import sys
 import threading
 import time
 import warnings
@@ -21,7 +22,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from pyciliumlib.closeable import Closeable
-from pyciliumlib.errors import ClosedError, ExistsError, InvalidError, KernelError, NotFoundError
+from pyciliumlib.errors import (
+    ClosedError,
+    ExistsError,
+    FeatureError,
+    InvalidError,
+    KernelError,
+    NotFoundError,
+)
 from pyciliumlib.net import _syscalls
 
 T = TypeVar("T")
@@ -30,6 +38,7 @@ T = TypeVar("T")
 RUN_DIR = Path("/run/netns")
 _HERE = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 
@@ -132,6 +141,21 @@ class NetNS(Closeable):
             finally:
                 os.close(home)
 
+    @property
+    def cookie(self) -> int:
+        """The number by which BPF programs know the namespace.
+
+        Raises FeatureError before Linux 5.14.
+        """
+        with self.socket(_socket.AF_INET, _socket.SOCK_DGRAM) as inside:
+            try:
+                raw = inside.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            except OSError as error:
+                raise FeatureError(
+                    error.errno or 0, "the kernel tells no namespace's cookie", "netns_cookie"
+                ) from error
+        return int.from_bytes(raw, sys.byteorder)
+
     def call(self, fn: Callable[[], T]) -> T:
         """Run `fn()` inside the namespace in a thread of its own, and return what it returns.
 
@@ -188,6 +212,35 @@ def delete_netns(name: str) -> None:
     Processes and sockets that are still inside keep the namespace itself alive.
     """
     _remove(_path_of(name))
+
+
+def every_netns() -> Iterator[NetNS]:
+    """Every namespace that a process runs in or a mount keeps; each is closed after its turn.
+
+    Those that go meanwhile, and those of other users when not root, are left out.
+    """
+    seen: set[int] = set()
+    for path in (*Path("/proc").glob("[0-9]*/ns/net"), *_mounted()):
+        try:
+            if path.stat().st_ino in seen:
+                continue
+            netns = NetNS(_open_fd(path), path=path)
+        except (OSError, NotFoundError, InvalidError):
+            continue
+        with netns:
+            seen.add(netns.inode)
+            yield netns
+
+
+def _mounted() -> list[Path]:
+    """Where namespaces are mounted: `ip netns`, container runtimes."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        # proc(5): id parent dev root MOUNTPOINT ...
+        _, _, _, root, point = line.split(" ")[:5]
+        if root.startswith("net:["):
+            found.append(Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)))
+    return found
 
 
 def processes_in(inodes: set[int]) -> dict[int, int]:

@@ -19,19 +19,17 @@ from pyciliumlib.policy.model import (
     Clause,
     PolicyDocument,
     PolicyKey,
-    Reference,
     Rule,
     Source,
 )
 from pyciliumlib.policy.peers import (
     Scope,
     parse_selector,
-    read_group_references,
     read_peers,
-    read_service_references,
     reserved,
 )
 from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
+from pyciliumlib.policy.reference_reader import read_references
 from pyciliumlib.policy.requires import read_requires
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
@@ -168,15 +166,15 @@ class _Reader:
         if on_nodes and self.key.kind == CNP:
             self.problems.add(path, f"nodes belong to no namespace; write a {CCNP}")
         elif on_nodes and not self.settings.host_firewall:
-            self.problems.unsupported(
-                path, "nodes are governed only with PolicySettings(host_firewall)"
+            self.problems.warn(
+                path, "no node is governed without PolicySettings(host_firewall=True)"
             )
         return parse_selector(item[field], path, self.problems)
 
     def _default_deny(
         self, item: Mapping[str, Any], enforces: frozenset[Direction]
     ) -> frozenset[Direction]:
-        if "enableDefaultDeny" not in item:
+        if "enableDefaultDeny" not in item or not self.settings.non_default_deny:
             return enforces
         path = f"{self.path}.enableDefaultDeny"
         chosen = fields.DEFAULT_DENY.read(item["enableDefaultDeny"], path, self.problems)
@@ -192,16 +190,15 @@ class _Reader:
     def _section(
         self, entries: list[Any], section: _Section, scope: Scope, on_nodes: bool
     ) -> Iterator[Clause]:
-        context = PortContext(section.direction, section.deny, not self.key.namespace, on_nodes)
+        context = PortContext(
+            section.direction, section.deny, not self.key.namespace, on_nodes, self.settings
+        )
         path = f"{self.path}.{section.name}"
         for entry, where in section.schema.read_list(entries, path, self.problems):
             if _is_limit(entry):
                 continue
             peers = read_peers(entry, section.word, where, scope, self.problems)
-            references: tuple[Reference, ...] = (
-                *read_group_references(entry, section.word, where, self.problems),
-                *read_service_references(entry, where, self.problems),
-            )
+            references = read_references(entry, section.word, where, self.problems)
             authentication = self._authentication(entry, where)
             for ports in self._groups(entry, where, bool(peers or references), context):
                 yield Clause(
@@ -251,8 +248,10 @@ class _Reader:
         names_peers: bool,
         context: PortContext,
     ) -> list[PortGroup]:
-        if "toPorts" in entry and "icmps" in entry:
+        if entry.get("toPorts") and entry.get("icmps"):
             self.problems.add(path, "toPorts and icmps in one entry; write an entry for each")
+        if entry.get("icmps") and not self.settings.icmp_rules:
+            self.problems.add(f"{path}.icmps", "PolicySettings.icmp_rules is off")
         groups: list[PortGroup] = []
         if "toPorts" in entry:
             groups += read_ports(entry["toPorts"], f"{path}.toPorts", context, self.problems)

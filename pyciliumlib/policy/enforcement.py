@@ -24,6 +24,8 @@ def is_enforced(
     """Whether a direction of `subject`, which all of `rules` govern, is held to policy."""
     if settings.enforcement is Enforcement.NEVER:
         return False
+    if subject.is_host and not settings.host_firewall:
+        return False
     return (
         settings.enforcement is Enforcement.ALWAYS
         or subject.labels.has(INIT)
@@ -40,6 +42,11 @@ def denies_by_default(
         or subject.labels.has(INIT)
         or any(direction in rule.default_deny for rule in rules)
     )
+
+
+def is_audited(settings: PolicySettings, subject: Party) -> bool:
+    """Whether what policy denies `subject` passes all the same, and is told of."""
+    return settings.audit or subject.audit
 
 
 def admits_localhost(

@@ -39,6 +39,7 @@ VALUE_DTYPE: Final = np.dtype(
 STATIC_BITS: Final = 40
 PROTOCOL_BITS: Final = 8
 FLAG_DENY: Final = 1
+FLAG_AUDIT: Final = 2
 AUTH_EXPLICIT: Final = 0x80
 AUTH_MODE: Final = 0x7F
 #: The proxy port of a redirect that no proxy serves yet: the packet is dropped.
@@ -101,13 +102,14 @@ class EntryValue:
     """What an entry says: `rule` is the cookie of the rules behind it.
 
     `auth` is the mode of authentication, with `AUTH_EXPLICIT` where a rule of this very entry says
-    so, and not one of a wider entry.
+    so, and not one of a wider entry. With `audit`, what the entry would keep out passes.
     """
 
     precedence: int
     rule: int
     proxy_port: int = 0
     auth: int = 0
+    audit: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -142,9 +144,10 @@ class PolicyEntries:
         for slot, value in rows:
             bits = slot.lpm_bits
             keys.append((STATIC_BITS + bits, identity, slot.direction, slot.proto, slot.port))
-            deny = FLAG_DENY if value.verdict is Verdict.DENY else 0
+            flags = FLAG_DENY if value.verdict is Verdict.DENY else 0
+            flags |= FLAG_AUDIT if value.audit else 0
             values.append(
-                (value.proxy_port, deny, bits, value.precedence, value.rule, value.auth, (0, 0, 0))
+                (value.proxy_port, flags, bits, value.precedence, value.rule, value.auth, (0, 0, 0))
             )
         return cls(np.array(keys, KEY_DTYPE), np.array(values, VALUE_DTYPE))
 
@@ -152,10 +155,15 @@ class PolicyEntries:
         """Each entry as identity, slot and value."""
         for key, value in zip(self.keys.tolist(), self.values.tolist(), strict=True):
             _, identity, direction, proto, port = key
-            proxy_port, _, lpm_bits, order, rule, auth, *_ = value
+            proxy_port, flags, lpm_bits, order, rule, auth, *_ = value
+            audit = bool(flags & FLAG_AUDIT)
             bits = max(0, lpm_bits - PROTOCOL_BITS)
             slot = Slot(Direction(direction), Protocol(proto), port, bits)
-            yield identity, slot, EntryValue(order, rule, proxy_port, auth)
+            yield (
+                identity,
+                slot,
+                EntryValue(order, rule, proxy_port, auth, audit),
+            )
 
     @classmethod
     def concatenate(cls, parts: list[PolicyEntries]) -> PolicyEntries:

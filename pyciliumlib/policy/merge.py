@@ -19,6 +19,7 @@ from pyciliumlib.policy.entries import (
     AUTH_EXPLICIT,
     AUTH_MODE,
     NO_PROXY,
+    PASS_BYTE,
     EntryValue,
     Slot,
     precedence,
@@ -29,25 +30,30 @@ from pyciliumlib.policy.shares import Share
 from pyciliumlib.types import Direction
 
 NONE_NAMED: Final[PortNames] = frozenset()
+#: What an audit tells of where no rule allows: an entry that decides nothing, last of all.
+_NOTHING_ALLOWED: Final = EntryValue(precedence=PASS_BYTE, rule=0, audit=True)
 
 
 @define(eq=False)
 class Merger:
     """Merges the shares of one endpoint; `used` are the derivations of what it made, by cookie.
 
-    `settled` are the directions in which some rule passes.
+    `settled` are the directions in which some rule passes, `audited` those in which what is denied
+    passes all the same.
     """
 
     _named_ports: PortNames
     _derivations: Derivations
     settled: frozenset[Direction] = frozenset()
+    audited: frozenset[Direction] = frozenset()
     used: dict[int, Derivation] = field(init=False, factory=dict)
 
     def of_anyone(self, shares: Iterable[Share]) -> dict[Slot, EntryValue]:
         """The entries of any identity, from the shares of any peer."""
         shares = list(shares)
         rows = self._ranked(self._plain(shares), NONE_NAMED)
-        return rows | self._settled(self._claims(shares, NONE_NAMED, own=False), ANYONE)
+        rows |= self._settled(self._claims(shares, NONE_NAMED, own=False), ANYONE)
+        return {**{Slot(direction): _NOTHING_ALLOWED for direction in self.audited}, **rows}
 
     def of_peers(
         self, own: Iterable[Share], anyone: Iterable[Share], named: PortNames
@@ -119,7 +125,8 @@ class Merger:
         derivation = self._derivation_of(shares)
         self.used[derivation.cookie] = derivation
         proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        return EntryValue(order, derivation.cookie, proxy_port, auth)
+        audit = shares[0].direction in self.audited
+        return EntryValue(order, derivation.cookie, proxy_port, auth, audit)
 
     def _derivation_of(self, shares: list[Share]) -> Derivation:
         first = shares[0]

@@ -7,6 +7,7 @@ and one that cannot be refuses the change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -31,6 +32,7 @@ from pyciliumlib.policy.analysis import (
     suggest,
 )
 from pyciliumlib.policy.answer import one_request
+from pyciliumlib.policy.cidr_groups import cloud_groups
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
@@ -239,13 +241,21 @@ class Repository:
     # ------------------------------------------------------------------ endpoints
 
     def add_endpoint(
-        self, number: int, labels: LabelsLike, named_ports: NamedPorts | None = None
+        self,
+        number: int,
+        labels: LabelsLike,
+        named_ports: NamedPorts | None = None,
+        *,
+        audit: bool = False,
     ) -> EndpointPolicy:
-        """The policy of a new endpoint, kept up from now on."""
+        """The policy of a new endpoint, kept up from now on.
+
+        With `audit` its entries let pass what they would deny.
+        """
         with self._lock:
             if number in self._endpoints:
                 raise ExistsError(f"endpoint {number} is there already; remove it first")
-            party = Party(labels, dict(named_ports or {}))
+            party = Party(labels, dict(named_ports or {}), audit=audit)
             policy = self._resolve(party, self._revision)
             self._endpoints[number] = _Endpoint(party, policy)
             return policy
@@ -294,6 +304,15 @@ class Repository:
         """
         with self._lock:
             return self._rules.prefixes()
+
+    def cloud_groups(self) -> Mapping[str, Mapping[str, Any]]:
+        """The security groups of clouds that rules name (`fromGroups`, `toGroups`).
+
+        Each selects nobody until a CiliumCIDRGroup is applied whose name is the key here, with the
+        prefixes that the provider tells for the value.
+        """
+        with self._lock:
+            return cloud_groups(self._rules.documents)
 
     def governing(self, subject: PartyLike) -> Sequence[Rule]:
         """The rules about a subject."""

@@ -18,7 +18,7 @@ from attrs import define, field
 
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation, Derivations
-from pyciliumlib.policy.enforcement import is_enforced
+from pyciliumlib.policy.enforcement import is_audited, is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
 from pyciliumlib.policy.merge import NONE_NAMED, Merger
 from pyciliumlib.policy.model import Party, PortNames
@@ -194,6 +194,8 @@ class EndpointPolicy:
 
     def take_over(self, before: EndpointPolicy) -> None:
         """Use the templates of the policy before, as far as the same shares are behind them."""
+        if self._merger.audited != before._merger.audited:
+            return
         if self._of_anyone == before._of_anyone and self._names == before._names:
             unchanged = {(0, NONE_NAMED)}
         elif self._names or before._names or self._merger.settled or before._merger.settled:
@@ -261,7 +263,12 @@ def resolve(
         revision,
         enforced,
         cache,
-        Merger(frozenset(subject.named_ports.items()), derivations, settled),
+        Merger(
+            frozenset(subject.named_ports.items()),
+            derivations,
+            settled,
+            enforced if is_audited(settings, subject) else frozenset(),
+        ),
         of_anyone,
         {number: shares[selector] for number, selector in selectors.items()},
     )

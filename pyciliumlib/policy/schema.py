@@ -1,4 +1,4 @@
-"""The fields of policy objects, as tables: which are read, and which are known but refused.
+"""The fields of policy objects, as tables.
 
 `Schema.read` compares an object of a document with its table. Everything that is wrong goes into
 one `Problems`, so that a reader of the message can mend all of it in one go.
@@ -45,14 +45,13 @@ _PYTHON_TYPE: Final[dict[Form, type]] = {
 
 @frozen
 class FieldSpec:
-    """One field: its form, and why it is refused if it is.
+    """One field.
 
-    A `legacy` field was dropped by current Cilium, whose API removes it from a document; it is
+    A `legacy` one was dropped by current Cilium, whose API removes it from a document; it is
     read here unless `Problems.prune` asks for what the API does.
     """
 
     form: Form
-    refused: str = ""
     legacy: bool = False
     _type: type = field(init=False, eq=False)
 
@@ -74,11 +73,6 @@ NUMBER: Final = FieldSpec(Form.NUMBER)
 LIST: Final = FieldSpec(Form.LIST)
 OBJECT: Final = FieldSpec(Form.OBJECT)
 ANY: Final = FieldSpec(Form.ANY)
-
-
-def refused(form: Form, reason: str) -> FieldSpec:
-    """A field that Cilium knows and this version does not implement."""
-    return FieldSpec(form, refused=reason)
 
 
 @define
@@ -182,7 +176,7 @@ class Schema:
     @_plain.default
     def _types_of_plain_fields(self) -> Mapping[str, type]:
         specs = self.fields.items()
-        plain = {name: spec.form for name, spec in specs if not spec.refused and not spec.legacy}
+        plain = {name: spec.form for name, spec in specs if not spec.legacy}
         return {n: dict if form is Form.OBJECT else form.type for n, form in plain.items()}
 
     def read(self, value: object, path: str, problems: Problems) -> dict[str, Any]:
@@ -200,7 +194,7 @@ class Schema:
                 found[name] = item
                 continue
             spec = self.fields.get(name) if isinstance(name, str) else None
-            if spec is not None and not spec.refused and not spec.legacy and spec.fits(item):
+            if spec is not None and not spec.legacy and spec.fits(item):
                 if item is not None:
                     found[name] = item
                 continue
@@ -217,8 +211,6 @@ class Schema:
                     where,
                     f"expected {spec.form.value}, found {_show(item)}" + _mend(spec.form, item),
                 )
-            elif spec.refused:
-                problems.unsupported(where, spec.refused)
             else:
                 found[name] = item
         for name in self.required:

@@ -174,6 +174,49 @@ def test_what_was_left_is_finished_by_the_next_process(
     next_one.close()
 
 
+def hidden(loaded: Object) -> set[tuple[int, int]]:
+    """The endpoints of which a program finds nothing, with the half."""
+    slots = loaded.maps["policies"]
+    ends = [(half, endpoint) for half in (0, 1) for endpoint in (ONE, TWO)]
+    return {(h, e) for h, e in ends if slots.get(h * MAX_ENDPOINTS + e) is None}
+
+
+def test_locked_down(tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found of it, whatever happens to others, until it is replaced."""
+    before, held = revisions(loaded), descriptors()
+    tries.lock_down(ONE)
+    assert hidden(loaded) == {(0, ONE), (1, ONE)} and tries.locked == {ONE}
+    assert revisions(loaded)[:2] == [before[0] + 1, before[1] + 1]
+    assert tries.misplaced(ONE)
+    tries.replace({TWO: policy(21)})
+    with pytest.raises(MapFullError):
+        tries.replace({ONE: policy(*range(ENTRIES + 1))})
+    for step in ("_write", "bump"):
+        with monkeypatch.context() as patch, pytest.raises(KernelError, match="no memory"):
+            failing(patch, step)
+            tries.replace({ONE: policy(11)} if step == "_write" else {TWO: policy(22)})
+    tries.replace({TWO: policy(23)})
+    assert hidden(loaded) == {(0, ONE), (1, ONE)} and tries.locked == {ONE}
+    tries.replace({ONE: policy(11)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: [23]}
+    assert not tries.locked and not tries.misplaced(ONE) and descriptors() == held
+
+
+def test_locked_down_and_gone(tries: PolicyTries, loaded: Object) -> None:
+    """Its id comes back empty and open; the next process finds it closed."""
+    tries.lock_down(ONE)
+    tries.lock_down(TWO)
+    tries.release(ONE)
+    assert hidden(loaded) == {(0, TWO), (1, TWO)} and tries.locked == {TWO}
+    assert len(tries.read(ONE)[0]) == 0 and not tries.misplaced(ONE)
+    next_one = adopt(loaded)
+    next_one.claim(TWO)
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [], TWO: []}
+    next_one.replace({TWO: policy(21)})
+    assert in_force(loaded) == {ONE: [], TWO: [21]}
+    next_one.close()
+
+
 def test_ids(tries: PolicyTries, loaded: Object) -> None:
     """Each is given once, comes back empty, and there are as many as were asked for."""
     ids = [tries.allocate() for _ in range(3, MAX_ENDPOINTS)]

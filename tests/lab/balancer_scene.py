@@ -8,6 +8,7 @@ links behind the router are a little larger, so that the outer header fits.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -33,7 +34,9 @@ ROUTER: Final = {4: "192.0.2.254", 6: "2001:db8::254"}
 UPLINK: Final = {4: "198.51.100.254", 6: "2001:db8:c::254"}
 LENGTH: Final = {4: 24, 6: 64}
 INSIDE_MTU: Final = 1600
+OTHER_PORT: Final = 8080
 PATIENCE: Final = 3.0
+_IP_PKTINFO: Final = 8
 _serial = itertools.count()
 _PASS: Final = """
 #include <linux/bpf.h>
@@ -87,7 +90,7 @@ class Scene:
 
 @define(eq=False)
 class Server:
-    """Answers "<name> <peer>" on TCP 80 (and goes on while asked) and UDP 53, in its namespace."""
+    """Answers "<name> <peer>" on TCP 80 and 8080, while it is asked, and on UDP 53."""
 
     name: str
     netns: NetNS
@@ -98,11 +101,11 @@ class Server:
     @classmethod
     def start(cls, name: str, netns: NetNS) -> Server:
         server = cls(name, netns, threading.Event(), [], [])
-        for version in (4, 6):
-            family = socket.AF_INET if version == 4 else socket.AF_INET6
-            tcp = server._socket(family, socket.SOCK_STREAM, 80)
-            tcp.listen(128)
-            server._run(server._accept, tcp)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for port in (80, OTHER_PORT):
+                tcp = server._socket(family, socket.SOCK_STREAM, port)
+                tcp.listen(128)
+                server._run(server._accept, tcp)
             server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, 53))
         return server
 
@@ -132,30 +135,27 @@ class Server:
             self._run(lambda c, p=peer[0]: self._answer(c, p), connection)
 
     def _answer(self, connection: socket.socket, peer: str) -> None:
-        while not self._ending.is_set():
-            try:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                if not data.endswith(b"\0"):  # the middle of something long
-                    connection.sendall(f"{self.name} {peer}\n".encode())
-                else:
-                    connection.sendall(b"got it")
-            except TimeoutError:
-                continue
-            except OSError:
-                return
+        with connection, contextlib.suppress(OSError):
+            while not self._ending.is_set():
+                with contextlib.suppress(TimeoutError):
+                    data = connection.recv(65536)
+                    if not data:
+                        return
+                    if not data.endswith(b"\0"):  # the middle of something long
+                        connection.sendall(f"{self.name} {peer}\n".encode())
+                    else:
+                        connection.sendall(b"got it")
 
     def _datagrams(self, udp: socket.socket) -> None:
+        if udp.family == socket.AF_INET:
+            udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         while not self._ending.is_set():
             try:
-                _, peer = udp.recvfrom(65536)
+                _, asked, _, peer = udp.recvmsg(65536, 64)
                 # from the address that was asked: a wildcard socket would choose its own
-                with self.netns.socket(udp.family, socket.SOCK_DGRAM) as answer:
-                    answer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    version = 4 if udp.family == socket.AF_INET else 6
-                    answer.bind((VIP[version], 53))
-                    answer.sendto(f"{self.name} {peer[0]}\n".encode(), peer)
+                udp.sendmsg([f"{self.name} {peer[0]}\n".encode()], asked, 0, peer)
             except OSError:
                 continue
 
@@ -168,8 +168,13 @@ class Server:
 
 
 @contextmanager
-def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iterator[Scene]:
-    """All of it, without a balancer and with no service's address at a backend."""
+def scene(
+    folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU, offloads: bool = False
+) -> Iterator[Scene]:
+    """All of it, without a balancer and with no service's address at a backend.
+
+    With `offloads` devices may leave segments and checksums to others, which is none of XDP's.
+    """
     prefix = f"pclL{os.getpid()}-{next(_serial)}"
     with ExitStack() as stack:
 
@@ -196,6 +201,8 @@ def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iter
             ):
                 _connect(netlink, name, netns, inside_mtu)
                 netlink.set_link(name, master="br0")
+                if offloads:
+                    continue
                 # a frame that XDP sends back is lost unless this end runs a program too
                 link = router.call(
                     lambda name=name: attach_xdp(passing.programs["let_pass"], name, "native")
@@ -211,8 +218,10 @@ def scene(folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU) -> Iter
             (router, "director"),
             (router, "br0"),
             (router, "up0"),
+            *((netns, "eth0") for netns in served),
         ):
-            netns.call(lambda name=name: _checksums(name))
+            if not offloads:
+                netns.call(lambda name=name: _checksums(name))
         with Netlink(router) as netlink:
             for version in (4, 6):
                 netlink.wait_usable("br0", ROUTER[version])

@@ -252,6 +252,18 @@ def tcp_syn(scene: Scene, version: int, port: int) -> bytes:
     return bytes(link / network(**ends) / TCP(sport=40000, dport=port))
 
 
+def test_an_endpoint_whose_device_vanished_is_in_nobodys_way(scene: Scene, obj: Path) -> None:
+    """The others are switched to and fro; what is missing is told by drift."""
+    gone = scene.dp.add_endpoint("gone", {"app": "gone"})
+    scene.node.netlink.delete_link(gone.ifindex)
+    with scene.dp.hooks.attach("before-policy", obj, "drops"):
+        assert scene.verdict("web", "api", "81/TCP", 4) == DropReason.HOOK
+        assert "gone: its programs are not on device" in str(scene.dp.drift())
+    assert scene.verdict("web", "api", "81/TCP", 4) == OPEN
+    scene.dp.remove_endpoint("gone")
+    assert not scene.dp.drift()
+
+
 def test_refusals(scene: Scene, obj: Path, tmp_path: Path) -> None:
     """A slot takes one program, of the right kind, and says which there are."""
     held = scenes.descriptors()

@@ -146,7 +146,7 @@ def test_what_was_taken_out_stays_out(
     dp.keep()
     dp = Datapath.open(pin_root, node)
     assert not dp.hooks and not dp.drift()
-    assert dp._pins is not None and not list(dp._pins.hooks.iterdir())
+    assert dp._pins is not None and not list(dp._pins.directory("hooks").iterdir())
     assert web.connect(api.ip4, "81/TCP").ok
     dp.close()
 
@@ -212,7 +212,7 @@ def test_a_change_cut_short(
     dp.keep()
     with Datapath.open(pin_root, node) as dp:
         assert not dp.hooks and not dp.drift()
-        assert dp._pins is not None and not list(dp._pins.hooks.iterdir())
+        assert dp._pins is not None and not list(dp._pins.directory("hooks").iterdir())
         with dp.hooks.attach("after-policy", obj, "counts") as hook:
             assert web.connect(api.ip6, "80/TCP").ok and hook.maps[COUNTS][80]
 
@@ -225,7 +225,7 @@ def test_pins_that_somebody_removed(
     dp = opened(pin_root, node, web, api)
     dp.hooks.attach("before-policy", obj, "drops")
     assert dp._pins is not None
-    pin = dp._pins.hooks / "before-policy" / COUNTS
+    pin = dp._pins.directory("hooks") / "before-policy" / COUNTS
     dp.hooks["before-policy"].maps[COUNTS].pin(moved := pin.with_name("elsewhere"))
     pin.unlink()
     dp.keep()

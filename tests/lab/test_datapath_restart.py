@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from pyciliumlib import errors
 from pyciliumlib.datapath import Datapath, DatapathConfig
+from pyciliumlib.kernel import Map, Program
 from pyciliumlib.lab import Lab, Node, Outside, Pod
 from tests.lab import scenes
 from tests.lab.controller import controlled
@@ -317,6 +319,47 @@ def test_close_leaves_no_pin(node: BareNode, pin_root: Path) -> None:
             assert not dp.policy.documents
             dp.policy.apply(DOCUMENTS)
         assert not pin_root.exists() and not state.exists()
+
+
+def test_many_lives_leak_nothing(place: tuple[Node, Pod, Pod, Outside], pin_root: Path) -> None:
+    """Made, kept, taken over and closed again and again: no descriptor, no pin, and nothing that
+    the kernel still holds of the last one."""
+    node, web, api, _ = place
+    small = DatapathConfig(flows=64, pending=64, event_bytes=4096, ipcache=64, tc="clsact")
+
+    def life() -> list[tuple[type[Map] | type[Program], int]]:
+        dp = Datapath(node, pin_root=pin_root, config=small)
+        for pod in (web, api):
+            dp.add_endpoint(pod.name, {"app": pod.name}, pod=pod)
+        dp.policy.apply(DOCUMENTS)
+        dp.keep()
+        with Datapath.open(pin_root, node, config=small) as dp:
+            assert len(dp.endpoints) == 2
+            made = dp._programs
+            tries = [Map.from_id(number) for number in made.maps["policies"].values()]
+            held = [(Map, found.info.id) for found in (*made.maps.values(), *tries)]
+            for trie in tries:
+                trie.close()
+            return [*held, *((Program, program.id) for program in made.plain.programs.values())]
+
+    life()
+    gc.collect()
+    before = scenes.descriptors(), threading.active_count()
+    for _ in range(5):
+        left = life()
+        assert not pin_root.exists()
+    gc.collect()
+    assert (scenes.descriptors(), threading.active_count()) == before
+    assert len(left) > 20
+
+    def is_gone(kind: type[Map] | type[Program], number: int) -> bool:
+        try:
+            kind.from_id(number).close()
+        except errors.NotFoundError:
+            return True
+        return False
+
+    assert scenes.eventually(lambda: all(is_gone(*each) for each in left))
 
 
 def test_assigned_prefixes_are_known_again(

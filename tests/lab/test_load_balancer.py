@@ -289,11 +289,10 @@ def test_counts_and_connections(place: Place) -> None:
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "snat": (web(4, forwarding="snat"), errors.ServiceError, "SNAT"),
     "another port": (
-        Service("a", [at(VIP[4], 80)], ["10.0.0.1:8080"]), errors.ServiceError, "frontend's port",
+        Service("a", [at(VIP[4], 80)], ["10.0.0.1:8080"], dispatch="ipip"), errors.ServiceError,
+        "cannot change a port",
     ),
-    "option": (web(4, dispatch="opt"), errors.ServiceError, "ipip"),
     "delegation": (
         web(4, proxy_delegation="delegate-if-local"), errors.ServiceError, "delegation",
     ),

@@ -139,8 +139,8 @@ def test_what_a_newer_program_tells_is_passed_over(fields: dict[str, int]) -> No
          "fd00::1 (1001) -> fd00::2 (1002)  policy-verdict ingress ICMPv6 type 128  FORWARDED"),
         ({"flags": 2, "type": 4, "reason": 3, "tcp_flags": 0x12},
          "10.0.0.2:80 (1002) <- 10.0.0.1:40000 (1001)  to-stack TCP SYN,ACK  FORWARDED"),
-        ({"proto": 47, "reason": 142},
-         "10.0.0.1 (1001) -> 10.0.0.2 (1002)  drop egress 47  DROPPED: Unknown L4 protocol (142)"),
+        ({"proto": 99, "reason": 142},
+         "10.0.0.1 (1001) -> 10.0.0.2 (1002)  drop egress 99  DROPPED: Unknown L4 protocol (142)"),
     ],
     ids=["drop", "trace", "verdict", "reply", "unknown protocol"],
 )  # fmt: skip

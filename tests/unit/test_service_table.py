@@ -44,6 +44,7 @@ SIZES = {
     "lb_slots": 64,
     "lb_members": 64,
     "lb_filter": 64,
+    "lb_frontends": 16,
 }
 
 
@@ -58,10 +59,10 @@ class Time:
 
 
 def maps(**sizes: int) -> FakeKernel:
-    spec = ObjectSpec.open(object_path("loadbalancer"))
+    spec = ObjectSpec.open(object_path("endpoint"))
     for name, entries in {**SIZES, **sizes}.items():
         spec.resize(name, entries)
-    return FakeKernel(spec.maps.values())
+    return FakeKernel(found for name, found in spec.maps.items() if name.startswith("lb_"))
 
 
 @pytest.fixture
@@ -209,6 +210,26 @@ def test_a_failure_at_any_write_changes_nothing(change: str) -> None:
         calls += 1
     assert calls >= 3
     Reader(kernel, CONFIG).check(after)
+
+
+def test_flows_of_a_failed_change_are_decided_again(
+    kernel: FakeKernel, table: ServiceTable
+) -> None:
+    """What programs decided before it was undone does not count for the next change."""
+    serve(table, web(1, source_ranges=["10.0.0.0/8"]))
+    spot = next(iter(kernel["lb_services"]))
+    seen: list[int] = []
+
+    def fail(_: int) -> None:
+        if not seen:
+            seen.append(kernel["lb_services"].lookup(spot).revision)
+            raise KernelError(5, "broken")
+
+    spy(kernel["lb_revisions"], "update_batch", fail)
+    with pytest.raises(KernelError):
+        serve(table, web(1))
+    serve(table, web(1, source_ranges=["11.0.0.0/8"]))
+    assert kernel["lb_revisions"].lookup(1) == kernel["lb_services"].lookup(spot).revision > seen[0]
 
 
 @pytest.mark.parametrize("change", CHANGES)

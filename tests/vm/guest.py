@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "pcl-vm0"
 #: All of the bpf ring, and of the lab ring the tests that are marked as its smoke.
 RINGS = {"bpf": ["tests/bpf"], "lab smoke": ["tests/lab", "-m", "smoke"]}
+#: Switches for newer helpers, and the feature that each of them needs.
+NEEDED = {"set_retval": "helper_set_retval"}
 #: Which of them run, by what was asked for.
 CHOSEN = {"all": list(RINGS), "smoke": ["lab smoke"], "none": []}
 
@@ -68,7 +70,7 @@ def load_objects() -> Iterator[ObjectOutcome]:
         for variant in ("as compiled", "every switch on"):
             spec = ObjectSpec.open(path)
             if variant != "as compiled":
-                switches = [name for name, value in spec.config.items() if isinstance(value, bool)]
+                switches = [name for name, value in spec.config.items() if is_switch(name, value)]
                 if not switches:
                     continue
                 spec.config.update(dict.fromkeys(switches, True))
@@ -76,6 +78,12 @@ def load_objects() -> Iterator[ObjectOutcome]:
             problem = try_object(spec)
             print(f"{spec.name} ({variant}) took {time.monotonic() - start:.1f} s", flush=True)
             yield ObjectOutcome(spec.name, variant, problem)
+
+
+def is_switch(name: str, value: object) -> bool:
+    """Whether a setting can be turned on here."""
+    needed = NEEDED.get(name)
+    return isinstance(value, bool) and (needed is None or probe(needed).has(needed))
 
 
 def try_object(spec: ObjectSpec) -> str:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
-from pyciliumlib.errors import ClosedError, ServiceError
-from pyciliumlib.kernel import Map
+from pyciliumlib.errors import ClosedError, ServiceError, StateError
+from pyciliumlib.kernel import Link, Map, TcFilter
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.balancer import Balancer
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.program.kept import Kept, StoredServices
+from pyciliumlib.loadbalancer.quarantine import Quarantine
+from pyciliumlib.loadbalancer.restore import RestoredTable
+from pyciliumlib.loadbalancer.saved import Journal, Saved
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.table import ServiceTable
+from pyciliumlib.net import NetNS
+from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +46,7 @@ class HeldServices:
     maps: Mapping[str, Map]
     config: LoadBalancerConfig
     node: LocalNode
+    kept: StoredServices | None = None
     lock: threading.RLock = field(factory=threading.RLock)
     balancers: list[KernelBalancer] = field(factory=list)
     table: ServiceTable = field(init=False)
@@ -48,19 +56,38 @@ class HeldServices:
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
 
-    def apply(self, plan: ServicePlan) -> None:
-        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
-        changed = [service for _, service in plan.upserts.values()]
-        versions = {backend.address.version for one in changed for backend in one.backends}
-        problems = [
-            problem
-            for balancer in self.balancers
-            for found in (*map(balancer._refusals, changed), balancer._unreachable(versions))
-            for problem in found
-        ]
+    def restore(self) -> None:
+        """Go on with what an earlier process kept; ServiceError if that cannot be served."""
+        if self.kept is not None:
+            self.check(self.balancers, self.kept.services())
+            self.table = self.kept.restore(self._restored)
+            self.model = Balancer(self.table.in_force.values(), self.config, self.node)
+
+    def _restored(self, saved: Iterable[Saved], quarantine: Quarantine) -> ServiceTable:
+        return RestoredTable(self.maps, saved, self.config, self.node, quarantine)
+
+    def mend(self) -> None:
+        """Make the maps hold what they should, whatever they hold."""
+        self.table = self._restored(self.table.saved(), self.table.quarantine)
+
+    def check(self, balancers: Iterable[KernelBalancer], services: Iterable[Service]) -> None:
+        """ServiceError with all reasons why a balancer cannot serve a service."""
+        wanted = list(services)
+        versions = {backend.address.version for one in wanted for backend in one.backends}
+        reasons = (
+            reason
+            for balancer in balancers
+            for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
+            for reason in found
+        )
+        problems = list(dict.fromkeys(reasons))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
-        applied = self.table.apply(plan)
+
+    def apply(self, plan: ServicePlan) -> None:
+        """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
+        self.check(self.balancers, [service for _, service in plan.upserts.values()])
+        applied = self.table.apply(plan, self.kept or Journal())
         for key in plan.deletes:
             self.model.delete(key)
         for key in [key for key in plan.upserts if key in self.model.services]:
@@ -75,15 +102,54 @@ class KernelBalancer(abc.ABC):
     """A balancer whose services are in maps of the kernel, its own or another balancer's."""
 
     _held: HeldServices
+    _netns: NetNS
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Kept | None = None) -> None:
+        """With `kept` it goes on where an earlier process ended, and outlives this one."""
         self._resources = contextlib.ExitStack()
         self._closed = False
+        self._kept = kept
+        self._is_new = kept is None or not kept.settings
+        self._links: dict[str, Link | TcFilter] = {}
+
+    def _attach(
+        self,
+        name: str,
+        attach: Callable[[], Link | TcFilter],
+        adopt: Callable[[Path], Link | TcFilter | None],
+    ) -> None:
+        """Have a program at its hook: by the link that an earlier process kept, or by a new one."""
+        pin = self._kept.link(name) if self._kept else None
+        link = None if pin is None or self._is_new else adopt(pin)
+        if link is None:
+            link = attach()
+        self._links[name] = link
+        self._resources.callback(self._netns.call, link.close)
+        if pin is not None:
+            link.keep(pin)
+
+    def _give_up(self) -> None:
+        """It could not be made: of a new one nothing stays, of an earlier one everything."""
+        if self._kept is None:
+            self._resources.close()
+        elif self._is_new:
+            self._end()
+        else:
+            self._resources.close()
+            self._kept.close()
+
+    def _end(self) -> None:
+        for link in self._links.values():
+            self._netns.call(link.detach)
+        self._resources.close()  # a thread of it may be waiting for the lock
+        if self._kept is not None:
+            self._kept.remove()
 
     def _join(self, held: HeldServices) -> None:
-        """Have these services, for the first time."""
+        """Have these services; ServiceError if one that is there cannot be served."""
         self._held = held
         with held.lock:
+            held.check([self], self.services.values())
             held.balancers.append(self)
         self._resources.callback(self._leave)
 
@@ -97,9 +163,9 @@ class KernelBalancer(abc.ABC):
     def _refusals(self, service: Service) -> Iterator[str]:
         """Why this balancer's programs cannot serve a service that the model knows."""
 
-    @abc.abstractmethod
     def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
-        """Why no backend of some of these families can be reached."""
+        """Why no backend of some of these families can be reached; by default each can."""
+        return iter(())
 
     @abc.abstractmethod
     def _applied(self, applied: Applied) -> None:
@@ -205,7 +271,49 @@ class KernelBalancer(abc.ABC):
         with self._held.lock:
             return dict(self._held.table.backends)
 
+    # ------------------------------------------------------------------ what the kernel holds
+
+    def drift(self) -> Drift:
+        """How the kernel differs from what is meant; false where it does not."""
+        self._check_open()
+        with self._held.lock:
+            off = [name for name, link in self._links.items() if not self._is_at_hook(link)]
+            return Drift(
+                (
+                    *(f"hook {name}: the program is not there" for name in off),
+                    *self._held.table.differences(),
+                )
+            )
+
+    def _is_at_hook(self, link: Link | TcFilter) -> bool:
+        return self._netns.call(lambda: link.attached)
+
+    def mend(self) -> Drift:
+        """Make the maps hold what they should, and return what was not as it should be.
+
+        Connections keep their backends where these are still meant to have them. What is not at
+        its hook any more comes back with the next balancer.
+        """
+        with self._held.lock:
+            found = self.drift()
+            if found:
+                self._held.mend()
+        return found
+
     # ------------------------------------------------------------------ life
+
+    def keep(self) -> None:
+        """Close this handle and let programs, maps and services go on at the pin root.
+
+        Raises StateError without a pin root: nothing would hold them.
+        """
+        self._check_open()
+        if self._kept is None:
+            raise StateError("this balancer has no pin_root: nothing of it can outlive the process")
+        with self._held.lock:
+            self._closed = True
+        self._resources.close()
+        self._kept.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -214,12 +322,15 @@ class KernelBalancer(abc.ABC):
             raise ClosedError(f"{self._held.owner!r}, whose services these are, is closed")
 
     def close(self) -> None:
-        """Take the programs off their hooks and free what is held; a second call does nothing."""
+        """Take the programs off their hooks and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
         if self._closed:
             return
         with self._held.lock:
             self._closed = True
-        self._resources.close()  # a thread of it may be waiting for the lock
+        self._end()
 
     def __enter__(self) -> Self:
         return self

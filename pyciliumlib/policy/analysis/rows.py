@@ -14,7 +14,12 @@ import numpy as np
 from attrs import define, field
 
 from pyciliumlib.identity.selector import Selector
-from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default, is_enforced
+from pyciliumlib.policy.enforcement import (
+    admits_localhost,
+    denies_by_default,
+    is_audited,
+    is_enforced,
+)
 from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.model import Clause, Level, Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
@@ -115,6 +120,8 @@ def row(
         undecided &= ~peers.hosts
     if denies_by_default(rules, settings, subject, direction):
         found[undecided] = _DENY
+    if is_audited(settings, subject):
+        found[found == _DENY] = _ALLOW
     return found
 
 

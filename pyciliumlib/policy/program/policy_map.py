@@ -43,7 +43,8 @@ class PolicyMap(Closeable):
 
     Who the other ends are, `ipcache` says; an address that it does not know is the world. Replies
     of what was allowed pass, and stop when the entry goes. What no entry allows is dropped, so an
-    empty policy drops everything but ARP and neighbour discovery.
+    empty policy drops everything but what the link itself needs: ARP, neighbour discovery, the
+    search for routers, and multicast listeners.
 
         with PolicyMap() as policy:
             policy.allow("ingress", port="443/TCP")
@@ -53,8 +54,18 @@ class PolicyMap(Closeable):
     Needs CAP_BPF and CAP_NET_ADMIN, or root. Least kernel: 5.10.
     """
 
-    def __init__(self, *, entries: int = 16384, flows: int = 16384, identity: int = 0) -> None:
-        """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's."""
+    def __init__(
+        self,
+        *,
+        entries: int = 16384,
+        flows: int = 16384,
+        identity: int = 0,
+        extended_protocols: bool = False,
+    ) -> None:
+        """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's.
+
+        Without `extended_protocols` GRE and the like are dropped as unknown, whatever is allowed.
+        """
         for name, size in (("entries", entries), ("flows", flows)):
             if type(size) is not int or not 1 <= size <= 1 << 24:
                 raise InvalidError(f"{name} is {size!r}; it must be 1 to {1 << 24}")
@@ -77,6 +88,7 @@ class PolicyMap(Closeable):
                 "max_endpoints": _TRIES,
                 "jiffies_per_second": clock.hz,
                 "subject_identity": identity,
+                "extended_protocols": extended_protocols,
             }
         )
         self._programs = spec.load()
