@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -308,3 +309,56 @@ def forget_routes(netns: NetNS) -> None:
     for version in ("-4", "-6"):
         command = ["ip", version, "route", "flush", "cache"]
         netns.call(lambda command=command: subprocess.run(command, check=True))
+
+
+@pytest.fixture(scope="module", params=[Hook.NATIVE, Hook.TC], ids=str)
+def far(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sides]:
+    """A client behind a link that is smaller than the backends', of which they do not know."""
+    with sides(tmp_path_factory.mktemp("far"), request.param, uplink_mtu=1300) as made:
+        yield made
+
+
+@VERSIONS
+@DISPATCHES
+def test_backends_learn_what_fits(far: Sides, dispatch: str, version: int) -> None:
+    """The router's errors are for the service; the balancer gives them to the backend they concern.
+
+    It knows what they quote, so the transfer goes on at once, in segments that fit.
+    """
+    with far.balancing(dispatch) as there:
+        there.serve(web(version, dispatch))
+        for netns in far.scene.backends:
+            forget_routes(netns)
+        began = time.monotonic()
+        download(there.scene, version, 1 << 20)
+        assert time.monotonic() - began < 2
+        learnt = [netns.call(lambda: learnt_sizes(version)) for netns in far.scene.backends]
+        assert "mtu 1300" in "".join(learnt)
+
+
+def learnt_sizes(version: int) -> str:
+    command = ["ip", f"-{version}", "route", "get", CLIENT[version]]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@VERSIONS
+@TELLING
+def test_nobody_listens(place: Sides, dispatch: str, version: int) -> None:
+    """The backend's error is about a packet for the service, so the client understands it."""
+    port = at(backend_address(1, version), 9999, "UDP")
+    shut = Service("shut", [at(VIP[version], 53, "UDP")], [port])
+    with place.balancing(dispatch) as there:
+        there.serve(shut)
+        with pytest.raises(ConnectionRefusedError):
+            ask_connected(there.scene, version)
+
+
+def ask_connected(scene: Scene, version: int) -> bytes:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with scene.client.socket(family, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(3)
+        udp.connect((VIP[version], 53))
+        udp.send(b"who?")
+        return udp.recv(100)
