@@ -36,6 +36,7 @@ enum lb_service_flags {
 	LB_NODE_PORT = 16,	/* no socket of the node may be bound to it */
 	LB_OPTION = 32,		/* DSR by an IP option; where neither is set, by IP in IP */
 	LB_GENEVE = 64,		/* DSR by Geneve */
+	LB_SNAT = 128,		/* its new flows are translated */
 	LB_MAGLEV_INSIDE = 256,	/* the hash chooses for pods of the node too */
 };
 

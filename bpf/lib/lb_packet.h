@@ -20,13 +20,14 @@ struct lb_packet {
 	struct lb_flow_key key;
 	__u32 bytes;		/* of the IP packet */
 	__u32 fragment_id;
+	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 	__u8 tos;
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
-	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
-	__u8 first;		/* of its flow that this backend gets */
-	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
+	/* Two bits, since the stack has no byte to spare. */
+	__u8 quoted : 1;	/* an ICMP error; the key is that of the flow which it quotes */
+	__u8 first : 1;		/* of its flow that this backend gets */
 	__u8 quoted_skip;	/* bytes between the quoted IP header and its transport */
 };
 

@@ -15,6 +15,7 @@ from pyciliumlib.types.addresses import (
     address_to_bytes,
     parse_address,
 )
+from pyciliumlib.types.ports import PORT_MAX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +50,16 @@ class FlowKey:
     ) -> FlowKey:
         """The key of a packet from `src` to `dst`.
 
-        For an ICMP echo the identifier is the requester's port and the other one is 0.
+        For an ICMP echo the identifier is the requester's port and the other one is 0. Raises
+        UnitError for what is no address, InvalidError for what is no port or protocol.
         """
+        for what, number, most in (
+            ("port", sport, PORT_MAX),
+            ("port", dport, PORT_MAX),
+            ("protocol", protocol, 255),
+        ):
+            if not 0 <= number <= most:
+                raise InvalidError(f"{what} {number} is not between 0 and {most}")
         source, target = parse_address(src), parse_address(dst)
         low = sport <= dport if source == target else _order(source) < _order(target)
         if low:

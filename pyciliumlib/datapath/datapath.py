@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from attrs import evolve
+
 from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
@@ -21,6 +23,7 @@ from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.node import NodeLike, ThisNode
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import Programs
+from pyciliumlib.datapath.services import Services
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
 from pyciliumlib.errors import NotFoundError, StateError, UnitError, nearest
 from pyciliumlib.flow import Flow
@@ -41,6 +44,7 @@ from pyciliumlib.identity import (
 from pyciliumlib.identity.ipcache import ASSIGNED
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.kernel.pinroot import PinLayout, PinRoot
+from pyciliumlib.loadbalancer import LocalNode
 from pyciliumlib.policy import Party, PolicySettings, Repository
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
@@ -177,9 +181,27 @@ class Datapath(Closeable):
             self._changes,
         )
         keep.callback(self.endpoints.close)
-        self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
+        self.conntrack = Conntrack(
+            maps["flows"], maps["pending"], self._clock, maps["lb_frontends"]
+        )
+        self.services: Services = _own(
+            keep,
+            Services(
+                maps,
+                self.config.services,
+                self._local_node(),
+                self.conntrack,
+                self._store if self._pins else None,
+            ),
+        )
         self._flows: FlowStream = _own(
-            keep, FlowStream(self._programs.plain, self._programs.event, self._name_of)
+            keep,
+            FlowStream(
+                self._programs.plain,
+                self._programs.event,
+                self._name_of,
+                self.services.service_of,
+            ),
         )
         self._start()
 
@@ -194,6 +216,7 @@ class Datapath(Closeable):
                 said = json.loads(entry.value)
                 self.ipcache.assign(said["prefix"], said["identity"], said["labels"])
             self.policy.restore()
+            self.services.go_on()
             self.endpoints.restore()
             self._table.follow(self.ipcache)
 
@@ -216,6 +239,11 @@ class Datapath(Closeable):
 
     def _prefix_labels(self, prefix: Network) -> Labels:
         return cidr_labels(prefix, self.config.ipv4, self.config.ipv6)
+
+    def _local_node(self) -> LocalNode:
+        """The node as services see it; its addresses are where NodePorts are."""
+        told = self.config.local_node
+        return told if told.addresses else evolve(told, addresses=self.node.addresses)
 
     def _allocator_settings(self) -> AllocatorSettings:
         return AllocatorSettings(
@@ -303,7 +331,12 @@ class Datapath(Closeable):
                 self._simulator = _own(
                     self._resources,
                     Simulator(
-                        self.node, self._programs.plain, self.config, self._clock, self._name_of
+                        self.node,
+                        self._programs.plain,
+                        self.config,
+                        self._clock,
+                        self._name_of,
+                        self.services.service_of,
                     ),
                 )
             hooks = self.hooks.values()
@@ -322,6 +355,7 @@ class Datapath(Closeable):
                 self.ipcache,
                 self._table,
                 self.hooks,
+                self.services,
             )
 
     def _party(self, what: PartyLike) -> Party:
@@ -420,7 +454,7 @@ class Datapath(Closeable):
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
 #: Its number counts changes of what is pinned that an older or newer version cannot use.
-_LAYOUT: Final = PinLayout("Datapath", "v2")
+_LAYOUT: Final = PinLayout("Datapath", "v3")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

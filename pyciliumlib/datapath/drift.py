@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
 from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.services import Services
 from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def find_drift(
     ipcache: IPCache,
     table: IPCacheTable,
     hooks: Hooks,
+    services: Services,
 ) -> Drift:
     """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
@@ -31,6 +33,7 @@ def find_drift(
             *_policies(endpoints, policy),
             *_prefixes(ipcache, table),
             *hooks.drift(),
+            *services.drift().differences,
         )
     )
 

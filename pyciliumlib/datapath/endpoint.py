@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from pyciliumlib.errors import InvalidError, LabelError
+from pyciliumlib.errors import InvalidError, LabelError, StateError
 from pyciliumlib.identity import Labels
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.policy import Party
@@ -86,13 +86,16 @@ class Endpoint:
 
     @classmethod
     def from_json(cls, text: str) -> Endpoint:
-        """The endpoint that `to_json` wrote."""
-        data: dict[str, Any] = json.loads(text)
-        data["labels"] = Labels.parse(data["labels"])
-        data["identity_labels"] = Labels.parse(data["identity_labels"])
-        data["addresses"] = tuple(ipaddress.ip_address(text) for text in data["addresses"])
-        data["named_ports"] = named_ports(data["named_ports"])
-        return cls(**data)
+        """The endpoint that `to_json` wrote; StateError for any other text."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            data["labels"] = Labels.parse(data["labels"])
+            data["identity_labels"] = Labels.parse(data["identity_labels"])
+            data["addresses"] = tuple(ipaddress.ip_address(text) for text in data["addresses"])
+            data["named_ports"] = named_ports(data["named_ports"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"{text!r} is no endpoint that was written down: {error}") from error
 
     def __str__(self) -> str:
         where = ", ".join(map(str, self.addresses))

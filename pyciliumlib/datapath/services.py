@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from attrs import evolve
 
 from pyciliumlib.conntrack import Conntrack, FlowKey
+from pyciliumlib.errors import StateError
 from pyciliumlib.flow import FlowService
 from pyciliumlib.kernel import Map
 from pyciliumlib.loadbalancer import (
@@ -25,8 +27,10 @@ from pyciliumlib.loadbalancer import (
 )
 from pyciliumlib.loadbalancer.config import changes_port
 from pyciliumlib.loadbalancer.installed import Applied
-from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero
+from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
+from pyciliumlib.loadbalancer.program.kept import StoredServices
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
+from pyciliumlib.store import Store
 from pyciliumlib.types import Protocol
 
 
@@ -50,12 +54,21 @@ class Services(KernelBalancer):
         config: LoadBalancerConfig,
         node: LocalNode,
         conntrack: Conntrack,
+        store: Store | None,
     ) -> None:
-        """`maps` are those of the endpoint programs."""
+        """`maps` are those of the endpoint programs; with `store` they outlive the process."""
         super().__init__()
         self._maps = maps
         self._conntrack = conntrack
-        self._join(HeldServices(self, maps, config, node))
+        kept = StoredServices(store) if store is not None else None
+        self._join(HeldServices(self, maps, config, node, kept))
+
+    def go_on(self) -> None:
+        """Take over what an earlier process left; ServiceError if that cannot be served."""
+        self._held.restore()
+        table = self._held.table
+        zero_others(self._maps["lb_service_counters"], map(table.service_id, table.services))
+        zero_others(self._maps["lb_backend_counters"], table.backends)
 
     # ------------------------------------------------------------------ of each kind
 
@@ -67,9 +80,6 @@ class Services(KernelBalancer):
             )
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{service.key}: proxy delegation is not implemented"
-
-    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
-        return iter(())
 
     def _applied(self, applied: Applied) -> None:
         zero(self._maps["lb_service_counters"], applied.unused_services)
@@ -118,6 +128,10 @@ class Services(KernelBalancer):
     def service_of(self, frontend: int) -> FlowService | None:
         """The service that an event of the programs names by a frontend's number."""
         return self._held.table.service_of(frontend)
+
+    def keep(self) -> NoReturn:
+        """Not theirs to do: they go on with `Datapath.keep`."""
+        raise StateError("services go on with their datapath; call its keep()")
 
     def __repr__(self) -> str:
         return f"<Services {len(self.services)}>"

@@ -32,6 +32,7 @@ class DropReason(enum.IntEnum):
     FLOW_INSERT = 155, "Flow table insertion failed"
     IPV6_EXTENSION = 156, "Invalid IPv6 extension header"
     NO_SERVICE_BACKEND = 158, "Service backend not found"
+    NAT_NO_MAPPING = 167, "No mapping for NAT masquerade"
     FIB = 169, "FIB lookup failed"
     IS_CLUSTER_IP = 174, "Is a ClusterIP"
     FRAGMENT_NOT_FOUND = 175, "First logical datagram fragment not found"

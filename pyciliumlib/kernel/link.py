@@ -25,6 +25,7 @@ from pyciliumlib.errors import (
 )
 from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.device import refuse
+from pyciliumlib.kernel.failures import number_of
 from pyciliumlib.kernel.pin import open_pin, pin, unpin
 from pyciliumlib.kernel.resource import Resource
 from pyciliumlib.kernel.uapi import LINK_TYPES, AttachType
@@ -94,7 +95,7 @@ class Link(Resource):
 
         Raises NotFoundError if there is none, PrivilegeError without CAP_SYS_ADMIN.
         """
-        fd = lib.pcl_link_fd_by_id(link_id)
+        fd = lib.pcl_link_fd_by_id(number_of(link_id))
         if fd == -errno.ENOENT:
             raise NotFoundError(f"there is no link of id {link_id}: it was detached meanwhile")
         if fd < 0:

@@ -19,7 +19,7 @@ from pyciliumlib.errors import (
 from pyciliumlib.kernel import batch, pin
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
 from pyciliumlib.kernel.codec import Codec
-from pyciliumlib.kernel.failures import raise_for
+from pyciliumlib.kernel.failures import number_of, raise_for
 from pyciliumlib.kernel.kinds import (
     ARRAYS,
     BY_ID,
@@ -121,10 +121,14 @@ class Map(Resource):
         `kinds`, `inner` an example of the maps inside a map of maps. Raises InvalidError for what
         no kernel takes, PrivilegeError, FeatureError, KernelError.
         """
+        try:
+            kind = MapType(type)
+        except ValueError:
+            raise InvalidError(f"{type!r} is no type of map; see MapType") from None
         return cls.from_spec(
             MapSpec(
                 name=name,
-                type=MapType(type),
+                type=kind,
                 key=_codec(key),
                 value=_codec(value),
                 max_entries=max_entries,
@@ -150,7 +154,7 @@ class Map(Resource):
     @classmethod
     def from_id(cls, map_id: int, expect: MapSpec | None = None) -> Self:
         """The map with this number; raises NotFoundError. Needs CAP_SYS_ADMIN."""
-        fd: int = lib.bpf_map_get_fd_by_id(map_id)
+        fd: int = lib.bpf_map_get_fd_by_id(number_of(map_id))
         take_messages(quiet=True)
         if fd == -errno.ENOENT:
             raise NotFoundError(f"the kernel has no map number {map_id} (any more)")

@@ -23,7 +23,14 @@ from pyciliumlib.loadbalancer.kinds import (
 )
 from pyciliumlib.loadbalancer.maglev import Maglev, MaglevSeed
 from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable
-from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
+from pyciliumlib.loadbalancer.service import (
+    Frontend,
+    LocalRedirect,
+    Mesh,
+    NodeExposure,
+    Service,
+    ServiceKey,
+)
 from pyciliumlib.loadbalancer.sockets import SocketConnection
 
 __all__ = [
@@ -44,6 +51,7 @@ __all__ = [
     "FrontendType",
     "LoadBalancerConfig",
     "LocalNode",
+    "LocalRedirect",
     "Maglev",
     "MaglevSeed",
     "MaglevTable",

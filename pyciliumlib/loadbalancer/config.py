@@ -31,6 +31,15 @@ def _ports(value: str | PortProto) -> PortProto:
     return PortProto.parse(value)
 
 
+def _nat_ports(value: str | PortProto | None) -> PortProto | None:
+    if value is None:
+        return None
+    ports = PortProto.parse(value)
+    if ports.any_port or ports.protocol is not Protocol.ANY:
+        raise InvalidError(f"nat_ports {value!r}: write the first and the last port, 40000-65535")
+    return ports
+
+
 @frozen
 class LoadBalancerConfig:
     """The balancer's settings; the defaults are Cilium's.
@@ -39,7 +48,9 @@ class LoadBalancerConfig:
     themselves. The two annotation switches let services choose; a service that does, without the
     switch, is refused. `socket` is for clients on the node itself: their sockets are connected to
     backends (`SocketBalancer`), `socket_host_only` those of the node's own network namespace
-    alone, `socket_terminate` ends those whose backend is gone.
+    alone, `socket_terminate` ends those whose backend is gone. `nat_ports` are the node's ports
+    for connections that are translated, by default those after `node_ports`, less some for the
+    node's own sockets; `auto_protect_ports` keeps the kernel from giving them to sockets.
 
     >>> LoadBalancerConfig.from_config({"maglev-table-size": "65521"}).table_size
     65521
@@ -63,6 +74,8 @@ class LoadBalancerConfig:
     socket: bool = False
     socket_host_only: bool = False
     socket_terminate: bool = False
+    nat_ports: PortProto | None = field(default=None, converter=_nat_ports)
+    auto_protect_ports: bool = True
     service_topology: bool = False
     service_proxy_name: str = ""
 
@@ -191,6 +204,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "bpf-lb-source-range-all-types": ("source_ranges_all_types", _boolean),
     "service-no-backend-response": ("no_backend_response", NoBackendResponse),
     "node-port-range": ("node_ports", _node_ports),
+    "enable-auto-protect-node-port-range": ("auto_protect_ports", _boolean),
     "bpf-lb-sock": ("socket", _boolean),
     "bpf-lb-sock-hostns-only": ("socket_host_only", _boolean),
     "bpf-lb-sock-terminate-pod-connections": ("socket_terminate", _boolean),

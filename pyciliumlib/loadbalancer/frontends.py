@@ -84,11 +84,10 @@ class FrontendTable:
             made[place] = Numbered(number, revision)
         return made
 
-    def write(self, fresh: Iterable[Installed], leaving: Iterable[Installed], undo: Undo) -> None:
-        """Write the rows of services that come or change, after the entries that name them."""
+    def write(self, fresh: Iterable[Installed], leaving: Iterable[Installed], undo: Undo) -> int:
+        """Write the rows of services that come or change, after the entries; how many differ."""
         if self._rows is None:
-            return
-        undo.append(self._bump)  # it runs when the rows are again what they were
+            return 0
         rows: dict[int, FrontendRow] = {
             found.number: (place, evolve(found, revision=found.revision + 1), None)
             for one in leaving for place, found in one.frontends.items()
@@ -97,8 +96,7 @@ class FrontendTable:
             {numbered.number: (place, numbered, made)
              for made in fresh for place, numbered in made.frontends.items()}
         )  # fmt: skip
-        self._rows.put(*frontend_columns(self._rows, rows), undo)
-        self._bump()
+        return self._rows.put(*frontend_columns(self._rows, rows), undo)
 
     def service(self, number: int) -> FlowService | None:
         """Whose a number is, or was until lately."""
@@ -107,8 +105,8 @@ class FrontendTable:
         key, (address, port, _) = self._owners[number]
         return FlowService(key.namespace, key.name, address_from_bytes(address), port)
 
-    def _bump(self) -> None:
-        """Let every flow that came by a frontend look whether its own has changed."""
+    def bump(self) -> None:
+        """After all else: let every flow that came by a frontend look whether its has changed."""
         if self._rows is not None:
             self._changes += 1
             keys, values = self._rows.new_rows(1)

@@ -32,6 +32,7 @@ FLAG_CLUSTER_IP: Final = 8
 FLAG_NODE_PORT: Final = 16
 FLAG_OPTION: Final = 32
 FLAG_GENEVE: Final = 64
+FLAG_SNAT: Final = 128
 FLAG_MAGLEV_INSIDE: Final = 256
 _DISPATCH: Final = {DSRDispatch.OPT: FLAG_OPTION, DSRDispatch.GENEVE: FLAG_GENEVE}
 # enum lb_scope
@@ -113,8 +114,8 @@ def flags_of(
 
 
 def _forwarding_flag(service: Service, config: LoadBalancerConfig) -> int:
-    if config.forwarding_of(service) is not ForwardingMode.DSR:
-        return 0
+    if config.forwarding_of(service) is ForwardingMode.SNAT:
+        return FLAG_SNAT
     return _DISPATCH.get(config.dispatch_of(service), 0)
 
 

@@ -192,7 +192,7 @@ class ServiceTable:
             self._write(change)
             journal.commit()
         except BaseException:
-            for step in reversed(change.undo):
+            for step in (*reversed(change.undo), self._frontends.bump):
                 with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
                     step()
             self._give_up(change)
@@ -338,7 +338,7 @@ class ServiceTable:
         self._put(
             self._revision_rows, columns.revision_columns(self._revision_rows, change), change
         )
-        self._frontends.write(fresh.values(), leaving, change.undo)
+        stale = self._frontends.write(fresh.values(), leaving, change.undo)
         self._change_filter(fresh.values(), leaving, change)
 
         self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
@@ -347,7 +347,9 @@ class ServiceTable:
         kept = {made.ranges for made in fresh.values()}
         dead = [found for found in leaving if found.ranges not in kept]
         self._ranges.drop(columns.range_columns(self._ranges, dead)[0], change.undo)
-        self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        stale += self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        if stale:
+            self._frontends.bump()
 
     def _backend_columns(self, change: Change, *, alive: bool) -> columns.Columns:
         return columns.backend_columns(self._backend_rows, change.held.values(), alive=alive)
@@ -359,7 +361,7 @@ class ServiceTable:
             dead += [(found.id, backend) for backend in found.members if backend not in kept]
         return dead
 
-    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> None:
+    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> int:
         keys, values = wanted
         missing = mirror.missing(keys)
         if missing > mirror.free:
@@ -368,7 +370,7 @@ class ServiceTable:
                 f"{missing} new {mirror.name} do not fit, {mirror.free} more do; load with larger "
                 "maps",
             )
-        mirror.put(keys, values, change.undo)
+        return mirror.put(keys, values, change.undo)
 
     def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
         """How many frontends the addresses that are touched will have."""

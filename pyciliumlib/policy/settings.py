@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import field, frozen, validators
+
+from pyciliumlib.errors import InvalidError
+
+E = TypeVar("E", bound=enum.Enum)
 
 
 class Enforcement(str, enum.Enum):
@@ -25,7 +29,23 @@ class Version(str, enum.Enum):
 
 def _check_cluster(_: object, __: object, name: str) -> None:
     if not name:
-        raise ValueError("cluster_name is empty; the default is 'default'")
+        raise InvalidError("cluster_name is empty; the default is 'default'")
+
+
+def _member(kind: type[E], value: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(member.value for member in kind)
+        raise InvalidError(f"{kind.__name__.lower()} {value!r}: write one of {known}") from None
+
+
+def _enforcement(value: str) -> Enforcement:
+    return _member(Enforcement, value)
+
+
+def _version(value: str) -> Version:
+    return _member(Version, value)
 
 
 @frozen(cache_hash=True)
@@ -46,7 +66,7 @@ class PolicySettings:
     """
 
     cluster_name: str = field(default="default", validator=_check_cluster)
-    enforcement: Enforcement = field(default=Enforcement.DEFAULT, converter=Enforcement)
+    enforcement: Enforcement = field(default=Enforcement.DEFAULT, converter=_enforcement)
     allow_localhost: bool = field(default=True, validator=validators.instance_of(bool))
     default_local_cluster: bool = field(default=True, validator=validators.instance_of(bool))
     enable_ipv4: bool = field(default=True, validator=validators.instance_of(bool))
@@ -59,7 +79,7 @@ class PolicySettings:
     l7_proxy: bool = field(default=True, validator=validators.instance_of(bool))
     extended_protocols: bool = field(default=False, validator=validators.instance_of(bool))
     non_default_deny: bool = field(default=True, validator=validators.instance_of(bool))
-    version: Version = field(default=Version.CURRENT, converter=Version)
+    version: Version = field(default=Version.CURRENT, converter=_version)
 
     @classmethod
     def of_version(cls, version: str, **options: Any) -> PolicySettings:
@@ -72,7 +92,7 @@ class PolicySettings:
         >>> PolicySettings.of_version("1.17").default_local_cluster
         False
         """
-        chosen = Version(version)
+        chosen = _version(version)
         if chosen is Version.V1_17:
             options = {"default_local_cluster": False, **options}
         return cls(version=chosen, **options)

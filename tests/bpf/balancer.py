@@ -30,13 +30,15 @@ from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
 from pyciliumlib.loadbalancer.program.loading import Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
+from pyciliumlib.types import PortProto
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
 #: What tc's actions are in XDP; tc does not say whether a redirect goes back out where it came in.
 _TC_ACTIONS: Final = {0: PASS, 2: DROP, 7: TX}
 ROUTER_MAC, OWN_MAC = "0a:00:00:00:00:99", "0a:00:00:00:00:01"
 CLIENT_MAC = "0a:00:00:00:00:42"
-SIZES: Final = Sizes(services=64, frontends=64, backends=64, slots=8192, flows=4096, clients=512)
+SIZES: Final = Sizes(services=64, frontends=64, backends=64, slots=8192, flows=4096, clients=512,
+                     translated=4096)  # fmt: skip
 _serial = itertools.count()
 
 
@@ -129,10 +131,11 @@ class Rig:
     def reset(self) -> None:
         """No services, no flows, counters at zero."""
         for name in ("lb_services", "lb_members", "lb_ranges", "lb_flows", "lb_pending",
-                     "lb_affinity", "lb_fragments"):  # fmt: skip
+                     "lb_nat", "lb_nat_pending", "lb_affinity", "lb_fragments"):  # fmt: skip
             self.maps[name].clear()
         for name in ("lb_backends", "lb_revisions", "lb_filter", "metrics", "lb_hops",
-                     "lb_service_counters", "lb_backend_counters"):  # fmt: skip
+                     "lb_nat_used", "lb_collecting", "lb_service_counters",
+                     "lb_backend_counters"):  # fmt: skip
             keys, values = self.maps[name].lookup_batch()
             self.maps[name].update_batch(keys, np.zeros_like(values))
         self.table = ServiceTable(self.maps, self.config, self.node)
@@ -155,7 +158,8 @@ class Rig:
         action = _TC_ACTIONS[result.retval] if self.hook is Hook.TC else result.retval
         after = Metrics.read(self.maps["metrics"])
         reasons = [row.reason for row in after
-                   if row.reason and row.packets > before.packets(row.reason)]  # fmt: skip
+                   if row.reason
+                   and row.packets > before.packets(row.reason, row.direction)]  # fmt: skip
         return Outcome(action, result.packet, reasons[0] if reasons else 0)
 
     def backend_of(self, service: Service, outcome: Outcome) -> Backend:
@@ -185,6 +189,8 @@ def device() -> Iterator[tuple[NetNS, int]]:
             netlink.add_neighbour("eth0", address, mac)
         netlink.add_route("10.0.0.0/24", dev="eth0", via="192.0.2.254")
         netlink.add_route("fd00::/64", dev="eth0", via="2001:db8::254")
+        netlink.add_route("198.51.100.0/24", dev="eth0", via="192.0.2.254")
+        netlink.add_route("2001:db8:c::/64", dev="eth0", via="2001:db8::254")
         yield netns, eth0.ifindex
 
 
@@ -194,10 +200,16 @@ def rig(
     config: LoadBalancerConfig | None = None,
     mtu: int = 1500,
     hook: Hook = Hook.NATIVE,
+    nat_ports: str = "32768-65535",
 ) -> Iterator[Rig]:
     """The program loaded for that device, with a small Maglev table."""
     config = config or LoadBalancerConfig(**{**_fields(DEFAULTS), "table_size": 251})
-    place = Place(ipaddress.IPv4Address(V4.own), ipaddress.IPv6Address(V6.own), mtu)
+    place = Place(
+        ipaddress.IPv4Address(V4.own),
+        ipaddress.IPv6Address(V6.own),
+        mtu,
+        PortProto.parse(nat_ports),
+    )
     with load(config, place, SIZES, hook) as loaded:
         yield Rig(loaded, *where, config, hook)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
@@ -18,6 +18,11 @@ AUDITED = 16
 #: An answer to a ping is judged as the ping, so it is none of these.
 ICMP_REPLIES = {(Protocol.ICMP, 0), (Protocol.ICMPv6, 129)}
 _ICMP = {Protocol.ICMP: V4, Protocol.ICMPv6: V6}
+_BUILDERS: dict[Protocol, Callable[[Family, str, str], bytes]] = {
+    Protocol.TCP: Family.tcp,
+    Protocol.UDP: Family.udp,
+    Protocol.SCTP: Family.sctp,
+}
 _SOURCE_PORTS = itertools.cycle(range(1024, 65000))
 
 
@@ -114,12 +119,11 @@ def _place(family: Family, place: int) -> str:
 @functools.cache
 def _template(family: Family, direction: Direction, protocol: Protocol) -> bytes:
     """A packet to or from the endpoint; the other end's address is still to be set."""
-    ends = [family.client, family.peer]
+    src, dst = family.client, family.peer
     if direction is Direction.INGRESS:
-        ends.reverse()
+        src, dst = dst, src
     if protocol in _ICMP:
-        return family.icmp_message(*ends, family.echo_request)
+        return family.icmp_message(src, dst, family.echo_request)
     if protocol.has_ports:
-        build = {Protocol.TCP: family.tcp, Protocol.UDP: family.udp, Protocol.SCTP: family.sctp}
-        return build[protocol](*ends)
-    return family.protocol(*ends, protocol)
+        return _BUILDERS[protocol](family, src, dst)
+    return family.protocol(src, dst, protocol)

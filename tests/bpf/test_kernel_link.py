@@ -469,9 +469,10 @@ def test_xdp_taken(obj: Object, veth: str, first: str, second: str) -> None:
 def test_xdp_mode_not_supported(obj: Object, device: str) -> None:
     """A mode that the driver lacks is a FeatureError that names it."""
     expect("link_xdp")
-    with pytest.raises(errors.FeatureError, match="generic") as caught:
-        attach_xdp(obj.programs["xdp_pass"], device, "native")
-    assert caught.value.feature == "xdp_native"
+    for mode in ("native", "offload"):
+        with pytest.raises(errors.FeatureError, match="generic") as caught:
+            attach_xdp(obj.programs["xdp_pass"], device, mode)
+        assert caught.value.feature == f"xdp_{mode}"
     with pytest.raises(errors.InvalidError):
         attach_xdp(obj.programs["xdp_pass"], device, "fast")  # type: ignore[arg-type]
     with pytest.raises(errors.KernelError, match="no XDP program"):

@@ -384,6 +384,19 @@ def test_pins_leak_nothing(spec: ObjectSpec, bpffs: Path) -> None:
         assert open_files() == before and pinned(bpffs) == []
 
 
+def test_names_that_are_not_there(spec: ObjectSpec) -> None:
+    """The error names the nearest one, of maps and of programs, loaded or not."""
+    with spec.load() as loaded:
+        for call in (
+            lambda: loaded.map("tabel"),
+            lambda: loaded.program("tial"),
+            lambda: spec.load(reuse={"tabel": loaded.map("table")}),
+            lambda: spec.load(pins={"tabel": "/nowhere"}),
+        ):
+            with pytest.raises(errors.NotFoundError, match="did you mean"):
+                call()
+
+
 def test_closed_things_say_so(spec: ObjectSpec) -> None:
     """Everything after close() is a ClosedError, and closing twice is fine."""
     obj = spec.load()

@@ -28,7 +28,7 @@ from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.loadbalancer import Backend, Frontend, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program.loading import Hook
-from pyciliumlib.net import NetNS
+from pyciliumlib.net import Netlink, NetNS
 from tests.bpf import balancer
 from tests.bpf.balancer import (
     DROP,
@@ -42,6 +42,7 @@ from tests.bpf.balancer import (
     Family,
     Outcome,
     Rig,
+    hz,
 )
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -117,6 +118,57 @@ def test_the_neighbour_of_a_backend_on_the_link(rig: Rig, family: Family) -> Non
     """Next hop by the kernel's routes: the backend itself where it is on the link."""
     rig.serve(web(family, family.served()[3:]))
     assert rig.send(tcp(family)).packet.dst == "0a:00:00:00:00:31"
+
+
+@families
+def test_a_neighbour_that_the_kernel_forgot(rig: Rig, family: Family) -> None:
+    """It stays where it was until it is found elsewhere; one that was never known is none."""
+    rig.serve(web(family, family.served()[3:]))
+    address = family.backends[3]
+    with Netlink(rig.netns) as netlink:
+        first = rig.send(tcp(family)).packet.dst
+        netlink.delete_neighbour("eth0", address)
+        try:
+            age_hops(rig)
+            assert rig.send(tcp(family)).packet.dst == first
+            assert rig.send(tcp(family)).packet.dst == first
+            netlink.add_neighbour("eth0", address, "0a:00:00:00:00:32")
+            age_hops(rig)
+            assert rig.send(tcp(family)).packet.dst == "0a:00:00:00:00:32"
+            netlink.delete_neighbour("eth0", address)
+            rig.maps["lb_hops"].update_batch(*blank(rig.maps["lb_hops"]))
+            assert rig.send(tcp(family)).reason == DropReason.FIB
+        finally:
+            netlink.add_neighbour("eth0", address, first)
+
+
+@families
+def test_a_route_that_is_gone(rig: Rig, family: Family) -> None:
+    """Counts within a second, whatever was known before."""
+    rig.serve(web(family, family.served()[:1]))
+    behind, router = {4: ("10.0.0.0/24", "192.0.2.254"), 6: ("fd00::/64", "2001:db8::254")}[
+        family.version
+    ]
+    assert rig.send(tcp(family)).action == TX
+    with Netlink(rig.netns) as netlink:
+        netlink.delete_route(behind, dev="eth0", via=router)
+        try:
+            age_hops(rig)
+            assert rig.send(tcp(family)).reason == DropReason.FIB
+        finally:
+            netlink.add_route(behind, dev="eth0", via=router)
+
+
+def age_hops(rig: Rig) -> None:
+    """A second later."""
+    keys, hops = rig.maps["lb_hops"].lookup_batch()
+    hops["resolved"] -= np.uint32(hz())
+    rig.maps["lb_hops"].update_batch(keys, np.ascontiguousarray(hops))
+
+
+def blank(map_: Any) -> tuple[Any, Any]:
+    keys, values = map_.lookup_batch()
+    return keys, np.zeros(values.shape, values.dtype)
 
 
 @families

@@ -40,7 +40,9 @@ INSIDE_MTU: Final = 1600
 #: Ports of the services, and those of the backends' own.
 TCP_PORTS: Final = (80, 8080)
 UDP_PORTS: Final = (53, 5353)
+OTHER_PORT: Final = TCP_PORTS[1]
 PATIENCE: Final = 3.0
+_IP_PKTINFO: Final = 8
 _serial = itertools.count()
 _PASS: Final = """
 #include <linux/bpf.h>
@@ -108,15 +110,13 @@ class Server:
     @classmethod
     def start(cls, name: str, netns: NetNS) -> Server:
         server = cls(name, netns, threading.Event(), [], [])
-        for version in (4, 6):
-            family = socket.AF_INET if version == 4 else socket.AF_INET6
+        for family in (socket.AF_INET, socket.AF_INET6):
             for port in TCP_PORTS:
                 tcp = server._socket(family, socket.SOCK_STREAM, port)
                 tcp.listen(128)
                 server._run(server._accept, tcp)
             for port in UDP_PORTS:
-                udp = server._socket(family, socket.SOCK_DGRAM, port)
-                server._run(server._as_service if port == 53 else server._datagrams, udp)
+                server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, port))
         return server
 
     def _socket(self, family: int, kind: int, port: int) -> socket.socket:
@@ -145,43 +145,33 @@ class Server:
             self._run(lambda c, p=peer[0]: self._answer(c, p), connection)
 
     def _answer(self, connection: socket.socket, peer: str) -> None:
-        while not self._ending.is_set():
-            try:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                if data.startswith(b"send "):
-                    connection.settimeout(PATIENCE)
-                    connection.sendall(b"y" * int(data[5:]))
-                    connection.settimeout(0.1)
-                elif not data.endswith(b"\0"):  # the middle of something long
-                    connection.sendall(f"{self.name} {peer}\n".encode())
-                else:
-                    connection.sendall(b"got it")
-            except TimeoutError:
-                continue
-            except OSError:
-                return
+        with connection, contextlib.suppress(OSError):
+            while not self._ending.is_set():
+                with contextlib.suppress(TimeoutError):
+                    data = connection.recv(65536)
+                    if not data:
+                        return
+                    if data.startswith(b"send "):
+                        connection.settimeout(PATIENCE)
+                        connection.sendall(b"y" * int(data[5:]))
+                        connection.settimeout(0.1)
+                    elif not data.endswith(b"\0"):  # the middle of something long
+                        connection.sendall(f"{self.name} {peer}\n".encode())
+                    else:
+                        connection.sendall(b"got it")
 
     def _datagrams(self, udp: socket.socket) -> None:
+        if udp.family == socket.AF_INET:
+            udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         while not self._ending.is_set():
             with contextlib.suppress(OSError):
-                data, peer = udp.recvfrom(65536)
+                data, asked, _, peer = udp.recvmsg(65536, 64)
                 answer = f"{self.name} {peer[0]} {len(data)}\n".encode()
-                udp.sendto(answer.ljust(len(data)), peer)
-
-    def _as_service(self, udp: socket.socket) -> None:
-        while not self._ending.is_set():
-            try:
-                _, peer = udp.recvfrom(65536)
+                size = 0 if udp.getsockname()[1] == UDP_PORTS[0] else len(data)
                 # from the address that was asked: a wildcard socket would choose its own
-                with self.netns.socket(udp.family, socket.SOCK_DGRAM) as answer:
-                    answer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    version = 4 if udp.family == socket.AF_INET else 6
-                    answer.bind((VIP[version], 53))
-                    answer.sendto(f"{self.name} {peer[0]}\n".encode(), peer)
-            except OSError:
-                continue
+                udp.sendmsg([answer.ljust(size)], asked, 0, peer)
 
     def stop(self) -> None:
         self._ending.set()
@@ -249,6 +239,7 @@ def scene(
             (router, "director"),
             (router, "br0"),
             (router, "up0"),
+            *((netns, "eth0") for netns in served),
         ):
             if not offloads:
                 fill_in_checksums(netns, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 protocols = pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 VIP = {4: "10.96.0.10", 6: "fd00:96::10"}
 SIZES = Sizes(services=64, frontends=64, backends=64, slots=1 << 16, flows=4096, sockets=8192)
+_SO_COOKIE = 57
 PORT = {"TCP": 80, "UDP": 53}
 
 
@@ -115,6 +117,11 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.sock.close()
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """The kernel's number of a socket."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -112,6 +112,20 @@ def test_load_balancer() -> None:
     ]  # fmt: skip
 
 
+def test_socket_balancer() -> None:
+    """Clients see the service alone; the one whose backend goes is told, and finds another."""
+    lines = well(run(EXAMPLES / "socket_balancer.py")).splitlines()
+    assert lines[3] == "one of 2 backends: any of the candidates, at random (default/web)"
+    assert lines[4:8] == [
+        "True answers as 10.96.0.10 80", "DNS answers from 10.96.0.10 53", "at loopback: True",
+        "a server there: Address already in use",
+    ]  # fmt: skip
+    assert re.fullmatch(r"~ default/web: -10\.244\.1\.[34]:8080/TCP", lines[8])
+    assert lines[9:] == [
+        "its client: Software caused connection abort", "another one answers: True", "ended: 1",
+    ]  # fmt: skip
+
+
 def test_hooks(objects: Path) -> None:
     """One program closes port 80 to everybody; the other counts what each identity sends."""
     out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))

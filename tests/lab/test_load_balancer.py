@@ -289,7 +289,6 @@ def test_counts_and_connections(place: Place) -> None:
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "snat": (web(4, forwarding="snat"), errors.ServiceError, "SNAT"),
     "another port": (
         Service("a", [at(VIP[4], 80)], ["10.0.0.1:8080"], dispatch="ipip"), errors.ServiceError,
         "cannot change a port",

@@ -13,7 +13,9 @@ from pyciliumlib.loadbalancer import (
     LoadBalancerConfig,
     Service,
 )
+from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
+from pyciliumlib.loadbalancer.program.kernel_balancer import KernelBalancer
 from pyciliumlib.net import Netlink
 from pyciliumlib.types import parse_address
 from tests import cgroups
@@ -48,7 +50,7 @@ def test_shared_services(scene: Scene, both: tuple[LoadBalancer, SocketBalancer]
     vip = "203.0.113.10"
     with contextlib.ExitStack() as stack:
         for pod in scene.backends:
-            side = pod.call(lambda: DSRBackend("eth0", [vip], mode="generic"))
+            side = pod.call(lambda: DSRBackend("eth0", [vip], acceleration="generic"))
             stack.callback(side.close)
             address = [parse_address(vip)]
             server = pod.lab.servers.serve(pod.netns, pod.name, address, "8080/TCP", pod.name)
@@ -81,13 +83,32 @@ def from_outside(world: Host, address: str) -> set[str]:
 def test_both_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -> None:
     """What one of them cannot serve is refused, whoever is asked."""
     packets, at_sockets = both
-    other_port = Service("web", ["203.0.113.10:80"], ["10.244.1.3:8080"])
+    other_port = Service("web", ["203.0.113.10:80"], ["10.244.1.3:8080"], dispatch="ipip")
     for balancer in both:
-        with pytest.raises(errors.ServiceError, match="frontend's port"):
+        with pytest.raises(errors.ServiceError, match="cannot change a port"):
             balancer.upsert(other_port)
     at_sockets.close()
     packets.upsert(Service("web", ["203.0.113.10:80"], ["10.244.1.3:80"]))
     assert list(map(str, packets.services)) == ["default/web"]
+
+
+class Picky(KernelBalancer):
+    """Can serve nothing."""
+
+    def _refusals(self, service: Service) -> Iterator[str]:
+        yield f"{service.key}: not for me"
+
+    def _applied(self, applied: Applied) -> None:
+        raise AssertionError("it was never asked to serve anything")
+
+
+def test_who_joins_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -> None:
+    """What is there already is asked about, too; who cannot is not among the balancers."""
+    packets, _ = both
+    packets.upsert(Service("web", ["203.0.113.10:80"], ["10.244.1.3:80"]))
+    with pytest.raises(errors.ServiceError, match="not for me"):
+        Picky()._join(packets._held)
+    packets.delete("default/web")
 
 
 def test_the_owner_closes_last(scene: Scene, both: tuple[LoadBalancer, SocketBalancer]) -> None:

@@ -15,6 +15,7 @@ from pyciliumlib.loadbalancer import (
     Service,
 )
 from pyciliumlib.loadbalancer.program import SocketBalancer
+from tests import cgroups
 from tests.lab import socket_scene
 from tests.lab.socket_scene import (
     PORT,
@@ -22,6 +23,7 @@ from tests.lab.socket_scene import (
     Client,
     Scene,
     at,
+    cookie_of,
     kinds,
     protocols,
     version_of,
@@ -96,6 +98,24 @@ def test_sockets_that_are_not_connected_to_it(scene: Scene, terminating: SocketB
         assert resolver.sock.recvfrom(100) == (b"b3\n", service)
         assert mover.ask() == "b2"
     assert terminating.ended == 0
+    asked = terminating._object.maps["lb_reverse_sk"]
+    assert {str(key.addr) for key in asked} == {str(scene.backends[2].ip4)}
+
+
+def test_a_socket_that_was_being_connected(scene: Scene, terminating: SocketBalancer) -> None:
+    """The kernel lists it a moment after it was translated, when its backend has gone already."""
+    terminating.upsert(scene.service("TCP", 1))
+    with Client(scene.client, "IPv4").connect(), cgroups.outside():
+        asked = terminating._object.maps["lb_reverse_sk"]
+        ((key, value),) = asked.items()
+        late = Client(scene.client, "IPv4")  # no program sees what it does
+        asked.update(key._replace(socket=cookie_of(late.sock)), value)
+        terminating.upsert(scene.service("TCP", 2))
+        wait_for(lambda: terminating.ended == 1)
+        late.connect(scene.backends[0].ip4, 8080)
+        wait_for(lambda: terminating.ended == 2)
+        with late, pytest.raises(ConnectionAbortedError):
+            late.sock.recv(1)
 
 
 def test_a_backend_of_two_services(scene: Scene, terminating: SocketBalancer) -> None:

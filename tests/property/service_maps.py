@@ -73,9 +73,23 @@ class Reader:
                 member = {"service": entry.id, "backend": backend}
                 assert self._maps["lb_members"].lookup(member) in (0, 1, 2, 3)
 
+    def _check_frontends(self) -> None:
+        """Every entry's number is its address's alone, and both know the same of it."""
+        whose: dict[int, tuple[str, int, int]] = {}
+        for key, entry in self._maps["lb_services"].items():
+            if entry.flags & OTHER:
+                continue
+            place = str(key.addr), key.port, key.proto
+            assert entry.frontend and whose.setdefault(entry.frontend, place) == place
+            row = self._maps["lb_frontends"].lookup(entry.frontend)
+            assert (str(row.addr), row.port, row.proto) == place
+            assert row.revision == entry.frontend_revision
+            assert (row.service, row.affinity) == (entry.id, entry.affinity)
+
     def check(self, services: Iterable[Service]) -> None:
         """Exactly these services are there, by their frontends; nothing else is left."""
         self.check_links()
+        self._check_frontends()
         wanted = {(str(f.address), f.port) for one in services for f in one.frontends}
         others = {(address, 0) for address, _ in wanted}
         there = {(str(key.addr), key.port) for key, _ in self._maps["lb_services"].items()}

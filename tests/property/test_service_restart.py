@@ -25,7 +25,7 @@ from tests.property.test_service_table import CONFIG, Clock, kernel, services
 
 MAPS = (
     "lb_services", "lb_members", "lb_ranges", "lb_backends", "lb_revisions", "lb_slots",
-    "lb_filter",
+    "lb_filter", "lb_frontends",
 )  # fmt: skip
 HISTORIES = st.lists(services(), min_size=1, max_size=3)
 

@@ -44,6 +44,7 @@ SIZES = {
     "lb_slots": 64,
     "lb_members": 64,
     "lb_filter": 64,
+    "lb_frontends": 16,
 }
 
 
@@ -58,10 +59,10 @@ class Time:
 
 
 def maps(**sizes: int) -> FakeKernel:
-    spec = ObjectSpec.open(object_path("loadbalancer"))
+    spec = ObjectSpec.open(object_path("endpoint"))
     for name, entries in {**SIZES, **sizes}.items():
         spec.resize(name, entries)
-    return FakeKernel(spec.maps.values())
+    return FakeKernel(found for name, found in spec.maps.items() if name.startswith("lb_"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.saved import Journal, Saved
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.table import ServiceTable
-from pyciliumlib.store import SQLiteStore
+from pyciliumlib.store import SQLiteStore, Store
 
 _SETTINGS: Final = "settings"
 _SERVICES: Final = "services/"
@@ -25,47 +25,16 @@ _CHANGE: Final = "change"
 Make = Callable[[list[Saved], Quarantine], ServiceTable]
 
 
-class Kept(Journal):
-    """A pin root with the file beside it. It has one owner at a time, whose end leaves it as it is.
+class StoredServices(Journal):
+    """The services of a table in a store.
 
-    A change of services is written down before it is in the maps, and with its numbers: wherever
-    the process ends, the next one finds what the maps hold, or were about to.
+    A change is written down before it is in the maps, and with its numbers: wherever the process
+    ends, the next one finds what the maps hold, or were about to.
     """
 
-    def __init__(self, pin_root: str | os.PathLike[str], layout: PinLayout) -> None:
-        """Open or make it; raises what `PinRoot` raises."""
-        self._pins = PinRoot(pin_root, layout)
-        try:
-            self._store = SQLiteStore(self._pins.state)
-        except BaseException:
-            self._pins.close()
-            raise
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._begun: dict[str, str | None] = {}
-        if not self.settings:  # somebody began, and did not come to writing them down
-            for directory in (self._pins.maps, self._pins.links):
-                for pin in directory.iterdir():
-                    pin.unlink()
-
-    @property
-    def maps(self) -> Path:
-        """The directory of maps."""
-        return self._pins.maps
-
-    def link(self, name: str) -> Path:
-        """Where a link is pinned."""
-        return self._pins.links / name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was remembered; empty where nothing is kept yet."""
-        entry = self._store.get(_SETTINGS)
-        return json.loads(entry.value) if entry else {}
-
-    def remember(self, settings: Mapping[str, Any]) -> None:
-        """Keep how the owner was made."""
-        self._store.put(_SETTINGS, json.dumps(settings))
-
-    # ------------------------------------------------------------------ services
 
     def services(self) -> list[Service]:
         """The services that are kept; a change that was cut short is not among them."""
@@ -89,7 +58,9 @@ class Kept(Journal):
 
     def _read(self, change: Mapping[str, str | None]) -> tuple[list[Saved], Quarantine]:
         """What is kept, with a change over it."""
-        after: dict[str, str | None] = {e.key: e.value for e in self._store.entries("")}
+        after: dict[str, str | None] = {e.key: e.value for e in self._store.entries(_SERVICES)}
+        quarantine = self._store.get(_QUARANTINE)
+        after[_QUARANTINE] = quarantine.value if quarantine else None
         after.update(change)
         saved = [
             Saved.from_json(text)
@@ -113,6 +84,42 @@ class Kept(Journal):
     def abort(self) -> None:
         with contextlib.suppress(StateError):  # why it failed is the error to tell
             self._store.delete(_CHANGE)
+
+
+class Kept(StoredServices):
+    """A pin root with the file beside it, and one owner at a time, whose end leaves it as it is."""
+
+    def __init__(self, pin_root: str | os.PathLike[str], layout: PinLayout) -> None:
+        """Open or make it; raises what `PinRoot` raises."""
+        self._pins = PinRoot(pin_root, layout)
+        try:
+            super().__init__(SQLiteStore(self._pins.state))
+        except BaseException:
+            self._pins.close()
+            raise
+        if not self.settings:  # somebody began, and did not come to writing them down
+            for directory in (self._pins.maps, self._pins.links):
+                for pin in directory.iterdir():
+                    pin.unlink()
+
+    @property
+    def maps(self) -> Path:
+        """The directory of maps."""
+        return self._pins.maps
+
+    def link(self, name: str) -> Path:
+        """Where a link is pinned."""
+        return self._pins.links / name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was remembered; empty where nothing is kept yet."""
+        entry = self._store.get(_SETTINGS)
+        return json.loads(entry.value) if entry else {}
+
+    def remember(self, settings: Mapping[str, Any]) -> None:
+        """Keep how the owner was made."""
+        self._store.put(_SETTINGS, json.dumps(settings))
 
     # ------------------------------------------------------------------ life
 

@@ -20,7 +20,7 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.plan import ServicePlan
-from pyciliumlib.loadbalancer.program.kept import Kept
+from pyciliumlib.loadbalancer.program.kept import Kept, StoredServices
 from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.restore import RestoredTable
 from pyciliumlib.loadbalancer.saved import Journal, Saved
@@ -46,7 +46,7 @@ class HeldServices:
     maps: Mapping[str, Map]
     config: LoadBalancerConfig
     node: LocalNode
-    kept: Kept | None = None
+    kept: StoredServices | None = None
     lock: threading.RLock = field(factory=threading.RLock)
     balancers: list[KernelBalancer] = field(factory=list)
     table: ServiceTable = field(init=False)
@@ -80,7 +80,7 @@ class HeldServices:
             for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
             for reason in found
         )
-        problems = list(dict.fromkeys(reasons))
+        problems = list(dict.fromkeys((*_redirects(wanted), *reasons)))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
 
@@ -96,6 +96,13 @@ class HeldServices:
             self.model.upsert(service)
         for balancer in self.balancers:
             balancer._applied(applied)
+
+
+def _redirects(services: Iterable[Service]) -> Iterator[str]:
+    for service in services:
+        if service.redirect is not None:
+            policy = service.redirect.policy
+            yield f"{service.key}: local redirect ({policy}) is not implemented in programs"
 
 
 class KernelBalancer(abc.ABC):

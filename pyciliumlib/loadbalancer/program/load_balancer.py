@@ -32,9 +32,11 @@ from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
+from pyciliumlib.loadbalancer.program.own_ports import OwnPorts
 from pyciliumlib.loadbalancer.program.settings import Settings
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.net import Netlink, NetNS, read_sysctl
+from pyciliumlib.types import PortProto
 
 #: What a stand-alone balancer does where nothing else is said.
 DEFAULTS: Final = LoadBalancerConfig(
@@ -48,9 +50,12 @@ _LAYOUT: Final = PinLayout("LoadBalancer", "loadbalancer-v1")
 class LoadBalancer(KernelBalancer):
     """Balances connections that arrive at one device over backends behind it or beside it.
 
-    Packets go on in an outer IP header (DSR by IP in IP), so backends see the client's address and
-    answer it themselves; each of them needs a `DSRBackend` and the service's address. Connections
-    that are known keep their backend while it is there, whatever else changes.
+    By default packets go on in an outer IP header (DSR by IP in IP), so backends see the client's
+    address and answer it themselves; each of them needs a `DSRBackend` and the service's address.
+    With `mode="snat"` of the config they are translated: backends see the balancer's address,
+    need nothing, may listen at another port, and answer by way of this device; `hybrid` is DSR for
+    TCP and SNAT for the rest. Connections that are known keep their backend while it is there,
+    whatever else changes.
 
         with LoadBalancer("eth0") as balancer:
             balancer.upsert(Service("web", ["203.0.113.10:80"], ["10.0.0.1:80", "10.0.0.2:80"]))
@@ -86,7 +91,8 @@ class LoadBalancer(KernelBalancer):
         self.device = device
         try:
             self._netns = self._resources.enter_context(NetNS.current())
-            self._place, found = _place_of(self._netns, device)
+            self._ports = self._resources.enter_context(OwnPorts(self._netns, config))
+            self._place, found = _place_of(self._netns, device, self._ports.ports)
             settings = Settings(device, self._netns.inode, config, sizes or Sizes(), node)
             self._object, self.hook = self._start(settings)
             maps = self._object.maps
@@ -94,8 +100,12 @@ class LoadBalancer(KernelBalancer):
             if not self._is_new:
                 self._held.restore()
                 self._go_on(settings)
-            self._flows = Connections(maps, kernel_clock())
-            self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
+            sources = {4: self._place.ipv4, 6: self._place.ipv6}
+            self._flows = Connections(maps, kernel_clock(), sources)
+            self._keeper = NeighbourKeeper(
+                self._netns, maps, self._backends_now, lasting=pin_root is not None
+            )
+            self._resources.callback(self._keeper.close)
         except BaseException:
             self._give_up()
             raise
@@ -179,19 +189,20 @@ class LoadBalancer(KernelBalancer):
         table = self._held.table
         zero_others(self._object.maps["lb_service_counters"], map(table.service_id, table.services))
         zero_others(self._object.maps["lb_backend_counters"], table.backends)
+        zero_others(self._object.maps["lb_hops"], table.backends)
         wake(self._netns, {backend.address for backend in table.backends.values()})
 
     # ------------------------------------------------------------------ services
 
     def _refusals(self, service: Service) -> Iterator[str]:
         key, config = service.key, self.config
-        if config.forwarding_of(service) is not ForwardingMode.DSR:
-            yield f'{key}: it is forwarded by SNAT, and only DSR is implemented; write mode="dsr"'
-        else:
-            try:
+        try:
+            if config.forwarding_of(service) is ForwardingMode.SNAT:
+                self._ports.protect()
+            else:
                 config.dispatch_of(service)
-            except InvalidError as error:
-                yield f"{key}: {error}"
+        except InvalidError as error:
+            yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
 
@@ -207,6 +218,7 @@ class LoadBalancer(KernelBalancer):
     def _applied(self, applied: Applied) -> None:
         zero(self._object.maps["lb_service_counters"], applied.unused_services)
         zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        zero(self._object.maps["lb_hops"], applied.unused_backends)
         wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
@@ -246,11 +258,20 @@ class LoadBalancer(KernelBalancer):
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
 
+    def close(self) -> None:
+        """Take the program off its device and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
+        if not self._closed:
+            self._keeper.release()
+        super().close()
+
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"
 
 
-def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
+def _place_of(netns: NetNS, device: str, ports: PortProto) -> tuple[Place, LocalNode]:
     with Netlink(netns) as netlink:
         link = netlink.link(device)
         addresses = [interface.ip for interface in netlink.addresses(device)]
@@ -259,7 +280,7 @@ def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
     ipv6 = next((a for a in usable if isinstance(a, ipaddress.IPv6Address)), None)
     if ipv4 is None and ipv6 is None:
         raise DeviceError(errno.EADDRNOTAVAIL, f"{device} has no address to send from; give it one")
-    return Place(ipv4, ipv6, link.mtu), LocalNode(addresses=usable)
+    return Place(ipv4, ipv6, link.mtu, ports), LocalNode(addresses=usable)
 
 
 def _forwards(netns: NetNS, device: str, version: int) -> bool:

@@ -31,7 +31,7 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.kinds import Acceleration
 from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.resources import object_path
-from pyciliumlib.types import Address
+from pyciliumlib.types import Address, PortProto
 
 _MAX = 1 << 24
 
@@ -42,7 +42,8 @@ class Sizes:
 
     `slots` are those of all services together: a Maglev service takes the table's size for each
     family, unless it shares its backends with another; at random it takes its backends' number.
-    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated.
+    They cost 4 bytes each, `flows` about 120, and so do `sockets`, those that were translated;
+    `translated` are those of the flows that may be translated, and cost 200 more.
     """
 
     services: int = field(default=1024, validator=number(1, _MAX, "services"))
@@ -51,6 +52,7 @@ class Sizes:
     slots: int = field(default=1 << 20, validator=number(1, 1 << 28, "slots"))
     source_ranges: int = field(default=16384, validator=number(1, _MAX, "source ranges"))
     flows: int = field(default=65536, validator=number(1, _MAX, "flows"))
+    translated: int = field(default=65536, validator=number(1, _MAX, "translated flows"))
     clients: int = field(default=16384, validator=number(1, _MAX, "clients"))
     sockets: int = field(default=65536, validator=number(1, _MAX, "sockets"))
 
@@ -71,6 +73,8 @@ class Sizes:
             "lb_ranges": self.source_ranges,
             "lb_flows": self.flows,
             "lb_pending": max(64, self.flows // 4),
+            "lb_nat": self.translated,
+            "lb_nat_pending": max(64, self.translated // 4),
             "lb_affinity": self.clients,
             "lb_reverse_sk": self.sockets,
         }
@@ -78,14 +82,15 @@ class Sizes:
 
 @frozen
 class Place:
-    """The device's side of the balancer: the sources of outer headers, and what fits it."""
+    """The device's side of the balancer: by which addresses and ports it sends, and what fits."""
 
     ipv4: ipaddress.IPv4Address | None
     ipv6: ipaddress.IPv6Address | None
     mtu: int
+    nat_ports: PortProto
 
     def source(self, version: int) -> Address | None:
-        """The address of outer headers of a family."""
+        """The address by which backends of a family know the balancer."""
         return self.ipv4 if version == 4 else self.ipv6
 
 
@@ -179,6 +184,8 @@ def load(
             "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
             "geneve_port": config.geneve_port,
             "mtu": place.mtu,
+            "nat_first": place.nat_ports.first,
+            "nat_ports": place.nat_ports.last - place.nat_ports.first + 1,
         }
     )
     return spec.load(pins=pins)

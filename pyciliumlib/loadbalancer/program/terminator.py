@@ -58,25 +58,22 @@ class SocketTerminator:
         try:
             orphans = self._sockets.orphans()
             if orphans:
-                self.ended += end(orphans)
+                self._end(orphans)
             if last:
                 self._sockets.forget(orphans)
         except PyCiliumError as error:
             _log.warning("sockets whose backend is gone cannot be read: %s", error)
 
-
-def end(orphans: list[Orphan]) -> int:
-    """End the sockets that are connected to the backend that they got; how many were."""
-    wanted = {(orphan.cookie, orphan.peer) for orphan in orphans}
-    protocols = {orphan.protocol for orphan in orphans}
-    ended = 0
-    for netns in every_netns():
-        try:
-            with SocketDiag(netns) as diag:
-                for protocol in protocols:
-                    for found in diag.connected(protocol):
-                        if (found.cookie, found.peer) in wanted:
-                            ended += diag.destroy(found)
-        except (PyCiliumError, OSError) as error:
-            _log.warning("sockets of %s whose backend is gone cannot be ended: %s", netns, error)
-    return ended
+    def _end(self, orphans: list[Orphan]) -> None:
+        """End the sockets that are connected to the backend that they got."""
+        wanted = {(orphan.cookie, orphan.peer) for orphan in orphans}
+        protocols = {orphan.protocol for orphan in orphans}
+        for netns in every_netns():
+            try:
+                with SocketDiag(netns) as diag:
+                    found = [one for protocol in protocols for one in diag.connected(protocol)]
+                    for one in found:
+                        if (one.cookie, one.peer) in wanted:
+                            self.ended += diag.destroy(one)
+            except (PyCiliumError, OSError) as error:
+                _log.warning("sockets whose backend is gone stay in %s: %s", netns, error)
