@@ -402,6 +402,14 @@ static __always_inline __u64 translate_revision(const struct flow *flow,
 	return revision + flow_address_revision(&one, &other);
 }
 
+/* Whether a plain packet of this end may go the established way, in its translated flow. */
+static __always_inline bool translate_stands(struct flow *flow, const struct flow_key *key,
+					     __u32 from)
+{
+	return flow->state & FLOW_CONFIRMED && translate_serves(flow, from) &&
+	       (flow->changes == translate_changes(flow) || flow_current(flow, key));
+}
+
 /* ------------------------------------------------------------------ the packet */
 
 /* What one end of a packet changes into. */

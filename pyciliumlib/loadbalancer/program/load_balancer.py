@@ -104,7 +104,10 @@ class LoadBalancer(KernelBalancer):
             sources = {4: self._place.ipv4, 6: self._place.ipv6}
             self._flows = Connections(maps, kernel_clock(), sources)
             self._clients = KnownClients(maps, kernel_clock())
-            self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
+            self._keeper = NeighbourKeeper(
+                self._netns, maps, self._backends_now, lasting=pin_root is not None
+            )
+            self._resources.callback(self._keeper.close)
         except BaseException:
             self._give_up()
             raise
@@ -188,6 +191,7 @@ class LoadBalancer(KernelBalancer):
         table = self._held.table
         zero_others(self._object.maps["lb_service_counters"], map(table.service_id, table.services))
         zero_others(self._object.maps["lb_backend_counters"], table.backends)
+        zero_others(self._object.maps["lb_hops"], table.backends)
         wake(self._netns, {backend.address for backend in table.backends.values()})
 
     # ------------------------------------------------------------------ services
@@ -216,6 +220,7 @@ class LoadBalancer(KernelBalancer):
     def _applied(self, applied: Applied) -> None:
         zero(self._object.maps["lb_service_counters"], applied.unused_services)
         zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        zero(self._object.maps["lb_hops"], applied.unused_backends)
         wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
@@ -256,6 +261,15 @@ class LoadBalancer(KernelBalancer):
         """Packets and bytes of services: forwarded, and dropped by reason."""
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
+
+    def close(self) -> None:
+        """Take the program off its device and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
+        if not self._closed:
+            self._keeper.release()
+        super().close()
 
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"
