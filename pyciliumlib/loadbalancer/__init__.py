@@ -22,7 +22,7 @@ from pyciliumlib.loadbalancer.kinds import (
     TrafficPolicy,
 )
 from pyciliumlib.loadbalancer.maglev import Maglev, MaglevSeed
-from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable
+from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable, Share
 from pyciliumlib.loadbalancer.service import (
     Frontend,
     LocalRedirect,
@@ -64,6 +64,7 @@ __all__ = [
     "Service",
     "ServiceDocuments",
     "ServiceKey",
+    "Share",
     "SocketConnection",
     "SourceRangesPolicy",
     "TrafficPolicy",
