@@ -27,6 +27,7 @@ from pyciliumlib.loadbalancer.kinds import (
     FrontendType,
     ProxyDelegation,
 )
+from pyciliumlib.loadbalancer.program.collector import CollectingThread
 from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
 from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
@@ -103,6 +104,7 @@ class LoadBalancer(KernelBalancer):
             sources = {4: self._place.ipv4, 6: self._place.ipv6}
             self._flows = Connections(maps, kernel_clock(), sources)
             self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
+            self._resources.enter_context(CollectingThread(maps))
         except BaseException:
             self._give_up()
             raise
