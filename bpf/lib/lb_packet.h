@@ -25,8 +25,9 @@ struct lb_packet {
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
-	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
-	__u8 first;		/* of its flow that this backend gets */
+	/* Two bits, since the stack has no byte to spare. */
+	__u8 quoted : 1;	/* an ICMP error; the key is that of the flow which it quotes */
+	__u8 first : 1;		/* of its flow that this backend gets */
 	__u8 quoted_skip;	/* bytes between the quoted IP header and its transport */
 };
 

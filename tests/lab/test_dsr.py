@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +184,51 @@ def _packets(metrics: Metrics) -> int:
 
 
 @VERSIONS
+@DISPATCHES
+def test_bulk(whole: Sides, dispatch: str, version: int) -> None:
+    """iperf3 both ways, and its datagrams where a server that answers as itself can be asked."""
+    port = IPERF_PORT if dispatch == "ipip" else IPERF_PORT + 1
+    services = [
+        Service(
+            f"iperf-{protocol}",
+            [at(VIP[version], IPERF_PORT, protocol)],
+            [at(backend_address(1, version), port, protocol)],
+        )
+        for protocol in ("TCP", "UDP")
+    ]
+    with whole.balancing(dispatch) as there:
+        there.serve(*services)
+        runs = [(), ("-R",)]
+        if dispatch != "ipip":
+            runs += [("-u", "-b", "40M", "-l", "1200"), ("-u", "-b", "40M", "-l", "1200", "-R")]
+        for options in runs:
+            total = iperf(there.scene, version, port, *options)
+            assert total["bits_per_second"] > 2e7, (options, total)
+
+
+IPERF_PORT = 5201
+
+
+def iperf(scene: Scene, version: int, port: int, *options: str) -> dict[str, float]:
+    """What the receiver got within a second."""
+    serve = ["iperf3", "-s", "-1", "--forceflush", "-p", str(port)]
+    ask = ["iperf3", "-c", VIP[version], "-p", str(IPERF_PORT), "-t", "1", "-J", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    server = scene.backends[0].call(lambda: subprocess.Popen(serve, **pipes))
+    try:
+        assert server.stdout is not None
+        while "listening" not in server.stdout.readline():
+            assert server.poll() is None
+        client = scene.client.call(lambda: subprocess.run(ask, **pipes, timeout=20))
+        end = json.loads(client.stdout)["end"]
+        found: dict[str, float] = end.get("sum_received") or end["sum"]
+        return found
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+@VERSIONS
 @pytest.mark.parametrize("dispatch", ["ipip", "opt"])
 def test_datagrams_in_one(whole: Sides, dispatch: str, version: int) -> None:
     """Datagrams that the client hands over as one (UDP_SEGMENT) arrive each for itself."""
@@ -308,3 +355,56 @@ def forget_routes(netns: NetNS) -> None:
     for version in ("-4", "-6"):
         command = ["ip", version, "route", "flush", "cache"]
         netns.call(lambda command=command: subprocess.run(command, check=True))
+
+
+@pytest.fixture(scope="module", params=[Hook.NATIVE, Hook.TC], ids=str)
+def far(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sides]:
+    """A client behind a link that is smaller than the backends', of which they do not know."""
+    with sides(tmp_path_factory.mktemp("far"), request.param, uplink_mtu=1300) as made:
+        yield made
+
+
+@VERSIONS
+@DISPATCHES
+def test_backends_learn_what_fits(far: Sides, dispatch: str, version: int) -> None:
+    """The router's errors are for the service; the balancer gives them to the backend they concern.
+
+    It knows what they quote, so the transfer goes on at once, in segments that fit.
+    """
+    with far.balancing(dispatch) as there:
+        there.serve(web(version, dispatch))
+        for netns in far.scene.backends:
+            forget_routes(netns)
+        began = time.monotonic()
+        download(there.scene, version, 1 << 20)
+        assert time.monotonic() - began < 2
+        learnt = [netns.call(lambda: learnt_sizes(version)) for netns in far.scene.backends]
+        assert "mtu 1300" in "".join(learnt)
+
+
+def learnt_sizes(version: int) -> str:
+    command = ["ip", f"-{version}", "route", "get", CLIENT[version]]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@VERSIONS
+@TELLING
+def test_nobody_listens(place: Sides, dispatch: str, version: int) -> None:
+    """The backend's error is about a packet for the service, so the client understands it."""
+    port = at(backend_address(1, version), 9999, "UDP")
+    shut = Service("shut", [at(VIP[version], 53, "UDP")], [port])
+    with place.balancing(dispatch) as there:
+        there.serve(shut)
+        with pytest.raises(ConnectionRefusedError):
+            ask_connected(there.scene, version)
+
+
+def ask_connected(scene: Scene, version: int) -> bytes:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with scene.client.socket(family, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(3)
+        udp.connect((VIP[version], 53))
+        udp.send(b"who?")
+        return udp.recv(100)

@@ -17,6 +17,9 @@ class Count:
     packets: int
     bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.packets} packets, {self.bytes} bytes"
+
 
 def zero(counters: Map, numbers: Iterable[int]) -> None:
     """Begin anew, with counters or whatever else, for those who get the numbers next."""
