@@ -1,4 +1,4 @@
-"""nginx in a namespace: a web server that is up to any load that two cores can make."""
+"""nginx in the backends' namespaces: servers that are up to any load that two cores can make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from pyciliumlib.lab.processes import Spawner, terminate
+from pyciliumlib.loadbalancer.program import DSRBackend
 from pyciliumlib.net import NetNS
+from tests.lab import balancer_scene
+from tests.lab.balancer_scene import DIRECTOR, VIP, Scene
 
 PORT: Final = 8088
 _PATIENCE: Final = 20.0
@@ -46,3 +49,16 @@ def nginx(spawner: Spawner, netns: NetNS, name: str, folder: Path) -> Iterator[N
         yield
     finally:
         terminate([process])
+
+
+@contextlib.contextmanager
+def web_scene(spawner: Spawner, folder: Path) -> Iterator[Scene]:
+    """The balancer's scene, with both sides of DSR, and nginx beside its own servers."""
+    with balancer_scene.scene(folder) as made, contextlib.ExitStack() as stack:
+        for number, netns in enumerate(made.backends, 1):
+            backend = netns.call(
+                lambda: DSRBackend("eth0", VIP.values(), directors=DIRECTOR.values())
+            )
+            stack.callback(backend.close)
+            stack.enter_context(nginx(spawner, netns, f"b{number}", folder / f"b{number}"))
+        yield made

@@ -105,9 +105,11 @@ def test_load_balancer() -> None:
     assert lines[:2] == [
         f"director-{number} + default/web: 1 frontend(s), 5 backend(s)" for number in (1, 2)
     ]
-    assert lines[2:4] == ["True", "backends that answer: 5"]
-    assert lines[4].endswith(":80/TCP: the Maglev table says so (default/web)")
-    assert lines[5:] == [
+    assert lines[2:5] == [
+        "seen: True", "backends that answer: 5", "connections by both directors: True 50",
+    ]  # fmt: skip
+    assert lines[5].endswith(":80/TCP: the Maglev table says so (default/web)")
+    assert lines[6:] == [
         "the same backends by the other director: True", "connections that director-2 knows: 50",
     ]  # fmt: skip
 

@@ -22,14 +22,13 @@ from pyciliumlib.datapath import Datapath
 from pyciliumlib.kernel.xdp import attached_xdp
 from pyciliumlib.lab.processes import Spawner
 from pyciliumlib.loadbalancer import Backend, LoadBalancerConfig, Service
-from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer
+from pyciliumlib.loadbalancer.program import LoadBalancer
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
 from pyciliumlib.net import Netlink, NetNS, read_sysctl, write_sysctls
-from tests.lab import balancer_scene
 from tests.lab.balancer_controller import controlled
-from tests.lab.balancer_scene import DIRECTOR, VIP, Scene, backend_address
+from tests.lab.balancer_scene import VIP, Scene, backend_address
 from tests.lab.http_load import load
-from tests.lab.nginx import PORT, nginx
+from tests.lab.nginx import PORT, web_scene
 from tests.lab.test_load_balancer import AT_TC, SIZES, exchange, web
 
 _serial = itertools.count()
@@ -45,15 +44,7 @@ def spawner() -> Iterator[Spawner]:
 
 @pytest.fixture(scope="module")
 def scene(spawner: Spawner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """With nginx beside the servers of the scene."""
-    folder = tmp_path_factory.mktemp("scene")
-    with balancer_scene.scene(folder) as made, contextlib.ExitStack() as stack:
-        for number, netns in enumerate(made.backends, 1):
-            backend = netns.call(
-                lambda: DSRBackend("eth0", VIP.values(), directors=DIRECTOR.values())
-            )
-            stack.callback(backend.close)
-            stack.enter_context(nginx(spawner, netns, f"b{number}", folder / f"b{number}"))
+    with web_scene(spawner, tmp_path_factory.mktemp("scene")) as made:
         yield made
 
 
