@@ -125,21 +125,28 @@ static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum
 	return send_to_endpoint(skb, flow, to, eth, packet->ipv6);
 }
 
-/* An established packet that goes on translated. Not inline: the others do not pay for it. */
-static __noinline int forward_translated(struct __sk_buff *skb, const struct flow *flow, __u32 to,
-					 const struct plain *plain, enum hook hook)
+#define NOT_ESTABLISHED -1
+
+/* An established packet of a translated flow. Not inline: the others do not pay for it. */
+static __noinline int handle_translated(struct __sk_buff *skb, const struct plain *plain,
+					enum hook hook)
 {
+	struct flow *flow = plain->translated;
+	__u32 from = plain->high & 1;
 	struct ethhdr *eth;
 	int reason;
 
+	if (!translate_stands(flow, &plain->key, from))
+		return NOT_ESTABLISHED;
+	flow_count(flow, from, skb->len);
 	if (!translate_established(skb, flow, plain)) {
-		metrics_count(hook, DROP_WRITE_ERROR, skb->len);
-		return TC_ACT_SHOT;
+		packet_parse(skb);	/* for what is told of it */
+		return report_drop(skb, DROP_WRITE_ERROR);
 	}
-	if (!is_local(flow, to, hook))
+	if (!is_local(flow, !from, hook))
 		return send_to_stack(skb, hook);
 	eth = forward_check(skb, plain->ipv6, &reason);
-	return eth ? send_to_endpoint(skb, flow, to, eth, plain->ipv6) : TC_ACT_SHOT;
+	return eth ? send_to_endpoint(skb, flow, !from, eth, plain->ipv6) : TC_ACT_SHOT;
 }
 
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
@@ -166,23 +173,31 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 	return result ? result : finish(skb, work, hook);
 }
 
+/* The short way of an established packet: a tc action, or NOT_ESTABLISHED. */
+static __always_inline int shortcut(struct __sk_buff *skb, enum hook hook)
+{
+	struct plain plain;
+	struct flow *flow = established(skb, hook, &plain);
+	__u32 to;
+
+	if (!flow)
+		return plain.translated ? handle_translated(skb, &plain, hook) : NOT_ESTABLISHED;
+	to = !(plain.high & 1);
+	if (is_local(flow, to, hook))
+		return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
+	return send_to_stack(skb, hook);
+}
+
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
 	struct work *work;
-	struct plain plain;
-	struct flow *flow;
 	int result;
 
 	/* The user's programs see every packet, so with them none is short-cut. */
-	flow = hooks_enabled ? NULL : established(skb, hook, &plain);
-	if (flow) {
-		__u32 to = !(plain.high & 1);
-
-		if (flow->state & FLOW_TRANSLATED)
-			return forward_translated(skb, flow, to, &plain, hook);
-		if (is_local(flow, to, hook))
-			return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
-		return send_to_stack(skb, hook);
+	if (!hooks_enabled) {
+		result = shortcut(skb, hook);
+		if (result != NOT_ESTABLISHED)
+			return result;
 	}
 	work = work_get();
 	if (!work)

@@ -50,8 +50,9 @@ static __always_inline __u64 translate_revision(const struct flow *flow,
 						const struct flow_key *key);
 
 /*
- * Whether nothing that the flow's verdict rests on has changed since. Not inline: what it needs of
- * the stack would be every packet's.
+ * Whether nothing that the flow's verdict rests on has changed since. As long as nothing at all has
+ * changed, its `changes` say so; this compares each. Not inline: what it needs of the stack would be
+ * every packet's.
  */
 static __noinline bool flow_current(struct flow *flow, const struct flow_key *key)
 {
@@ -62,12 +63,6 @@ static __noinline bool flow_current(struct flow *flow, const struct flow_key *ke
 		return false;
 	flow->changes = changes;
 	return true;
-}
-
-/* The same, told by a few cells as long as nothing at all has changed. */
-static __always_inline bool flow_stands(struct flow *flow, const struct flow_key *key)
-{
-	return flow->changes == translate_changes(flow) || flow_current(flow, key);
 }
 
 static __always_inline void trace(struct __sk_buff *skb, struct work *work,
@@ -284,8 +279,9 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 }
 
 /*
- * The flow of a plain packet, found by one lookup, and what it was found by. NULL: parse it and take
- * the slow path, which also reports and counts.
+ * The flow of a plain packet, found by one lookup, and what it was found by. NULL: the packet is
+ * translated, and its flow in `plain->translated`, or it is to be parsed and to take the slow path,
+ * which also reports and counts.
  */
 static __always_inline struct flow *established(struct __sk_buff *skb, enum hook hook,
 						struct plain *plain)
@@ -293,6 +289,7 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 	struct flow *flow;
 	__u32 from;
 
+	plain->translated = NULL;
 	if (skb->vlan_present || !plain_key(skb, plain))
 		return NULL;
 	flow = bpf_map_lookup_elem(&flows, &plain->key);
@@ -300,8 +297,14 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 		return NULL;
 	from = plain->high & 1;
 	if (trace_every_packet || !arrives_right(skb, flow, from, hook) ||
-	    flow_due(flow, flow_now()) || !(flow->state & FLOW_CONFIRMED) ||
-	    !translate_serves(flow, from) || !flow_stands(flow, &plain->key))
+	    flow_due(flow, flow_now()))
+		return NULL;
+	if ((flow->state & (FLOW_CONFIRMED | FLOW_TRANSLATED)) != FLOW_CONFIRMED) {
+		if (flow->state & FLOW_TRANSLATED)
+			plain->translated = flow;
+		return NULL;
+	}
+	if (flow->changes != flow_changes() && !flow_current(flow, &plain->key))
 		return NULL;
 	flow_count(flow, from, skb->len);
 	return flow;
