@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The programs of an endpoint's host-side device: what the endpoint sends, and what it is sent. */
 
+#define PCL_TC
+
 #include "lib/endpoint.h"
 #include "lib/forward.h"
 #include "lib/hook_call.h"
 #include "lib/neighbour.h"
-#include "lib/path.h"
+#include "lib/reject.h"
+#include "lib/translate.h"
 
 /* Fills in one end of a flow: an endpoint of this node, or whom the ipcache knows. */
 static __always_inline void resolve_end(const struct addr *addr, struct flow *flow, __u32 end)
@@ -27,9 +30,24 @@ static __always_inline void resolve_end(const struct addr *addr, struct flow *fl
 	__builtin_memcpy(link->ethernet + 6, endpoint->node_mac, 6);
 }
 
+/* The same for a flow of an endpoint with itself, of which one end is the service loopback address. */
+static __always_inline void resolve_itself(const struct flow_key *key, struct flow *flow)
+{
+	__u32 end = !flow->opener;
+
+	resolve_end(flow_addr(key, end), flow, END(end));
+	flow->identity[END(!end)] = flow->identity[END(end)];
+	flow->ifindex[END(!end)] = flow->ifindex[END(end)];
+	flow->endpoint[END(!end)] = flow->endpoint[END(end)];
+}
+
 static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
 					 enum hook hook)
 {
+	if (flow->state & FLOW_HAIRPIN) {
+		resolve_itself(key, flow);
+		return;
+	}
 	resolve_end(&key->low, flow, 0);
 	resolve_end(&key->high, flow, 1);
 }
@@ -107,6 +125,30 @@ static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum
 	return send_to_endpoint(skb, flow, to, eth, packet->ipv6);
 }
 
+#define NOT_ESTABLISHED -1
+
+/* An established packet of a translated flow. Not inline: the others do not pay for it. */
+static __noinline int handle_translated(struct __sk_buff *skb, const struct plain *plain,
+					enum hook hook)
+{
+	struct flow *flow = plain->translated;
+	__u32 from = plain->high & 1;
+	struct ethhdr *eth;
+	int reason;
+
+	if (!translate_stands(flow, &plain->key, from))
+		return NOT_ESTABLISHED;
+	flow_count(flow, from, skb->len);
+	if (!translate_established(skb, flow, plain)) {
+		packet_parse(skb);	/* for what is told of it */
+		return report_drop(skb, DROP_WRITE_ERROR);
+	}
+	if (!is_local(flow, !from, hook))
+		return send_to_stack(skb, hook);
+	eth = forward_check(skb, plain->ipv6, &reason);
+	return eth ? send_to_endpoint(skb, flow, !from, eth, plain->ipv6) : TC_ACT_SHOT;
+}
+
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
 	struct packet *packet = &work->packet;
@@ -126,33 +168,49 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 	if (is_drop(result))
 		return result;
 	result = slow_path(skb, hook);
+	if (!result)
+		result = translate_packet(skb, work);
 	return result ? result : finish(skb, work, hook);
+}
+
+/* The short way of an established packet: a tc action, or NOT_ESTABLISHED. */
+static __always_inline int shortcut(struct __sk_buff *skb, enum hook hook)
+{
+	struct plain plain;
+	struct flow *flow = established(skb, hook, &plain);
+	__u32 to;
+
+	if (!flow)
+		return plain.translated ? handle_translated(skb, &plain, hook) : NOT_ESTABLISHED;
+	to = !(plain.high & 1);
+	if (is_local(flow, to, hook))
+		return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
+	return send_to_stack(skb, hook);
 }
 
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 {
 	struct work *work;
-	struct plain plain;
-	struct flow *flow;
 	int result;
 
 	/* The user's programs see every packet, so with them none is short-cut. */
-	flow = hooks_enabled ? NULL : established(skb, hook, &plain);
-	if (flow) {
-		__u32 to = !(plain.high & 1);
-
-		if (is_local(flow, to, hook))
-			return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
-		return send_to_stack(skb, hook);
+	if (!hooks_enabled) {
+		result = shortcut(skb, hook);
+		if (result != NOT_ESTABLISHED)
+			return result;
 	}
 	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;
+	__builtin_memset(&work->translation, 0, sizeof(work->translation));
 	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
 		result = hook == FROM_ENDPOINT ? neighbour_arp(skb) : TC_ACT_OK;
 	else
 		result = handle_ip(skb, work, hook);
-	return is_drop(result) ? report_drop(skb, result) : result;
+	if (!is_drop(result))
+		return result;
+	report_drop(skb, result);
+	return work->translation.reject ? reject(skb) : TC_ACT_SHOT;
 }
 
 SEC("tc")

@@ -44,7 +44,8 @@ with pcl.Lab() as lab, contextlib.ExitStack() as resources:
 
     # Each backend has the service's address, and takes off what the directors put around.
     for backend in backends:
-        side = backend.call(functools.partial(pcl.DSRBackend, "eth0", [VIP], mode="generic"))
+        take_off = functools.partial(pcl.DSRBackend, "eth0", [VIP], acceleration="generic")
+        side = backend.call(take_off)
         resources.callback(side.close)
         serve(backend)
 

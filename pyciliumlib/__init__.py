@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyciliumlib.conntrack import Clock as Clock
     from pyciliumlib.conntrack import Conntrack as Conntrack
+    from pyciliumlib.conntrack import Ends as Ends
     from pyciliumlib.conntrack import FlowEntry as FlowEntry
     from pyciliumlib.conntrack import FlowKey as FlowKey
+    from pyciliumlib.conntrack import Nat as Nat
     from pyciliumlib.datapath import Datapath as Datapath
     from pyciliumlib.datapath import DatapathConfig as DatapathConfig
     from pyciliumlib.datapath import Drift as Drift
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pyciliumlib.datapath import Metric as Metric
     from pyciliumlib.datapath import Outcome as Outcome
     from pyciliumlib.datapath import Simulation as Simulation
+    from pyciliumlib.errors import CheckError as CheckError
     from pyciliumlib.errors import ClosedError as ClosedError
     from pyciliumlib.errors import DeviceError as DeviceError
     from pyciliumlib.errors import ExhaustedError as ExhaustedError
@@ -102,10 +105,16 @@ if TYPE_CHECKING:
     from pyciliumlib.loadbalancer import MaglevTable as MaglevTable
     from pyciliumlib.loadbalancer import Service as Service
     from pyciliumlib.loadbalancer import read_services as read_services
+    from pyciliumlib.loadbalancer.health import HealthChecks as HealthChecks
+    from pyciliumlib.loadbalancer.health import HealthEvent as HealthEvent
+    from pyciliumlib.loadbalancer.health import HealthNodePorts as HealthNodePorts
+    from pyciliumlib.loadbalancer.health import HealthSettings as HealthSettings
+    from pyciliumlib.loadbalancer.health import HTTPCheck as HTTPCheck
+    from pyciliumlib.loadbalancer.health import TCPCheck as TCPCheck
     from pyciliumlib.loadbalancer.program import DSRBackend as DSRBackend
     from pyciliumlib.loadbalancer.program import LoadBalancer as LoadBalancer
+    from pyciliumlib.loadbalancer.program import NamespaceSockets as NamespaceSockets
     from pyciliumlib.loadbalancer.program import SocketBalancer as SocketBalancer
-    from pyciliumlib.policy import Direction as Direction
     from pyciliumlib.policy import Explanation as Explanation
     from pyciliumlib.policy import Party as Party
     from pyciliumlib.policy import PolicySettings as PolicySettings
@@ -117,6 +126,7 @@ if TYPE_CHECKING:
     from pyciliumlib.store import MemoryStore as MemoryStore
     from pyciliumlib.store import SQLiteStore as SQLiteStore
     from pyciliumlib.store import Store as Store
+    from pyciliumlib.types import Direction as Direction
     from pyciliumlib.types import MapLike as MapLike
     from pyciliumlib.types import PortProto as PortProto
     from pyciliumlib.types import Protocol as Protocol
@@ -127,8 +137,10 @@ _EXPORTS = {
     "conntrack": (
         "Clock",
         "Conntrack",
+        "Ends",
         "FlowEntry",
         "FlowKey",
+        "Nat",
     ),
     "datapath": (
         "Datapath",
@@ -141,6 +153,7 @@ _EXPORTS = {
         "Simulation",
     ),
     "errors": (
+        "CheckError",
         "ClosedError",
         "DeviceError",
         "ExhaustedError",
@@ -231,13 +244,21 @@ _EXPORTS = {
         "Service",
         "read_services",
     ),
+    "loadbalancer.health": (
+        "HTTPCheck",
+        "HealthChecks",
+        "HealthEvent",
+        "HealthNodePorts",
+        "HealthSettings",
+        "TCPCheck",
+    ),
     "loadbalancer.program": (
         "DSRBackend",
         "LoadBalancer",
         "SocketBalancer",
+        "NamespaceSockets",
     ),
     "policy": (
-        "Direction",
         "Explanation",
         "Party",
         "PolicySettings",
@@ -255,6 +276,7 @@ _EXPORTS = {
         "Store",
     ),
     "types": (
+        "Direction",
         "MapLike",
         "PortProto",
         "Protocol",

@@ -10,6 +10,7 @@
     ├── NotFoundError(KeyError)             no such map, endpoint, rule, config variable
     ├── ExistsError                         the name or address is taken
     ├── ExhaustedError                      no number is left: identities, endpoint ids
+    ├── CheckError                          a backend's answer to a health check is a bad one
     ├── ClosedError                         used after close()
     ├── StateError                          pinned state that cannot be used
     │   ├── LockedError                     another process owns the pin root
@@ -89,6 +90,10 @@ class ExistsError(PyCiliumError):
 
 class ExhaustedError(PyCiliumError):
     """A range of numbers is used up."""
+
+
+class CheckError(PyCiliumError):
+    """A backend answered a health check, and not as it should."""
 
 
 class ClosedError(PyCiliumError):

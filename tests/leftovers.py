@@ -38,8 +38,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_of_another_run(name: str) -> bool:
-    """The harnesses of the kernel rings put their process id into the names of their namespaces."""
-    match = re.match(r"pcl[A-Z](\d+)-", name)
+    """The tests' own harnesses put their process id into the names of their namespaces."""
+    match = re.match(r"pcl[A-Z](\d+)(?:-|$)", name)
     return match is not None and int(match[1]) != os.getpid() and Path("/proc", match[1]).exists()
 
 

@@ -9,5 +9,5 @@ EMULATED = "PYCILIUM_EMULATED"
 
 
 def examples(count: int) -> int:
-    """The `max_examples` of a hypothesis test that loads or runs BPF programs."""
+    """The `max_examples` of a hypothesis test, or the rounds of one for leaks, in the kernel."""
     return max(5, count // 10) if os.environ.get(EMULATED) else count

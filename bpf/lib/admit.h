@@ -16,11 +16,9 @@ struct found {
 	bool in_pending;
 };
 
-/* The live entry of this packet's flow, from either table; sets `from`. */
-static __always_inline void flow_find(struct packet *packet, struct flow_key *key, __u32 now,
-				      struct found *found)
+/* The live entry under a key, from either table. */
+static __always_inline void flow_lookup(const struct flow_key *key, __u32 now, struct found *found)
 {
-	packet->from = flow_key_of(packet, key);
 	found->in_pending = false;
 	found->flow = bpf_map_lookup_elem(&flows, key);
 	/* A dead entry lies in `flows` until it is collected; the ports may be in use again. */
@@ -30,6 +28,14 @@ static __always_inline void flow_find(struct packet *packet, struct flow_key *ke
 		if (found->flow && flow_expired(found->flow, now))
 			found->flow = NULL;
 	}
+}
+
+/* The one of this packet's flow; sets `from`. */
+static __always_inline void flow_find(struct packet *packet, struct flow_key *key, __u32 now,
+				      struct found *found)
+{
+	packet->from = flow_key_of(packet, key);
+	flow_lookup(key, now, found);
 }
 
 /* The port that policy judges: the responder's, or the type of an ICMP message. */
@@ -49,6 +55,7 @@ static __always_inline void verdict_event(struct __sk_buff *skb, struct work *wo
 		.src_identity = work->flow.identity[END(work->packet.from)],
 		.dst_identity = work->flow.identity[END(!work->packet.from)],
 		.rule = rule,
+		.frontend = work->flow.frontend,
 		.endpoint = query->endpoint,
 		.type = EVENT_VERDICT,
 		.reason = reason,
@@ -128,13 +135,15 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 		.proto = packet->proto,
 		.tell = !known,
 	};
-	reason = admit_ends(skb, packet, reversed);
+	/* Nobody needs a permit to speak with himself. */
+	reason = flow->state & FLOW_HAIRPIN ? 0 : admit_ends(skb, packet, reversed);
 	if (reason)
 		return reason;
 
 	flow->expires = now + flow_timeout(flow, packet->proto);
 	flow_review(flow, packet->proto, now);
-	if (known && !in_pending)
+	work->in_flows = known && !in_pending;
+	if (work->in_flows)
 		failed = bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);
 	else
 		failed = bpf_map_update_elem(&pending, &work->key, flow, BPF_ANY);

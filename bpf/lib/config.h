@@ -16,6 +16,7 @@ CONFIG(__u32, timeout_tcp_fin, "seconds that a closed TCP flow is kept") = 10;
 CONFIG(__u32, timeout_any, "seconds that any other flow may idle") = 60;
 CONFIG(bool, dual_stack, "IPv4 and IPv6 are both on, so world is identity 9 or 10") = true;
 CONFIG(bool, redirect_peer, "deliver with bpf_redirect_peer (Linux 5.10)") = true;
+CONFIG(bool, extended_protocols, "protocols without ports are judged too, not dropped as unknown") = false;
 CONFIG(bool, hooks_enabled, "call the programs in `hooks`") = false;
 CONFIG(bool, trace_every_packet, "an event for every packet, not only for a flow's news") = false;
 

@@ -24,6 +24,7 @@ struct plain {
 	struct flow_key key;
 	__u64 high;		/* all ones if the source is the high end, else 0 */
 	struct ethhdr *eth;	/* readable up to the flags */
+	struct flow *translated;	/* its flow, if that is translated */
 	bool ipv6;
 };
 

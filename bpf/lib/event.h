@@ -25,6 +25,7 @@ enum event_flags {
 	EVENT_REPLY = 2,	/* the packet goes against the direction in which the flow was opened */
 	EVENT_NEW = 4,		/* the first packet of a flow */
 	EVENT_RELATED = 8,	/* an ICMP error about the flow */
+	EVENT_AUDITED = 16,	/* policy denies it, and lets it pass for the audit */
 };
 
 struct event {
@@ -48,7 +49,7 @@ struct event {
 	__u8 icmp_type;
 	__u8 flags;		/* enum event_flags */
 	__u8 file;		/* enum source_file */
-	__u8 pad[4];
+	__u32 frontend;		/* number of the one by which the opener came, 0 = none (lb_frontend.h) */
 };
 
 struct {
@@ -88,7 +89,7 @@ static __noinline int event_fill(struct event *event, struct __sk_buff *skb,
 	event->icmp_type = packet->icmp_type;
 	event->flags = context->flags | (packet->ipv6 ? EVENT_IPV6 : 0);
 	event->file = packet->file;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	event->frontend = context->frontend;
 	return 0;
 }
 
@@ -109,6 +110,8 @@ __noinline int event_send(struct __sk_buff *skb)
 			(*lost)++;
 		return 0;
 	}
+	if (work->event.type == EVENT_VERDICT && work->query.audited)
+		work->event.flags |= EVENT_AUDITED;
 	event_fill(event, skb, &work->packet, &work->event);
 	bpf_ringbuf_submit(event, 0);
 	return 0;

@@ -37,7 +37,12 @@ enum flow_state {
 	FLOW_CLOSING_HIGH = 2,
 	FLOW_CLOSING = 3,
 	FLOW_CONFIRMED = 4,	/* TCP: a packet without SYN has been seen */
+	FLOW_SERVICE = 8,	/* the key has a service's address: see translate.h */
+	FLOW_BACKEND = 16,	/* the key has its backend's */
+	FLOW_HAIRPIN = 32,	/* the backend is the opener itself */
 };
+
+#define FLOW_TRANSLATED (FLOW_SERVICE | FLOW_BACKEND)
 
 /*
  * The first 40 bytes are all that an established packet reads and writes. The kernel keeps an entry
@@ -56,11 +61,12 @@ struct flow {
 
 	__u32 expires;		/* jiffies, low word */
 	__u32 rule;		/* cookie of the last entry that allowed it */
-	__u64 revision;		/* it was decided under: see flow_address_revision */
+	__u64 revision;		/* it was decided under: see flow_revision */
 	__u32 identity[2];
 	__u64 packets[2];	/* that each end had sent when `due` was set */
 	__u64 bytes[2];
-	__u8 pad2[8];
+	__u32 backend;		/* of a translated flow: its numbers in `lb_backends` */
+	__u32 frontend;		/* and in `lb_frontends`, else 0 */
 };
 
 struct {
@@ -94,18 +100,34 @@ static __always_inline void flow_key_transport(struct flow_key *key, __be16 low_
 	__builtin_memcpy(&key->low_port, &word, sizeof(word));
 }
 
-/* Fills in the key; returns the end that the packet's source is. */
+/* Fills in the key; returns the end that the source is. */
+static __always_inline __u32 flow_key_make(struct flow_key *key, const struct addr *src,
+					   __be16 sport, const struct addr *dst, __be16 dport,
+					   __u8 proto)
+{
+	bool low = addr_equal(src, dst) ? bpf_ntohs(sport) <= bpf_ntohs(dport) :
+					  addr_less(src, dst);
+
+	key->low = low ? *src : *dst;
+	key->high = low ? *dst : *src;
+	flow_key_transport(key, low ? sport : dport, low ? dport : sport, proto);
+	return !low;
+}
+
 static __always_inline __u32 flow_key_of(const struct packet *packet, struct flow_key *key)
 {
-	bool low = addr_equal(&packet->src, &packet->dst) ?
-		bpf_ntohs(packet->sport) <= bpf_ntohs(packet->dport) :
-		addr_less(&packet->src, &packet->dst);
+	return flow_key_make(key, &packet->src, packet->sport, &packet->dst, packet->dport,
+			     packet->proto);
+}
 
-	key->low = low ? packet->src : packet->dst;
-	key->high = low ? packet->dst : packet->src;
-	flow_key_transport(key, low ? packet->sport : packet->dport,
-			   low ? packet->dport : packet->sport, packet->proto);
-	return !low;
+static __always_inline const struct addr *flow_addr(const struct flow_key *key, __u32 end)
+{
+	return end & 1 ? &key->high : &key->low;
+}
+
+static __always_inline __be16 flow_port(const struct flow_key *key, __u32 end)
+{
+	return end & 1 ? key->high_port : key->low_port;
 }
 
 static __always_inline __u32 flow_now(void)
@@ -126,38 +148,18 @@ static __always_inline __u32 flow_changes(void)
 
 /*
  * The revision of what a flow's verdict rests on is the sum of its two ends' cells, of policy and of
- * addresses. Cells only ever grow, so the sum is the same only if each of them is.
+ * addresses, and of a translated flow of its backend's and frontend's. Cells only ever grow, so the
+ * sum is the same only if each of them is.
  */
-static __always_inline __u64 flow_address_revision(const struct flow_key *key)
+static __always_inline __u64 flow_address_revision(const struct addr *one, const struct addr *other)
 {
-	return ipcache_revision(ipcache_cell(&key->low)) +
-	       ipcache_revision(ipcache_cell(&key->high)) + ipcache_revision(IPCACHE_REV_PREFIX);
+	return ipcache_revision(ipcache_cell(one)) + ipcache_revision(ipcache_cell(other)) +
+	       ipcache_revision(IPCACHE_REV_PREFIX);
 }
 
 static __always_inline __u64 flow_policy_revision(const struct flow *flow)
 {
 	return policy_revision(flow->endpoint[0]) + policy_revision(flow->endpoint[1]);
-}
-
-/*
- * Whether nothing that the flow's verdict rests on has changed since. Not inline: what it needs of
- * the stack would be every packet's.
- */
-static __noinline bool flow_current(struct flow *flow, const struct flow_key *key)
-{
-	/* First, so that a change while we look is met by the next packet. */
-	__u32 changes = flow_changes();
-
-	if (flow->revision != flow_address_revision(key) + flow_policy_revision(flow))
-		return false;
-	flow->changes = changes;
-	return true;
-}
-
-/* The same, told by two cells as long as nothing at all has changed. */
-static __always_inline bool flow_stands(struct flow *flow, const struct flow_key *key)
-{
-	return flow->changes == flow_changes() || flow_current(flow, key);
 }
 
 static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)

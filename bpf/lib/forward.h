@@ -48,6 +48,15 @@ static __always_inline struct ethhdr *forward_check(struct __sk_buff *skb, bool 
 	return eth;
 }
 
+/* Into an endpoint's device at the pod's side, past the program that would decide again. */
+static __always_inline int forward_into(struct __sk_buff *skb, __u32 ifindex)
+{
+	if (redirect_peer)
+		return bpf_redirect_peer(ifindex, 0);
+	skb->mark = (skb->mark & ~MARK_MASK) | MARK_DECIDED;
+	return bpf_redirect(ifindex, 0);
+}
+
 /* Hands the packet, whose headers are checked, to a local endpoint at `ifindex`; the tc action. */
 static __always_inline int forward_local(struct __sk_buff *skb, struct ethhdr *eth, bool ipv6,
 					 __u32 endpoint, __u32 ifindex)
@@ -57,10 +66,20 @@ static __always_inline int forward_local(struct __sk_buff *skb, struct ethhdr *e
 	if (!link)
 		return TC_ACT_SHOT;
 	forward_rewrite(eth, link, ipv6);
-	if (redirect_peer)
-		return bpf_redirect_peer(ifindex, 0);
-	skb->mark = (skb->mark & ~MARK_MASK) | MARK_DECIDED;
-	return bpf_redirect(ifindex, 0);
+	return forward_into(skb, ifindex);
+}
+
+/* Sends what became of an endpoint's packet back to it, which came with this Ethernet header. */
+static __always_inline int forward_back(struct __sk_buff *skb, const struct ethhdr *came)
+{
+	struct ethhdr eth;
+
+	__builtin_memcpy(eth.h_dest, came->h_source, sizeof(eth.h_dest));
+	__builtin_memcpy(eth.h_source, came->h_dest, sizeof(eth.h_source));
+	eth.h_proto = came->h_proto;
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+		return TC_ACT_SHOT;
+	return forward_into(skb, skb->ifindex);
 }
 
 #endif

@@ -34,6 +34,10 @@ enum lb_service_flags {
 	LB_OTHER_PORTS = 4,	/* no service: what else is sent to a service's address */
 	LB_CLUSTER_IP = 8,	/* not for clients from outside */
 	LB_NODE_PORT = 16,	/* no socket of the node may be bound to it */
+	LB_OPTION = 32,		/* DSR by an IP option; where neither is set, by IP in IP */
+	LB_GENEVE = 64,		/* DSR by Geneve */
+	LB_SNAT = 128,		/* its new flows are translated */
+	LB_MAGLEV_INSIDE = 256,	/* the hash chooses for pods of the node too */
 };
 
 struct lb_service {
@@ -43,8 +47,10 @@ struct lb_service {
 	__u32 ranges;		/* its source ranges, 0: none are checked */
 	__u32 affinity;		/* seconds that a client may be silent, 0: none */
 	__u32 revision;		/* flows that were decided by this entry have it */
-	__u8 flags;		/* enum lb_service_flags */
-	__u8 pad[7];
+	__u32 frontend;		/* its number in `lb_frontends`, 0: none was given */
+	__u32 frontend_revision;	/* the same for flows that know the frontend by its number */
+	__u16 flags;		/* enum lb_service_flags */
+	__u8 pad[6];
 };
 
 struct {

@@ -3,22 +3,11 @@
 #ifndef PCL_LB_ENCAP_H
 #define PCL_LB_ENCAP_H
 
+#include "checksum.h"
 #include "lb_config.h"
 #include "lb_packet.h"
 
 #define LB_TTL 64
-
-static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
-{
-	const __u16 *words = (const __u16 *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~(sum + (sum >> 16));
-}
 
 /* Some bits of the flow, so that routers and cards spread flows as if they saw inside. */
 static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
@@ -27,13 +16,45 @@ static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
 		(__u32)packet->key.service_port << 4) & bpf_htonl(0x000fffff);
 }
 
-static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_packet *packet,
+/* Fills in an outer header; what it carries has `bytes` of its own. */
+static __always_inline void lb_outer_ipv4(struct iphdr *ip, const struct lb_packet *packet,
+					  __be32 to, __u8 proto, __u32 bytes)
+{
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tos = packet->tos;
+	ip->tot_len = bpf_htons(bytes + sizeof(*ip));
+	ip->id = 0;
+	ip->frag_off = bpf_htons(0x4000);
+	ip->ttl = LB_TTL;
+	ip->protocol = proto;
+	ip->check = 0;
+	ip->saddr = source_ipv4;
+	ip->daddr = to;
+	ip->check = checksum_ipv4(ip);
+}
+
+static __always_inline void lb_outer_ipv6(struct ipv6hdr *ip, const struct lb_packet *packet,
+					  const struct addr *to, __u8 proto, __u32 bytes)
+{
+	*(__be32 *)ip = bpf_htonl(0x60000000 | (__u32)packet->tos << 20) | lb_flow_label(packet);
+	ip->payload_len = bpf_htons(bytes);
+	ip->nexthdr = proto;
+	ip->hop_limit = LB_TTL;
+	ip->saddr.in6_u.u6_addr32[0] = source_ipv6[0];
+	ip->saddr.in6_u.u6_addr32[1] = source_ipv6[1];
+	ip->saddr.in6_u.u6_addr32[2] = source_ipv6[2];
+	ip->saddr.in6_u.u6_addr32[3] = source_ipv6[3];
+	__builtin_memcpy(&ip->daddr, to, 16);
+}
+
+static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *packet,
 					  __be32 to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct iphdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);
@@ -41,28 +62,17 @@ static __always_inline bool lb_encap_ipv4(struct xdp_md *ctx, const struct lb_pa
 		return false;
 	__builtin_memcpy(eth, ethernet, 12);
 	eth->h_proto = bpf_htons(ETH_P_IP);
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = packet->tos;
-	ip->tot_len = bpf_htons(packet->bytes + sizeof(*ip));
-	ip->id = 0;
-	ip->frag_off = bpf_htons(0x4000);
-	ip->ttl = LB_TTL;
-	ip->protocol = PROTO_IPIP;
-	ip->check = 0;
-	ip->saddr = source_ipv4;
-	ip->daddr = to;
-	ip->check = ipv4_checksum(ip);
+	lb_outer_ipv4(ip, packet, to, PROTO_IPIP, packet->bytes);
 	return true;
 }
 
-static __always_inline bool lb_encap_ipv6(struct xdp_md *ctx, const struct lb_packet *packet,
+static __always_inline bool lb_encap_ipv6(CTX *ctx, const struct lb_packet *packet,
 					  const struct addr *to, const __u8 *ethernet)
 {
 	struct ethhdr *eth;
 	struct ipv6hdr *ip;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (!ctx_outer_room(ctx, sizeof(*ip), packet->key.proto == IPPROTO_TCP))
 		return false;
 	eth = (void *)(long)ctx->data;
 	ip = (void *)(eth + 1);
@@ -70,15 +80,8 @@ static __always_inline bool lb_encap_ipv6(struct xdp_md *ctx, const struct lb_pa
 		return false;
 	__builtin_memcpy(eth, ethernet, 12);
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
-	*(__be32 *)ip = bpf_htonl(0x60000000 | (__u32)packet->tos << 20) | lb_flow_label(packet);
-	ip->payload_len = bpf_htons(packet->bytes);
-	ip->nexthdr = PROTO_IPV6;
-	ip->hop_limit = LB_TTL;
-	ip->saddr.in6_u.u6_addr32[0] = source_ipv6[0];
-	ip->saddr.in6_u.u6_addr32[1] = source_ipv6[1];
-	ip->saddr.in6_u.u6_addr32[2] = source_ipv6[2];
-	ip->saddr.in6_u.u6_addr32[3] = source_ipv6[3];
-	__builtin_memcpy(&ip->daddr, to, 16);
+	lb_outer_ipv6(ip, packet, to, PROTO_IPV6, packet->bytes);
+	ctx_sum_add(ctx, checksum_sum(ip, sizeof(*ip)));
 	return true;
 }
 

@@ -3,13 +3,15 @@
  * The way to a backend, by the kernel's own routes and neighbours.
  *
  * A lookup in them costs more than all else together, so each CPU keeps the answer for a second:
- * a route or neighbour that changes counts no later than that.
+ * a route or neighbour that changes counts no later than that. A neighbour that the kernel has
+ * forgotten stays where it was until it is found elsewhere: nobody may be there to look for it.
  */
 #ifndef PCL_LB_HOP_H
 #define PCL_LB_HOP_H
 
 #include <linux/if_ether.h>
 
+#include "ctx.h"
 #include "lb.h"
 #include "lb_config.h"
 
@@ -32,44 +34,63 @@ struct {
 	__type(value, struct lb_hop);
 } lb_hops SEC(".maps");
 
-static __always_inline bool lb_hop_resolve(struct xdp_md *ctx, const struct addr *to,
-					   struct lb_hop *hop)
+/* The node's own address of a family, by which backends know it. */
+static __always_inline void lb_own_address(struct addr *own, bool ipv4)
 {
-	struct bpf_fib_lookup fib = { .ifindex = ctx->ingress_ifindex };
+	if (ipv4) {
+		addr_from_v4(own, source_ipv4);
+		return;
+	}
+	own->words[0] = source_ipv6[0];
+	own->words[1] = source_ipv6[1];
+	own->words[2] = source_ipv6[2];
+	own->words[3] = source_ipv6[3];
+}
+
+/*
+ * What bpf_fib_lookup() returns; the hop changes only where there is a route and a neighbour. With
+ * `from` NULL the node asks for itself: an address on the stack would be too much there.
+ */
+static __always_inline long lb_hop_resolve(CTX *ctx, const struct addr *from,
+					   const struct addr *to, struct lb_hop *hop)
+{
+	struct bpf_fib_lookup fib = { .ifindex = ctx_device(ctx) };
+	long result;
 
 	if (addr_is_v4(to)) {
 		fib.family = AF_INET;
-		fib.ipv4_src = source_ipv4;
+		fib.ipv4_src = from ? from->words[3] : source_ipv4;
 		fib.ipv4_dst = to->words[3];
 	} else {
 		fib.family = AF_INET6;
-		fib.ipv6_src[0] = source_ipv6[0];
-		fib.ipv6_src[1] = source_ipv6[1];
-		fib.ipv6_src[2] = source_ipv6[2];
-		fib.ipv6_src[3] = source_ipv6[3];
+		__builtin_memcpy(fib.ipv6_src, from ? (const void *)from : (const void *)source_ipv6, 16);
 		__builtin_memcpy(fib.ipv6_dst, to, 16);
 	}
-	if (bpf_fib_lookup(ctx, &fib, sizeof(fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
-		return false;
+	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return result;
 	__builtin_memcpy(hop->ethernet, fib.dmac, 6);
 	__builtin_memcpy(hop->ethernet + 6, fib.smac, 6);
 	hop->ifindex = fib.ifindex;
-	return true;
+	return result;
 }
 
-/* The hop towards backend `id`; NULL if there is no route or the neighbour is not known. */
-static __always_inline struct lb_hop *lb_hop_to(struct xdp_md *ctx, __u32 id, const struct addr *to)
+/* The hop towards backend `id`; NULL if there is no route or the neighbour was never known. */
+static __always_inline struct lb_hop *lb_hop_to(CTX *ctx, __u32 id, const struct addr *to)
 {
 	struct lb_hop *hop = bpf_map_lookup_elem(&lb_hops, &id);
 	__u32 now = bpf_jiffies64();
+	long result;
 
 	if (!hop)
 		return NULL;
 	if (hop->ifindex && now - hop->resolved < jiffies_per_second)
 		return hop;
-	hop->ifindex = 0;
+	result = lb_hop_resolve(ctx, NULL, to, hop);
 	hop->resolved = now;
-	return lb_hop_resolve(ctx, to, hop) ? hop : NULL;
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		hop->ifindex = 0;
+	return hop->ifindex ? hop : NULL;
 }
 
 #endif

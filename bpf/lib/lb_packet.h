@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the load balancer reads of a packet in XDP: its flow's key, and little more. */
+/* What the load balancer reads of a packet: its flow's key, and little more. */
 #ifndef PCL_LB_PACKET_H
 #define PCL_LB_PACKET_H
 
@@ -20,12 +20,21 @@ struct lb_packet {
 	struct lb_flow_key key;
 	__u32 bytes;		/* of the IP packet */
 	__u32 fragment_id;
+	__u16 l4_off;		/* in the frame; of an ICMP error, not of what it quotes */
 	__u8 tos;
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
-	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
+	/* Two bits, since the stack has no byte to spare. */
+	__u8 quoted : 1;	/* an ICMP error; the key is that of the flow which it quotes */
+	__u8 first : 1;		/* of its flow that this backend gets */
+	__u8 quoted_skip;	/* bytes between the quoted IP header and its transport */
 };
+
+static __always_inline bool lb_is_opening(const struct lb_packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
 
 /* Reads what follows the IP header; false for what no service has. */
 static __always_inline bool lb_parse_l4(struct cursor *at, struct lb_packet *packet)
@@ -74,7 +83,10 @@ static __always_inline bool lb_parse_icmpv4(struct cursor *at, struct lb_packet 
 	if (!icmp || (icmp[0] != 3 && icmp[0] != 11 && icmp[0] != 12))
 		return false;
 	ip = TAKE(at, sizeof(*ip));
-	if (!ip || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x1fff))
+	if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(0x1fff))
+		return false;
+	packet->quoted_skip = (ip->ihl * 4 - 20) & 0x3c;
+	if (!TAKE(at, packet->quoted_skip))
 		return false;
 	addr_from_v4(&packet->key.service, ip->saddr);
 	addr_from_v4(&packet->key.client, ip->daddr);
@@ -84,7 +96,7 @@ static __always_inline bool lb_parse_icmpv4(struct cursor *at, struct lb_packet 
 
 static __always_inline bool lb_parse_icmpv6(struct cursor *at, struct lb_packet *packet)
 {
-	__u8 *icmp = TAKE(at, 8);
+	__u8 *icmp = TAKE(at, 8), *fragment;
 	struct ipv6hdr *ip;
 
 	if (!icmp || icmp[0] == 0 || icmp[0] > 4)
@@ -95,6 +107,13 @@ static __always_inline bool lb_parse_icmpv6(struct cursor *at, struct lb_packet 
 	__builtin_memcpy(&packet->key.service, &ip->saddr, 16);
 	__builtin_memcpy(&packet->key.client, &ip->daddr, 16);
 	packet->key.proto = ip->nexthdr;
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		fragment = TAKE(at, 8);
+		if (!fragment || bpf_ntohs(*(__be16 *)&fragment[2]) >> 3)
+			return false;
+		packet->key.proto = fragment[0];
+		packet->quoted_skip = 8;
+	}
 	return lb_parse_quoted_l4(at, packet);
 }
 
@@ -116,6 +135,7 @@ static __always_inline bool lb_parse_ipv4(struct cursor *at, struct lb_packet *p
 		packet->fragment = place & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
 		packet->fragment_id = ip->id;
 	}
+	packet->l4_off = at->off;
 	if (ip->protocol == IPPROTO_ICMP && !packet->fragment)
 		return lb_parse_icmpv4(at, packet);
 	return lb_parse_l4(at, packet);
@@ -166,17 +186,21 @@ static __always_inline bool lb_parse_ipv6(struct cursor *at, struct lb_packet *p
 	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	if (!lb_skip_extensions(at, packet))
 		return false;
+	packet->l4_off = at->off;
 	if (packet->key.proto == PROTO_ICMPV6 && !packet->fragment)
 		return lb_parse_icmpv6(at, packet);
 	return lb_parse_l4(at, packet);
 }
 
 /* Fills in `packet`, which is all zero; false if it is none that a service can have. */
-static __always_inline bool lb_parse(struct xdp_md *ctx, struct lb_packet *packet)
+static __always_inline bool lb_parse(CTX *ctx, struct lb_packet *packet)
 {
-	struct cursor at = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
-	struct ethhdr *eth = TAKE(&at, sizeof(*eth));
+	struct cursor at;
+	struct ethhdr *eth;
 
+	ctx_pull(ctx);
+	at = (struct cursor){ (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	eth = TAKE(&at, sizeof(*eth));
 	if (!eth)
 		return false;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))

@@ -5,50 +5,7 @@
 
 #include "lb_affinity.h"
 #include "lb_flow.h"
-
-static __always_inline __u32 rotate(__u32 word, __u32 bits)
-{
-	return word << bits | word >> (32 - bits);
-}
-
-/* jhash's last step (Bob Jenkins, lookup3, 2006). */
-static __always_inline __u32 jhash_final(__u32 a, __u32 b, __u32 c)
-{
-	c = (c ^ b) - rotate(b, 14);
-	a = (a ^ c) - rotate(c, 11);
-	b = (b ^ a) - rotate(a, 25);
-	c = (c ^ b) - rotate(b, 16);
-	a = (a ^ c) - rotate(c, 4);
-	b = (b ^ a) - rotate(a, 14);
-	return (c ^ b) - rotate(b, 24);
-}
-
-#define JHASH_MIX(a, b, c) do { \
-	a -= c; a ^= rotate(c, 4); c += b; \
-	b -= a; b ^= rotate(a, 6); a += c; \
-	c -= b; c ^= rotate(b, 8); b += a; \
-	a -= c; a ^= rotate(c, 16); c += b; \
-	b -= a; b ^= rotate(a, 19); a += c; \
-	c -= b; c ^= rotate(b, 4); b += a; \
-} while (0)
-
-/* Cilium's hash of a flow, without the service's address (loadbalancer/flow_hash.py). */
-static __always_inline __u32 lb_flow_hash(const struct lb_flow_key *key, __be16 client_port)
-{
-	const __u32 *words = key->client.words;
-	__u32 ports = (__u32)key->service_port << 16 | client_port;
-	__u32 a, b, c;
-
-	if (addr_is_v4(&key->client)) {
-		a = flow_seed_ipv4 + 0xdeadbeef + (3 << 2);
-		return jhash_final(words[3] + a, ports + a, key->proto + a);
-	}
-	a = words[0], b = words[1], c = words[2];
-	JHASH_MIX(a, b, c);
-	a += words[3], b += ports, c += key->proto;
-	JHASH_MIX(a, b, c);
-	return jhash_final(a + flow_seed_ipv6, b, c);
-}
+#include "lb_hash.h"
 
 /* Whether the service's source ranges let the client in. */
 static __always_inline bool lb_admits(const struct lb_service *service, const struct addr *client)
@@ -83,7 +40,10 @@ static __always_inline __u32 lb_choose(const struct lb_service *service,
 			return backend;
 	}
 	if (service->flags & LB_MAGLEV)
-		return lb_backend_in(service, lb_flow_hash(key, service->affinity ? 0 : key->client_port));
+		return lb_backend_in(service,
+				     lb_flow_hash(&key->client,
+						  service->affinity ? 0 : key->client_port,
+						  key->service_port, key->proto));
 	return lb_backend_in(service, bpf_get_prandom_u32());
 }
 

@@ -13,6 +13,7 @@
 
 /* A header that some systems' <linux/in.h> lacks the number of. */
 #define PROTO_ICMPV6 58
+#define PROTO_VRRP 112
 #define PROTO_SCTP 132
 
 #define TCP_FIN 0x01
@@ -51,6 +52,12 @@ struct packet {
 	__u32 fragment_id;
 	__u32 from;		/* the end of its flow that sent it */
 };
+
+/* Whether the packet asks for a new connection, whatever is known of its ports. */
+static __always_inline bool packet_opens(const struct packet *packet)
+{
+	return packet->proto == IPPROTO_TCP && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
 
 /* `return DROP(packet, FILE_X, reason)`: remembers where a packet's fate was decided. */
 #define DROP(packet, file_id, reason) \

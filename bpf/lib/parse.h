@@ -17,6 +17,22 @@ static __always_inline bool packet_readable(struct __sk_buff *skb, __u32 bytes)
 	return (void *)(long)skb->data + bytes <= (void *)(long)skb->data_end;
 }
 
+/* Protocols without ports that policy can name. */
+static __always_inline bool protocol_extended(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_IGMP:
+	case IPPROTO_IPIP:
+	case IPPROTO_IPV6:
+	case IPPROTO_GRE:
+	case IPPROTO_ESP:
+	case IPPROTO_AH:
+	case PROTO_VRRP:
+		return extended_protocols;
+	}
+	return false;
+}
+
 /* Reads ports, TCP flags or the ICMP type at `packet->l4_off`. */
 static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *packet)
 {
@@ -55,7 +71,7 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 		packet_icmp(packet, l4[0], *(__be16 *)(l4 + 4));
 		return 0;
 	}
-	return DROP(packet, FILE_PACKET, DROP_UNKNOWN_L4);
+	return protocol_extended(packet->proto) ? 0 : DROP(packet, FILE_PACKET, DROP_UNKNOWN_L4);
 }
 
 /* Walks IPv6 extension headers (RFC 8200, 4) from `next` at `off`; fills in proto, l4_off, fragment. */

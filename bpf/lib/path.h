@@ -4,7 +4,7 @@
  *
  * It is the same for every program that enforces an endpoint's policy. What differs between them
  * is who the ends are; a program that includes this header says so by defining the five functions
- * declared first.
+ * declared first. What follows those is about services, and in translate.h or in untranslated.h.
  */
 #ifndef PCL_PATH_H
 #define PCL_PATH_H
@@ -37,6 +37,34 @@ static __always_inline __u16 subject_of(struct __sk_buff *skb);
 /* The identity behind an address, for a drop's event. */
 static __always_inline __u32 identity_of(const struct addr *addr);
 
+/* A packet for a service gets its backend's address in `work->packet`; 0 or a drop reason. */
+static __always_inline int translate_find(enum hook hook);
+/* Whether an answer's flow, which is stale, may go on with its backend; 0 or a drop reason. */
+static __always_inline int translate_again(void);
+/* Whether the entry is one for packets of this end; of a flow that is not translated it always is. */
+static __always_inline bool translate_serves(const struct flow *flow, __u32 from);
+/* How often anything has changed that some flow such as this one rests on. */
+static __always_inline __u32 translate_changes(const struct flow *flow);
+/* The revision of the flow's addresses, and of its service. */
+static __always_inline __u64 translate_revision(const struct flow *flow,
+						const struct flow_key *key);
+
+/*
+ * Whether nothing that the flow's verdict rests on has changed since. As long as nothing at all has
+ * changed, its `changes` say so; this compares each. Not inline: what it needs of the stack would be
+ * every packet's.
+ */
+static __noinline bool flow_current(struct flow *flow, const struct flow_key *key)
+{
+	/* First, so that a change while we look is met by the next packet. */
+	__u32 changes = translate_changes(flow);
+
+	if (flow->revision != translate_revision(flow, key) + flow_policy_revision(flow))
+		return false;
+	flow->changes = changes;
+	return true;
+}
+
 static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 				  const struct flow *flow, enum hook hook, __u8 flags)
 {
@@ -48,6 +76,7 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 		.src_identity = flow->identity[END(from)],
 		.dst_identity = flow->identity[END(!from)],
 		.rule = flow->rule,
+		.frontend = flow->frontend,
 		.endpoint = delivered ? target : flow->endpoint[END(from)],
 		.type = EVENT_TRACE,
 		.reason = delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK,
@@ -70,8 +99,9 @@ __noinline int resolve(void)
 	if (!work)
 		return DROP_POLICY;
 	flow = &work->flow;
-	flow->changes = flow_changes();
-	flow->revision = flow_address_revision(&work->key);
+	flow->changes = flow_changes() + work->translation.changes;
+	flow->revision = flow_address_revision(&work->key.low, &work->key.high) +
+			 work->translation.revision;
 	resolve_ends(&work->key, flow, work->packet.from, work->packet.direction);
 	flow->revision += flow_policy_revision(flow);
 	return 0;
@@ -89,6 +119,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->opener = packet->from ^ reversed;
+	flow->backend = work->translation.backend;
+	flow->frontend = work->translation.frontend;
+	flow->state = work->translation.state;
 	reason = resolve();
 	if (reason)
 		return reason;
@@ -100,7 +133,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 		__builtin_memcpy(flow->packets, old->packets, sizeof(flow->packets));
 		__builtin_memcpy(flow->bytes, old->bytes, sizeof(flow->bytes));
 	} else if (!(packet->tcp_flags & TCP_SYN)) {
-		flow->state = FLOW_CONFIRMED;
+		flow->state |= FLOW_CONFIRMED;
 	}
 	/* Counted before it is stored: from then on `work->flow` is a copy. */
 	flow_count(flow, packet->from, skb->len);
@@ -133,7 +166,8 @@ static __always_inline int keep(struct __sk_buff *skb, struct work *work,
 	if (report)
 		trace(skb, work, flow, hook, 0);
 	work->flow = *flow;
-	if (!found->in_pending || packet->from == flow->opener)
+	work->in_flows = !found->in_pending || packet->from != flow->opener;
+	if (!found->in_pending || !work->in_flows)
 		return 0;
 	/* The first packet back: the flow is real, and moves where a flood cannot evict it. */
 	if (bpf_map_update_elem(&flows, &work->key, &work->flow, BPF_ANY))
@@ -160,12 +194,40 @@ __noinline int related(struct __sk_buff *skb, __u32 hook)
 	if (!found.flow || !flow_current(found.flow, &work->key))
 		return NOT_RELATED;
 	work->packet.from = about.from;
-	if (!arrives_right(skb, found.flow, about.from, hook))
+	if (!translate_serves(found.flow, about.from) ||
+	    !arrives_right(skb, found.flow, about.from, hook))
 		return NOT_RELATED;
 	if (!speaker_right(skb, &work->packet, hook))
 		return DROP(&work->packet, FILE_PATH, DROP_INVALID_SOURCE);
 	work->flow = *found.flow;
 	trace(skb, work, &work->flow, hook, EVENT_RELATED);
+	return 0;
+}
+
+/*
+ * Whether the packet belongs to the flow that was found under its key: 0, or a drop reason. If it
+ * does not, since the one is translated and the other is not, it opens a flow in that one's place.
+ */
+static __always_inline int join(struct work *work, const struct flow *flow, bool *opening)
+{
+	struct translation *translation = &work->translation;
+
+	if (work->packet.from == flow->opener) {
+		if (flow->backend != translation->backend ||
+		    flow->frontend != translation->frontend)
+			*opening = true;
+		return 0;
+	}
+	/* A service's address is spoken for by its backends alone. */
+	if (flow->state & FLOW_SERVICE)
+		return DROP(&work->packet, FILE_PATH, DROP_INVALID_SOURCE);
+	if (translation->backend) {
+		*opening = true;
+		return 0;
+	}
+	translation->backend = flow->backend;
+	translation->frontend = flow->frontend;
+	translation->state = flow->state & (FLOW_BACKEND | FLOW_HAIRPIN);
 	return 0;
 }
 
@@ -195,18 +257,31 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 		if (result != NOT_RELATED)
 			return result;
 	}
+	result = translate_find(hook);
+	if (result)
+		return result;
 	now = flow_now();
-	opening = packet->proto == IPPROTO_TCP &&
-		  (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	opening = packet_opens(packet);
 	flow_find(packet, &work->key, now, &found);
+	if (found.flow) {
+		result = join(work, found.flow, &opening);
+		if (result)
+			return result;
+	}
 	if (found.flow && !opening && flow_current(found.flow, &work->key))
 		return keep(skb, work, &found, hook, now);
+	if (found.flow && !opening && packet->from != found.flow->opener) {
+		result = translate_again();
+		if (result)
+			return result;
+	}
 	return decide(skb, work, &found, opening, hook, now);
 }
 
 /*
- * The flow of a plain packet, found by one lookup, and what it was found by. NULL: parse it and take
- * the slow path, which also reports and counts.
+ * The flow of a plain packet, found by one lookup, and what it was found by. NULL: the packet is
+ * translated, and its flow in `plain->translated`, or it is to be parsed and to take the slow path,
+ * which also reports and counts.
  */
 static __always_inline struct flow *established(struct __sk_buff *skb, enum hook hook,
 						struct plain *plain)
@@ -214,6 +289,7 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 	struct flow *flow;
 	__u32 from;
 
+	plain->translated = NULL;
 	if (skb->vlan_present || !plain_key(skb, plain))
 		return NULL;
 	flow = bpf_map_lookup_elem(&flows, &plain->key);
@@ -221,8 +297,14 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 		return NULL;
 	from = plain->high & 1;
 	if (trace_every_packet || !arrives_right(skb, flow, from, hook) ||
-	    flow_due(flow, flow_now()) || !(flow->state & FLOW_CONFIRMED) ||
-	    !flow_stands(flow, &plain->key))
+	    flow_due(flow, flow_now()))
+		return NULL;
+	if ((flow->state & (FLOW_CONFIRMED | FLOW_TRANSLATED)) != FLOW_CONFIRMED) {
+		if (flow->state & FLOW_TRANSLATED)
+			plain->translated = flow;
+		return NULL;
+	}
+	if (flow->changes != flow_changes() && !flow_current(flow, &plain->key))
 		return NULL;
 	flow_count(flow, from, skb->len);
 	return flow;
@@ -238,6 +320,7 @@ __noinline int report_drop(struct __sk_buff *skb, __u32 reason)
 	work->event = (struct event_context){
 		.src_identity = identity_of(&work->packet.src),
 		.dst_identity = identity_of(&work->packet.dst),
+		.frontend = work->translation.frontend,
 		.endpoint = subject_of(skb),
 		.type = EVENT_DROP,
 		.reason = reason,

@@ -22,6 +22,7 @@ struct policy_key {
 
 enum policy_flags {
 	POLICY_DENY = 1,
+	POLICY_AUDIT = 2,	/* what the entry keeps out passes, and is told of */
 };
 
 struct policy_entry {
@@ -125,10 +126,22 @@ struct policy_query {
 	__u8 direction;
 	__u8 proto;
 	__u32 tell;		/* an event also if it is allowed */
+	__u32 audited;		/* set by policy_decide: it was denied, and passes all the same */
 };
 
+/* Why `entry` keeps a packet out, or 0; `other` is the one that it was chosen from. */
+static __always_inline int policy_denial(const struct policy_entry *entry,
+					 const struct policy_entry *other)
+{
+	if (entry->flags & POLICY_DENY)
+		return DROP_POLICY_DENY;
+	if ((entry->precedence & 0xff) == 0)
+		return DROP_POLICY;
+	return policy_authenticates(entry, other) ? DROP_POLICY_AUTH_REQUIRED : FORWARDED;
+}
+
 /* Asks one endpoint's policy. 0 or a drop reason; `*rule` is the cookie of the entry that decided. */
-static __always_inline int policy_decide(const struct policy_query *query, __u32 *rule)
+static __always_inline int policy_decide(struct policy_query *query, __u32 *rule)
 {
 	struct policy_key key = {
 		.prefixlen = POLICY_FULL_PREFIX,
@@ -140,8 +153,10 @@ static __always_inline int policy_decide(const struct policy_query *query, __u32
 	__u32 slot = query->generation * max_endpoints + query->endpoint;
 	const struct policy_entry *own, *any, *entry;
 	void *trie;
+	int denial;
 
 	*rule = 0;
+	query->audited = false;
 	trie = bpf_map_lookup_elem(&policies, &slot);
 	if (!trie)
 		return DROP_ENDPOINT_NOT_READY;
@@ -152,12 +167,10 @@ static __always_inline int policy_decide(const struct policy_query *query, __u32
 	if (!entry)
 		return DROP_POLICY;
 	*rule = entry->rule;
-	if (entry->flags & POLICY_DENY)
-		return DROP_POLICY_DENY;
-	if ((entry->precedence & 0xff) == 0)
-		return DROP_POLICY;
-	if (policy_authenticates(entry, entry == own ? any : own))
-		return DROP_POLICY_AUTH_REQUIRED;
+	denial = policy_denial(entry, entry == own ? any : own);
+	if (denial && !(entry->flags & POLICY_AUDIT))
+		return denial;
+	query->audited = denial != FORWARDED;
 	return entry->proxy_port ? DROP_NO_PROXY : FORWARDED;
 }
 

@@ -16,11 +16,23 @@ struct event_context {
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rule;
+	__u32 frontend;
 	__u16 endpoint;
 	__u8 type;		/* enum event_type */
 	__u8 reason;
 	__u8 direction;		/* enum direction */
 	__u8 flags;		/* enum event_flags */
+	__u8 pad[2];
+};
+
+/* What stands between the packet and its flow; all 0 if nothing is translated (translate.h). */
+struct translation {
+	__u32 backend;		/* as in the flow's entry */
+	__u32 frontend;
+	__u64 revision;		/* of both, under which the backend was chosen */
+	__u32 changes;		/* of services, before anything of them was looked at */
+	__u8 state;		/* of the flow: FLOW_BACKEND and FLOW_HAIRPIN */
+	__u8 reject;		/* tell the sender that there is no backend */
 	__u8 pad[2];
 };
 
@@ -30,6 +42,10 @@ struct work {
 	struct flow_key key;	/* of the packet's flow */
 	struct event_context event;
 	struct policy_query query;
+	struct translation translation;
+	struct flow service;	/* the other entry of a translated flow, as it is made */
+	__u32 in_flows;		/* `flow` is in `flows`, not in `pending` */
+	__u32 pad;
 };
 
 struct {

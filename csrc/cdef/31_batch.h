@@ -33,6 +33,9 @@ void pcl_column_free(char *column);
 /* All entries, each key once. -EAGAIN if the map kept changing faster than it could be read. */
 int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret);
 
+/* One entry, deleted as it is read. */
+int pcl_map_take(int fd, const void *key, void *value);
+
 /* All entries, deleted as they are read. On an error `ret` holds those that are gone already. */
 int pcl_map_read_and_delete(const struct pcl_layout *map, struct pcl_entries *ret);
 

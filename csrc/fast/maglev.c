@@ -64,6 +64,49 @@ static void fill_by_weight(uint32_t *table, uint32_t size, struct walk *walks, d
 	}
 }
 
+/* Zeros after the text, so that memcmp() orders texts of any length. */
+struct name {
+	char text[80];
+	uint32_t size;
+	uint32_t backend;
+};
+
+static int compare_names(const void *left, const void *right)
+{
+	const struct name *const *a = left, *const *b = right;
+
+	return memcmp((*a)->text, (*b)->text, sizeof((*a)->text));
+}
+
+int pcl_maglev_place(const struct pcl_backend *backends, uint32_t n, uint32_t seed, uint32_t size,
+		     uint32_t *order, uint32_t *offsets, uint32_t *skips)
+{
+	struct name *names = calloc(n, sizeof(*names));
+	struct name **sorted = calloc(n, sizeof(*sorted));
+	int failed = !names || !sorted;
+
+	if (!failed) {
+		for (uint32_t i = 0; i < n; i++) {
+			names[i].size = pcl_backend_text(&backends[i], names[i].text);
+			names[i].backend = i;
+			sorted[i] = &names[i];
+		}
+		qsort(sorted, n, sizeof(*sorted), compare_names);
+		for (uint32_t i = 0; i < n; i++) {
+			const struct name *name = sorted[i];
+			uint64_t hash[2];
+
+			pcl_murmur3_128((const uint8_t *)name->text, name->size, seed, hash);
+			order[i] = name->backend;
+			offsets[i] = hash[0] % size;
+			skips[i] = hash[1] % (size - 1) + 1;
+		}
+	}
+	free(names);
+	free(sorted);
+	return failed ? -1 : 0;
+}
+
 int pcl_maglev_fill(uint32_t *table, uint32_t size, const uint32_t *offsets, const uint32_t *skips,
 		    const uint16_t *weights, uint32_t n)
 {

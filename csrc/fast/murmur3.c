@@ -44,7 +44,7 @@ static uint64_t scramble_high(uint64_t word)
 	return rotate(word * C2, 33) * C1;
 }
 
-static void hash_text(const uint8_t *text, size_t size, uint32_t seed, uint64_t hash[2])
+void pcl_murmur3_128(const uint8_t *text, size_t size, uint32_t seed, uint64_t hash[2])
 {
 	uint64_t low = seed, high = seed;
 	size_t left = size;
@@ -64,13 +64,4 @@ static void hash_text(const uint8_t *text, size_t size, uint32_t seed, uint64_t 
 	high = finish(high);
 	hash[0] = low + high;
 	hash[1] = high + hash[0];
-}
-
-void pcl_murmur3_128(const uint8_t *texts, const uint64_t *ends, uint32_t n, uint32_t seed,
-		     uint64_t *hashes)
-{
-	uint64_t start = 0;
-
-	for (uint32_t i = 0; i < n; start = ends[i++])
-		hash_text(texts + start, ends[i] - start, seed, &hashes[2 * i]);
 }

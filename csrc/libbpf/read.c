@@ -325,14 +325,14 @@ int pcl_map_read(const struct pcl_layout *map, struct pcl_entries *ret)
 
 /* Since 5.14 a hash map does this in one step (commit 3e87f192b405); elsewhere what others write
  * between the two steps is lost. */
-static int take(const struct pcl_layout *map, const char *key, char *value)
+int pcl_map_take(int fd, const void *key, void *value)
 {
-	int err = bpf_map_lookup_and_delete_elem(map->fd, key, value);
+	int err = bpf_map_lookup_and_delete_elem(fd, key, value);
 
 	if (err != -ENOTSUPP && err != -EINVAL)
 		return err;
-	err = bpf_map_lookup_elem(map->fd, key, value);
-	return err ? err : bpf_map_delete_elem(map->fd, key);
+	err = bpf_map_lookup_elem(fd, key, value);
+	return err ? err : bpf_map_delete_elem(fd, key);
 }
 
 static int walk_and_delete(const struct pcl_layout *map, struct pcl_entries *ret)
@@ -345,7 +345,7 @@ static int walk_and_delete(const struct pcl_layout *map, struct pcl_entries *ret
 	found = ret->count;
 	ret->count = 0;
 	for (i = 0; i < found; i++) {
-		err = take(map, entries_key(ret, i), entries_value(ret, i));
+		err = pcl_map_take(map->fd, entries_key(ret, i), entries_value(ret, i));
 		if (err == -ENOENT)
 			continue;
 		if (err)

@@ -15,6 +15,7 @@ from pyciliumlib.types.addresses import (
     address_to_bytes,
     parse_address,
 )
+from pyciliumlib.types.ports import PORT_MAX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,10 @@ _INITIAL_SECONDS: Final = 300
 _CLOSING: Final = 3
 #: `struct flow` counts by one number: packets shifted left by this, plus bytes.
 _BYTES_BITS: Final = 38
+#: Of a translated flow's two entries: which one it is (`enum flow_state`).
+BY_SERVICE: Final = 8
+BY_BACKEND: Final = 16
+HAIRPIN: Final = 32
 
 
 @frozen
@@ -45,8 +50,16 @@ class FlowKey:
     ) -> FlowKey:
         """The key of a packet from `src` to `dst`.
 
-        For an ICMP echo the identifier is the requester's port and the other one is 0.
+        For an ICMP echo the identifier is the requester's port and the other one is 0. Raises
+        UnitError for what is no address, InvalidError for what is no port or protocol.
         """
+        for what, number, most in (
+            ("port", sport, PORT_MAX),
+            ("port", dport, PORT_MAX),
+            ("protocol", protocol, 255),
+        ):
+            if not 0 <= number <= most:
+                raise InvalidError(f"{what} {number} is not between 0 and {most}")
         source, target = parse_address(src), parse_address(dst)
         low = sport <= dport if source == target else _order(source) < _order(target)
         if low:
@@ -76,7 +89,8 @@ class FlowEntry:
     """One flow, seen from the end that opened it.
 
     `packets` and `bytes` are pairs: sent by the opener, sent by the other. `expires_in` is in
-    seconds and negative for an entry that only waits to be collected.
+    seconds and negative for an entry that only waits to be collected. `service` is the address and
+    port that the opener speaks to, where `dst` is the backend that serves it.
     """
 
     src: Address
@@ -92,6 +106,19 @@ class FlowEntry:
     closing: bool
     replied: bool
     rule: int
+    service: tuple[Address, int] | None = None
+
+    @property
+    def key(self) -> FlowKey:
+        """The key of what policy was asked about, the opener and the backend."""
+        return FlowKey.of(self.src, self.dst, self.sport, self.dport, self.protocol)
+
+    @property
+    def service_key(self) -> FlowKey | None:
+        """The key of the opener and the service."""
+        if self.service is None:
+            return None
+        return FlowKey.of(self.src, self.service[0], self.sport, self.service[1], self.protocol)
 
     @classmethod
     def decode(
@@ -103,9 +130,11 @@ class FlowEntry:
             (address_from_bytes(key["high"].tobytes()), int(key["high_port"])),
         ]
         opener, other = (1, 0) if value["opener"] else (0, 1)
-        sent = _sent(value, opener), _sent(value, other)
+        sent = sent_by(value, opener), sent_by(value, other)
+        # a pod that meets itself by a service is spoken to by another address
+        itself = int(value["state"]) & HAIRPIN
         return cls(
-            src=ends[opener][0],
+            src=ends[other if itself else opener][0],
             dst=ends[other][0],
             sport=ends[opener][1],
             dport=ends[other][1],
@@ -121,7 +150,7 @@ class FlowEntry:
         )
 
 
-def _sent(value: np.void, end: int) -> tuple[int, int]:
+def sent_by(value: np.void, end: int) -> tuple[int, int]:
     """Packets and bytes that one end has sent: up to the last review, and since."""
     packets, size = int(value["packets"][end]), int(value["bytes"][end])
     since = (int(value["sent"][end]) - (packets << _BYTES_BITS) - size) % (1 << 64)

@@ -160,11 +160,13 @@ class Attachment:
         self._netns.call(adopt)
 
     def update(self, programs: Object) -> None:
-        """Replace both programs; each packet meets the old or the new one."""
+        """Replace both programs where they are others; each packet meets the old or the new one."""
 
         def update() -> None:
             for name, link in self._links.items():
-                link.update(programs.programs[name])
+                program = programs.programs[name]
+                if link.info.prog_id != program.id:
+                    link.update(program)
 
         self._netns.call(update)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from attrs import Attribute, field, frozen
 
 from pyciliumlib.errors import InvalidError
+from pyciliumlib.loadbalancer import LoadBalancerConfig, LocalNode
+from pyciliumlib.loadbalancer.program import Sizes
+from pyciliumlib.types import Address, parse_address
 
 
 def _size(default: int, low: int, high: int) -> Any:
@@ -46,14 +49,32 @@ def _is_name(_: object, attribute: Attribute[str], value: object) -> None:
         raise InvalidError(f'{attribute.name} is {value!r}; write a name, such as "default"')
 
 
+def _address_of(version: int) -> Any:
+    def check(_: object, attribute: Attribute[Address], value: Address) -> None:
+        if value.version != version:
+            raise InvalidError(f"{attribute.name} is {value}; it must be an IPv{version} address")
+
+    return check
+
+
+#: Room for the services of a small cluster; a Maglev service takes its table's size of slots.
+_SERVICES: Final = Sizes(
+    frontends=1024, backends=1024, slots=1 << 17, source_ranges=1024, clients=4096
+)
+
+
 @frozen
 class DatapathConfig:
     """Sizes, timeouts and switches of a datapath; the defaults suit a lab of some hundred pods.
 
     Sizes are entries of the map of that name, timeouts are seconds. `redirect_peer` None means: if
     the kernel has it; `tc` is how programs hang on devices, "auto" is tcx where the kernel has it.
-    `cluster_name`, `cluster_id` are what Cilium calls so. Of a kernel map only what is used takes
-    memory, except `flows`, `pending` and `fragments`, which are preallocated.
+    With `extended_protocols` policy judges GRE, VRRP and the like; else they are dropped.
+    `cluster_name`, `cluster_id` are what Cilium calls so. `services` says how services are
+    balanced, `service_sizes` how many there may be, `local_node` who this node is to them (its
+    addresses are the node's, unless given). A pod that meets itself by a service is spoken to by
+    the loopback addresses. Of a kernel map only what is used takes memory, except `flows`,
+    `pending` and `fragments`, which are preallocated.
 
     >>> DatapathConfig(flows=1024).pending
     4096
@@ -76,8 +97,18 @@ class DatapathConfig:
     redirect_peer: bool | None = _one_of(None, None, True, False)
     tc: Literal["auto", "tcx", "clsact"] = _one_of("auto", "auto", "tcx", "clsact")
     trace_every_packet: bool = _switch(False)
+    extended_protocols: bool = _switch(False)
     cluster_name: str = field(default="default", validator=_is_name)
     cluster_id: int = _size(0, 0, 511)
+    services: LoadBalancerConfig = field(factory=LoadBalancerConfig)
+    service_sizes: Sizes = _SERVICES
+    local_node: LocalNode = field(factory=LocalNode)
+    service_loopback_ipv4: Address = field(
+        default=parse_address("169.254.42.1"), converter=parse_address, validator=_address_of(4)
+    )
+    service_loopback_ipv6: Address = field(
+        default=parse_address("fe80::1"), converter=parse_address, validator=_address_of(6)
+    )
 
     def __attrs_post_init__(self) -> None:
         if not (self.ipv4 or self.ipv6):

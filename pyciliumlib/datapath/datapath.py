@@ -7,21 +7,23 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from attrs import evolve
+
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.datapath.drift import Drift, find_drift
+from pyciliumlib.datapath.drift import find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints, Parts
 from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.node import NodeLike, ThisNode
-from pyciliumlib.datapath.pins import PinRoot
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
-from pyciliumlib.datapath.programs import endpoint_spec, shared_maps
+from pyciliumlib.datapath.programs import Programs
+from pyciliumlib.datapath.services import Services
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
 from pyciliumlib.errors import NotFoundError, StateError, UnitError, nearest
 from pyciliumlib.flow import Flow
@@ -41,12 +43,14 @@ from pyciliumlib.identity import (
 )
 from pyciliumlib.identity.ipcache import ASSIGNED
 from pyciliumlib.identity.labels import LabelsLike
-from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.pinroot import PinLayout, PinRoot
+from pyciliumlib.loadbalancer import LocalNode
 from pyciliumlib.policy import Party, PolicySettings, Repository
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import MemoryStore, SQLiteStore, Store
 from pyciliumlib.types import (
     Address,
+    Drift,
     Network,
     NetworkLike,
     network_from_key,
@@ -54,8 +58,11 @@ from pyciliumlib.types import (
     parse_network,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Datapath:
+
+class Datapath(Closeable):
     """Cilium's datapath on one node.
 
         with Lab() as lab, Datapath(lab.node()) as dp:
@@ -104,7 +111,7 @@ class Datapath:
 
         Raises NotFoundError if nothing is pinned there, and what the constructor raises.
         """
-        with PinRoot.existing(pin_root):
+        with PinRoot.existing(pin_root, _LAYOUT):
             pass
         return cls(node, pin_root=pin_root, config=config, policy=policy)
 
@@ -118,15 +125,14 @@ class Datapath:
     ) -> None:
         keep = self._resources
         self.node = node if node is not None else _own(keep, ThisNode())
-        self._pins = _own(keep, PinRoot(pin_root)) if pin_root is not None else None
+        self._pins = _own(keep, PinRoot(pin_root, _LAYOUT)) if pin_root is not None else None
         self._store: Store = _own(
             keep, SQLiteStore(self._pins.state) if self._pins else MemoryStore()
         )
         self._clock = kernel_clock()
-        spec = endpoint_spec(self.config, self._clock)
-        self._programs = _own(keep, spec.load(pins=self._pins.maps if self._pins else None))
+        pinned = self._pins.maps if self._pins else None
+        self._programs: Programs = _own(keep, Programs(self.config, self._clock, pinned))
         maps = self._programs.maps
-        self._hook_programs: Object | None = None
         self._simulator: Simulator | None = None
 
         tries = _own(
@@ -150,6 +156,15 @@ class Datapath:
             self._changes,
             lambda names: self.endpoints.namespaces_changed(names),
         )
+        self.hooks = Hooks(
+            self._programs,
+            lambda programs: self.endpoints.use_programs(programs),
+            self._changes,
+            self._store,
+            self._pins.directory("hooks") if self._pins else None,
+        )
+        keep.callback(self.hooks.let_go)
+        self.hooks.restore()
         self._table = IPCacheTable(maps["ipcache"], maps["ipcache_rev"], self.config.dual_stack)
         self.endpoints = Endpoints(
             Parts(
@@ -162,14 +177,31 @@ class Datapath:
                 self._pins.links if self._pins else None,
                 self.config,
             ),
-            self._programs,
+            self.hooks.programs,
             self._changes,
         )
         keep.callback(self.endpoints.close)
-        self.conntrack = Conntrack(maps["flows"], maps["pending"], self._clock)
-        self.hooks = Hooks(lambda: self._live_programs, self._enable_hooks, self._changes)
+        self.conntrack = Conntrack(
+            maps["flows"], maps["pending"], self._clock, maps["lb_frontends"]
+        )
+        self.services: Services = _own(
+            keep,
+            Services(
+                maps,
+                self.config.services,
+                self._local_node(),
+                self.conntrack,
+                self._store if self._pins else None,
+            ),
+        )
         self._flows: FlowStream = _own(
-            keep, FlowStream(self._programs, spec.type("event").dtype, self._name_of)
+            keep,
+            FlowStream(
+                self._programs.plain,
+                self._programs.event,
+                self._name_of,
+                self.services.service_of,
+            ),
         )
         self._start()
 
@@ -184,6 +216,7 @@ class Datapath:
                 said = json.loads(entry.value)
                 self.ipcache.assign(said["prefix"], said["identity"], said["labels"])
             self.policy.restore()
+            self.services.go_on()
             self.endpoints.restore()
             self._table.follow(self.ipcache)
 
@@ -207,6 +240,11 @@ class Datapath:
     def _prefix_labels(self, prefix: Network) -> Labels:
         return cidr_labels(prefix, self.config.ipv4, self.config.ipv6)
 
+    def _local_node(self) -> LocalNode:
+        """The node as services see it; its addresses are where NodePorts are."""
+        told = self.config.local_node
+        return told if told.addresses else evolve(told, addresses=self.node.addresses)
+
     def _allocator_settings(self) -> AllocatorSettings:
         return AllocatorSettings(
             cluster=self.config.cluster_name, cluster_id=self.config.cluster_id
@@ -217,6 +255,7 @@ class Datapath:
             cluster_name=self.config.cluster_name,
             enable_ipv4=self.config.ipv4,
             enable_ipv6=self.config.ipv6,
+            extended_protocols=self.config.extended_protocols,
         )
 
     # ------------------------------------------------------------------ endpoints and flows
@@ -280,7 +319,10 @@ class Datapath:
         """What would become of `packet`, an Ethernet frame that endpoint `at` sends.
 
         With `from_stack` it is one that the node sends to the endpoint. The real program runs on
-        it, and nothing of the datapath changes. Raises InvalidError, NotFoundError.
+        it, with copies of the users' programs in the slots and of their maps, and nothing of the
+        datapath changes (but a user's program that writes to a map inside a map, or to the
+        datapath's identities, endpoints or policies, really does). Raises InvalidError,
+        NotFoundError.
         """
         self._changes.check()
         endpoint = self.endpoints[at if isinstance(at, str) else at.name]
@@ -288,9 +330,17 @@ class Datapath:
             if self._simulator is None:
                 self._simulator = _own(
                     self._resources,
-                    Simulator(self.node, self._programs, self.config, self._clock, self._name_of),
+                    Simulator(
+                        self.node,
+                        self._programs.plain,
+                        self.config,
+                        self._clock,
+                        self._name_of,
+                        self.services.service_of,
+                    ),
                 )
-            retval, out, flows = self._simulator.run(packet, endpoint, from_stack)
+            hooks = self.hooks.values()
+            retval, out, flows = self._simulator.run(packet, endpoint, from_stack, hooks)
         texts = (self.policy.rule_text(flow.rule) for flow in flows if flow.rule)
         return summarise(retval, out, flows, tuple(dict.fromkeys(filter(None, texts))))
 
@@ -299,7 +349,13 @@ class Datapath:
         self._changes.check()
         with self._changes:
             return find_drift(
-                self._programs, self.endpoints, self.policy, self.ipcache, self._table
+                self._programs.plain,
+                self.endpoints,
+                self.policy,
+                self.ipcache,
+                self._table,
+                self.hooks,
+                self.services,
             )
 
     def _party(self, what: PartyLike) -> Party:
@@ -349,22 +405,6 @@ class Datapath:
             return str(ReservedIdentity(identity).label.key)
         return None
 
-    # ------------------------------------------------------------------ hooks
-
-    @property
-    def _live_programs(self) -> Object:
-        return self._hook_programs or self._programs
-
-    def _enable_hooks(self) -> None:
-        """Switch every device to programs that call the slots; the maps are the same."""
-        with self._changes:
-            if self._hook_programs is not None:
-                return
-            spec = endpoint_spec(self.config, self._clock, hooks=True)
-            loaded = spec.load(reuse=shared_maps(self._programs))
-            self._hook_programs = _own(self._resources, loaded)
-            self.endpoints.use_programs(self._hook_programs)
-
     # ------------------------------------------------------------------ life
 
     def keep(self) -> None:
@@ -386,8 +426,8 @@ class Datapath:
             return
         pins, self._pins = self._pins, None
         try:
-            self.hooks.close()
             self.endpoints.clear()
+            self.hooks.close()
         finally:
             self._release()
         if pins is not None:
@@ -398,17 +438,9 @@ class Datapath:
         self._changes.close()
         self._resources.close()
 
-    def __enter__(self) -> Datapath:
+    def __enter__(self) -> Self:
         self._changes.check()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -421,6 +453,8 @@ class Datapath:
 
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
+#: Its number counts changes of what is pinned that an older or newer version cannot use.
+_LAYOUT: Final = PinLayout("Datapath", "v3")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

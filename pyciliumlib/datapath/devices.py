@@ -83,12 +83,15 @@ class Devices:
                 pin.unlink()
 
     def update(self, programs: Object) -> None:
-        """Replace the programs everywhere; each packet meets the old or the new ones."""
+        """Replace the programs everywhere; each packet meets the old or the new ones.
+
+        A device that is gone, or that somebody took them off, is passed over; drift tells of it.
+        """
         for ifindex, attachment in tuple(self._attachments.items()):
-            if ifindex in self._left and not attachment.attached:
-                self.detach(ifindex)
-            else:
+            if attachment.attached:
                 attachment.update(programs)
+            elif ifindex in self._left:
+                self.detach(ifindex)
 
     def attached(self, ifindex: int) -> bool:
         """Whether both programs are on the device now."""

@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
+from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.services import Services
+from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
     from pyciliumlib.identity import IPCache, IPCacheTable
     from pyciliumlib.kernel import Map, Object
-
-
-@frozen
-class Drift:
-    """Every difference, in words; false where there is none."""
-
-    differences: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.differences)
-
-    def __str__(self) -> str:
-        return "\n".join(self.differences) or "the kernel holds what it should"
 
 
 def find_drift(
@@ -34,14 +22,18 @@ def find_drift(
     policy: NodePolicy,
     ipcache: IPCache,
     table: IPCacheTable,
+    hooks: Hooks,
+    services: Services,
 ) -> Drift:
-    """Compare maps and attachments with the endpoints, policies and prefixes that are meant."""
+    """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
         (
             *_attachments(endpoints),
             *_rows(programs, endpoints),
             *_policies(endpoints, policy),
             *_prefixes(ipcache, table),
+            *hooks.drift(),
+            *services.drift().differences,
         )
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from pyciliumlib.errors import InvalidError, LabelError
+from pyciliumlib.errors import InvalidError, LabelError, StateError
 from pyciliumlib.identity import Labels
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.policy import Party
@@ -30,7 +30,7 @@ class Endpoint:
 
     `labels` are what was given, `identity_labels` with what follows from the namespace.
     `ifindex` and `node_mac` are of the host-side `device`, `mac` of the endpoint's own. `routed`:
-    the datapath made the node's routes to it, and not a lab.
+    the datapath made the node's routes to it, and not a lab. `audit`: what policy denies passes.
     """
 
     id: int
@@ -46,6 +46,7 @@ class Endpoint:
     node_mac: str
     named_ports: Mapping[str, tuple[int, Protocol]] = field(factory=dict, hash=False)
     routed: bool = False
+    audit: bool = False
 
     @property
     def ip4(self) -> ipaddress.IPv4Address | None:
@@ -60,7 +61,7 @@ class Endpoint:
     @property
     def party(self) -> Party:
         """The endpoint as policy sees it."""
-        return Party(self.identity_labels, self.named_ports, self.identity, self.name)
+        return Party(self.identity_labels, self.named_ports, self.identity, self.name, self.audit)
 
     def to_json(self) -> str:
         """All of it as text, for the state file."""
@@ -79,18 +80,22 @@ class Endpoint:
                 "node_mac": self.node_mac,
                 "named_ports": {n: f"{p}/{proto}" for n, (p, proto) in self.named_ports.items()},
                 "routed": self.routed,
+                "audit": self.audit,
             }
         )
 
     @classmethod
     def from_json(cls, text: str) -> Endpoint:
-        """The endpoint that `to_json` wrote."""
-        data: dict[str, Any] = json.loads(text)
-        data["labels"] = Labels.parse(data["labels"])
-        data["identity_labels"] = Labels.parse(data["identity_labels"])
-        data["addresses"] = tuple(ipaddress.ip_address(text) for text in data["addresses"])
-        data["named_ports"] = named_ports(data["named_ports"])
-        return cls(**data)
+        """The endpoint that `to_json` wrote; StateError for any other text."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            data["labels"] = Labels.parse(data["labels"])
+            data["identity_labels"] = Labels.parse(data["identity_labels"])
+            data["addresses"] = tuple(ipaddress.ip_address(text) for text in data["addresses"])
+            data["named_ports"] = named_ports(data["named_ports"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"{text!r} is no endpoint that was written down: {error}") from error
 
     def __str__(self) -> str:
         where = ", ".join(map(str, self.addresses))

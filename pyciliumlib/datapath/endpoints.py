@@ -84,12 +84,14 @@ class Endpoints(Mapping[str, Endpoint]):
         mac: str | None = None,
         addresses: Iterable[AddressLike] = (),
         ports: Mapping[str, str | PortProto] | None = None,
+        audit: bool = False,
     ) -> Endpoint:
         """Put an endpoint under policy.
 
         Its device is one of: `pod` (of a lab, or anything alike); `netns` with a veth `ifname` to
         this node; the host-side `device` with the `mac` and `addresses` behind it; or, with none
         of these, a pod that the node makes. `ports` gives names to ports: {"http": "80/TCP"}.
+        `audit` is as in `Endpoints.audit`.
 
         Raises ExistsError (name or address taken), InvalidError, DeviceError, ExhaustedError,
         MapFullError, KernelError; then nothing has changed.
@@ -106,7 +108,7 @@ class Endpoints(Mapping[str, Endpoint]):
             if pod is None:
                 add_routes(self._parts.node, place)
                 undo.callback(remove_routes, self._parts.node, place)
-            endpoint = self._register(name, namespace, wanted, place, port_names, undo)
+            endpoint = self._register(name, namespace, wanted, place, port_names, audit, undo)
             endpoint = evolve(endpoint, routed=pod is None)
             self._devices.attach(endpoint.ifindex, self._programs, undo)
             self._publish(endpoint, undo)
@@ -164,6 +166,7 @@ class Endpoints(Mapping[str, Endpoint]):
         labels: Labels,
         place: Place,
         ports: Mapping[str, tuple[int, Protocol]],
+        audit: bool,
         undo: contextlib.ExitStack,
     ) -> Endpoint:
         """An identity, an id and a policy: nothing that a packet sees yet."""
@@ -186,6 +189,7 @@ class Endpoints(Mapping[str, Endpoint]):
             mac=place.mac,
             node_mac=place.node_mac,
             named_ports=ports,
+            audit=audit,
         )
         parts.policy.add_endpoint(endpoint)
         undo.callback(parts.policy.remove_endpoint, endpoint)
@@ -225,6 +229,21 @@ class Endpoints(Mapping[str, Endpoint]):
         with self._changes:
             old = self[name]
             return self._relabel(old, pod_labels(labels))
+
+    def audit(self, name: str, on: bool = True) -> Endpoint:
+        """Let pass what the endpoint's policy denies, or no longer.
+
+        Such a flow has the verdict AUDIT. Raises MapFullError, with nothing changed.
+        """
+        with self._changes:
+            old = self[name]
+            if old.audit == on:
+                return old
+            endpoint = evolve(old, audit=on)
+            self._parts.policy.audit_endpoint(old, endpoint)
+            self._parts.store.put(f"{_STORED}{name}", endpoint.to_json())
+            self._endpoints[name] = endpoint
+            return endpoint
 
     def namespaces_changed(self, names: Iterable[str]) -> None:
         """Let endpoints follow the labels of their namespaces."""

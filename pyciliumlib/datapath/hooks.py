@@ -2,67 +2,55 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-from collections.abc import Callable
-from types import TracebackType
-from typing import Final
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
 
 from pyciliumlib.datapath.changes import Changes
-from pyciliumlib.datapath.programs import shared_maps
+from pyciliumlib.datapath.hook import Hook, as_in_file, from_pin, load_over, pin_path, present
+from pyciliumlib.datapath.programs import Programs, shared_maps
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
-from pyciliumlib.kernel import Object, ObjectSpec, ProgramType
+from pyciliumlib.kernel import Map, Object, ObjectSpec, Program, ProgramType
+from pyciliumlib.store import Store
 
 #: Slot names and their numbers (`enum hook_slot` in `bpf/lib/hooks.h`).
 SLOTS: Final = {"before-policy": 0, "after-policy": 1}
+_STORED: Final = "hooks/"
 
 
-class Hook:
-    """A user's program in a slot; `close()` takes it out."""
+class Hooks(Mapping[str, Hook]):
+    """The users' programs by their slots.
 
-    def __init__(self, slot: str, loaded: Object, remove: Callable[[], None]) -> None:
-        self.slot = slot
-        self._loaded = loaded
-        self._remove = remove
-        self._closed = False
-
-    @property
-    def maps(self) -> dict[str, object]:
-        """The program's maps by name: its own, and those it shares with the datapath."""
-        return dict(self._loaded.maps)
-
-    def close(self) -> None:
-        """Take the program out of the path; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._remove()
-            self._loaded.close()
-
-    def __enter__(self) -> Hook:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Hooks:
-    """Which program is in which slot.
-
-    The first use of a slot switches the devices to programs that call slots; without any, slots
-    cost nothing.
+    While one is used, the devices run programs that call slots; without any, slots cost nothing.
+    On a datapath with a pin root a hook outlives the process as the rest does: with its maps, and
+    known to the next one.
     """
 
     def __init__(
-        self, programs: Callable[[], Object], enable: Callable[[], None], changes: Changes
+        self,
+        programs: Programs,
+        use: Callable[[Object], None],
+        changes: Changes,
+        store: Store,
+        pins: Path | None,
     ) -> None:
-        self._changes = changes
+        """`use` switches the devices to other programs; `pins` is the directory for the hooks'."""
         self._programs = programs
-        self._enable = enable
+        self._use = use
+        self._changes = changes
+        self._store = store
+        self._pins = pins
         self._used: dict[str, Hook] = {}
+
+    @property
+    def programs(self) -> Object:
+        """What the devices are to run."""
+        return self._programs.hooked if self._used else self._programs.plain
 
     def attach(
         self, slot: str, source: str | os.PathLike[str] | ObjectSpec, program: str | None = None
@@ -75,8 +63,7 @@ class Hooks:
         VerifierError, MismatchError (a shared map is declared otherwise).
         """
         with self._changes:
-            if slot not in SLOTS:
-                raise NotFoundError(f"there is no slot {slot!r}{nearest(slot, SLOTS)}")
+            _check_slot(slot)
             if slot in self._used:
                 raise ExistsError(f"slot {slot} has a program already; close that Hook first")
             spec = source.copy() if isinstance(source, ObjectSpec) else ObjectSpec.open(source)
@@ -87,29 +74,129 @@ class Hooks:
             return self._attach(slot, spec, name)
 
     def _attach(self, slot: str, spec: ObjectSpec, name: str) -> Hook:
-        self._enable()
-        programs = self._programs()
-        shared = {n: m for n, m in shared_maps(programs).items() if n in spec.maps}
-        for shared_name, shared_map in shared.items():
-            spec.resize(shared_name, shared_map.max_entries)  # a header cannot know the sizes
-        loaded = spec.load(reuse=shared)
-        try:
-            programs.maps["hooks"][SLOTS[slot]] = loaded.programs[name]
-        except BaseException:
-            loaded.close()
-            raise
-        hook = Hook(slot, loaded, lambda: self._remove(slot))
+        with ExitStack() as undo:
+            loaded = load_over(spec, self._shared(spec))
+            undo.callback(loaded.close)
+            undo.callback(self._forget, slot)
+            self._keep(slot, spec, name, loaded)
+            if not self._used:
+                undo.callback(self._use, self._programs.plain)
+                self._use(self._programs.hooked)
+            self._slots[SLOTS[slot]] = loaded.programs[name]
+            undo.pop_all()
+        return self._hook(slot, name, as_in_file(spec.data, spec.name, present(spec)), loaded)
+
+    def _hook(self, slot: str, name: str, spec: ObjectSpec, loaded: Object) -> Hook:
+        hook = Hook(slot, name, spec, loaded, lambda: self._remove(slot))
         self._used[slot] = hook
         return hook
+
+    def _remove(self, slot: str) -> None:
+        with self._changes:
+            self._slots.delete(SLOTS[slot])
+            self._forget(slot)
+            del self._used[slot]
+            if not self._used:
+                self._use(self._programs.plain)
+
+    @property
+    def _slots(self) -> Map:
+        return self._programs.maps["hooks"]
+
+    def _shared(self, spec: ObjectSpec) -> dict[str, Map]:
+        return {n: m for n, m in shared_maps(self._programs.plain).items() if n in spec.maps}
+
+    # ------------------------------------------------------------------ over a restart
+
+    def _keep(self, slot: str, spec: ObjectSpec, name: str, loaded: Object) -> None:
+        """Pin the object's own maps, and write down what it is; then its slot may hold it."""
+        if self._pins is None:
+            return
+        folder = self._pins / slot
+        shutil.rmtree(folder, ignore_errors=True)  # of a change that a crash cut short
+        folder.mkdir(parents=True)
+        for map_name in loaded.maps.keys() - self._shared(spec).keys():
+            loaded.maps[map_name].pin(pin_path(folder, map_name))
+        record = {
+            "program": name,
+            "name": spec.name,
+            "object": base64.b64encode(spec.data).decode(),
+            "present": present(spec),
+        }
+        self._store.put(f"{_STORED}{slot}", json.dumps(record))
+
+    def _forget(self, slot: str) -> None:
+        self._store.delete(f"{_STORED}{slot}")
+        if self._pins is not None:
+            shutil.rmtree(self._pins / slot, ignore_errors=True)
+
+    def restore(self) -> None:
+        """Take over the hooks of an earlier process; what a crash left half done is removed."""
+        for slot, number in SLOTS.items():
+            entry = self._store.get(f"{_STORED}{slot}")
+            program = self._slots.get(number)
+            if entry is not None and program is not None and self._pins is not None:
+                self._adopt(slot, program, json.loads(entry.value), self._pins / slot)
+            else:
+                self._slots.delete(number)
+                self._forget(slot)
+
+    def _adopt(self, slot: str, program: int, record: Mapping[str, Any], folder: Path) -> None:
+        data = base64.b64decode(record["object"])
+        spec = as_in_file(data, record["name"], record["present"])
+        with ExitStack() as undo:
+            maps = {
+                name: undo.enter_context(Map.from_id(found.info.id, found.spec))
+                for name, found in self._shared(spec).items()
+            }
+            for name in record["present"]:
+                if name in spec.maps and name not in maps:
+                    maps[name] = undo.enter_context(from_pin(folder, spec.maps[name]))
+            programs = {record["program"]: undo.enter_context(Program.from_id(program))}
+            undo.pop_all()
+        self._hook(slot, record["program"], spec, Object(spec.name, maps, programs))
 
     def close(self) -> None:
         """Empty every slot."""
         for hook in tuple(self._used.values()):
             hook.close()
 
-    def _remove(self, slot: str) -> None:
-        self._used.pop(slot, None)
-        self._programs().maps["hooks"].delete(SLOTS[slot])
+    def let_go(self) -> None:
+        """Close the handles; programs that are pinned go on in their slots."""
+        for hook in self._used.values():
+            hook.let_go()
+        self._used.clear()
+
+    # ------------------------------------------------------------------ asking
+
+    def drift(self) -> Iterator[str]:
+        """How the slots differ from what is meant, in words."""
+        for slot, number in SLOTS.items():
+            held = self._slots.get(number)
+            wanted = self._used[slot].program_id if slot in self._used else None
+            if held != wanted:
+                yield f"slot {slot}: holds program {held}, not {wanted}"
+
+    def __getitem__(self, slot: str) -> Hook:
+        _check_slot(slot)
+        try:
+            return self._used[slot]
+        except KeyError:
+            raise NotFoundError(f"slot {slot} is empty; attach() puts a program there") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._used))
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def __repr__(self) -> str:
+        return f"<Hooks {', '.join(self._used) or 'none'}>"
+
+
+def _check_slot(slot: str) -> None:
+    if slot not in SLOTS:
+        raise NotFoundError(f"there is no slot {slot!r}{nearest(str(slot), SLOTS)}")
 
 
 def _choose(spec: ObjectSpec, program: str | None) -> str:

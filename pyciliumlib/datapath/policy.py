@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
-from pyciliumlib.errors import NotFoundError
+from pyciliumlib.errors import KernelError, NotFoundError
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
 from pyciliumlib.identity.labels import Labels, LabelsLike
 from pyciliumlib.policy import (
@@ -185,12 +185,37 @@ class NodePolicy:
     # ------------------------------------------------------------------ identities and endpoints
 
     def identities_changed(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
-        """Follow the allocator: entries for what is new, none for what is gone."""
+        """Follow the allocator: entries for what is new, none for what is gone.
+
+        An endpoint whose map cannot take them is locked down, for without them a packet might pass
+        that its rules deny: all of its packets are dropped until its policy fits again. Raises
+        MapFullError or KernelError then, with every other endpoint up to date.
+        """
         with self._lock:
             differences = self._update({i.id: i.labels for i in added}, [i.id for i in removed])
+            self._restore_locked()
+            failures = []
             for number, (adds, deletes) in differences.items():
-                self._tries.add(number, (adds.keys, adds.values))
-                self._tries.discard(number, deletes.keys)
+                try:
+                    self._tries.discard(number, deletes.keys)
+                    self._tries.add(number, (adds.keys, adds.values))
+                except KernelError as error:
+                    _log.error("endpoint %d is locked down: %s", number, error)
+                    self._tries.lock_down(number)
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+
+    def _restore_locked(self) -> None:
+        """Open the endpoints that were locked down and whose policy fits now."""
+        for number in self._tries.locked:
+            entries = self.repository.policy(number).entries()
+            try:
+                self._tries.replace({number: (entries.keys, entries.values)})
+            except KernelError as error:
+                _log.error("endpoint %d stays locked down: %s", number, error)
+            else:
+                _log.warning("endpoint %d is no longer locked down", number)
 
     def _update(self, added: Mapping[int, Labels], removed: Iterable[int] = ()) -> _Differences:
         """Tell the repository of identities, with their ports by name; what differs by endpoint."""
@@ -265,6 +290,19 @@ class NodePolicy:
             self.forget_ports(old)
             self._ports_changed(old)
 
+    def audit_endpoint(self, old: Endpoint, new: Endpoint) -> None:
+        """Change whether an endpoint is audited, or leave all as it is. Raises MapFullError."""
+        with self._lock:
+            self.repository.remove_endpoint(old.id)
+            try:
+                entries = self._resolve(new).entries()
+                self._tries.replace({new.id: (entries.keys, entries.values)})
+            except BaseException:
+                if new.id in self.repository.policies():
+                    self.repository.remove_endpoint(new.id)
+                self._resolve(old)
+                raise
+
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
         """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
         with self._lock:
@@ -287,7 +325,7 @@ class NodePolicy:
 
     def _resolve(self, endpoint: Endpoint) -> EndpointPolicy:
         return self.repository.add_endpoint(
-            endpoint.id, endpoint.identity_labels, endpoint.named_ports
+            endpoint.id, endpoint.identity_labels, endpoint.named_ports, audit=endpoint.audit
         )
 
     def remove_endpoint(self, endpoint: Endpoint) -> None:

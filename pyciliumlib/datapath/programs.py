@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.kernel import Map, Object, ObjectSpec
 from pyciliumlib.kernel.probe import probe
+from pyciliumlib.loadbalancer import NoBackendResponse
 from pyciliumlib.resources import object_path
 
 _PEER: Final = "helper_redirect_peer"
@@ -21,17 +26,55 @@ SCRATCH: Final = frozenset(
         "events",
         "events_lost",
         "work",
+        "lb_affinity",
+        "lb_service_counters",
+        "lb_backend_counters",
+        "hooks",
         "hook_args",
     }
 )
 
 
+class Programs(Closeable):
+    """The endpoint programs over one set of maps, and the same with slots for users' programs."""
+
+    def __init__(self, config: DatapathConfig, clock: Clock, pins: Path | None = None) -> None:
+        """`pins` is the directory in which the maps are pinned, or are already."""
+        self._config = config
+        self._clock = clock
+        self._hooked: Object | None = None
+        spec = endpoint_spec(config, clock)
+        self.event = spec.type("event").dtype
+        self.plain = spec.load(pins=pins)
+
+    @property
+    def maps(self) -> Mapping[str, Map]:
+        """The maps of both."""
+        return self.plain.maps
+
+    @property
+    def hooked(self) -> Object:
+        """Those that call the slots; loaded when they are first wanted."""
+        if self._hooked is None:
+            spec = endpoint_spec(self._config, self._clock, hooks=True)
+            self._hooked = spec.load(reuse=shared_maps(self.plain))
+        return self._hooked
+
+    def close(self) -> None:
+        """Let go of both; what is pinned or attached lives on."""
+        self.plain.close()
+        if self._hooked is not None:
+            self._hooked.close()
+
+
 def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) -> ObjectSpec:
     """`endpoint.bpf.c` with its maps as large and its programs as configured, to be loaded."""
     spec = ObjectSpec.open(object_path("endpoint"))
-    for name, entries in _sizes(config).items():
-        spec.resize(name, entries)
+    for name, entries in {**_sizes(config), **config.service_sizes.entries()}.items():
+        if name in spec.maps:
+            spec.resize(name, entries)
     spec.config.update(_variables(config, clock, hooks))
+    spec.config.update(_service_variables(config, spec.maps["lb_filter"].max_entries))
     return spec
 
 
@@ -69,6 +112,20 @@ def _variables(config: DatapathConfig, clock: Clock, hooks: bool) -> dict[str, i
         "timeout_any": config.timeout_any,
         "dual_stack": config.dual_stack,
         "redirect_peer": probe(_PEER).has(_PEER) if peer is None else peer,
+        "extended_protocols": config.extended_protocols,
         "hooks_enabled": hooks,
         "trace_every_packet": config.trace_every_packet,
+    }
+
+
+def _service_variables(config: DatapathConfig, filter_cells: int) -> dict[str, object]:
+    seed = config.services.maglev().seed.flow
+    ipv6 = config.service_loopback_ipv6.packed
+    return {
+        "filter_cells": filter_cells,
+        "flow_seed_ipv4": seed.seed_ipv4,
+        "flow_seed_ipv6": seed.seed_ipv6,
+        "reject_unserved": config.services.no_backend_response is NoBackendResponse.REJECT,
+        "loopback_ipv4": int(config.service_loopback_ipv4),
+        "loopback_ipv6": [int.from_bytes(ipv6[at : at + 4], sys.byteorder) for at in (0, 4, 8, 12)],
     }

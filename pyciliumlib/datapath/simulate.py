@@ -1,24 +1,29 @@
 """What would become of a packet: the real programs on it, without a trace.
 
 A second load of the programs shares the maps of policy, identity and endpoints with the datapath
-and has flow tables, metrics and events of its own. The packet's flow, if there is one, is copied
-there first, so an established connection is seen as one.
+and has flow tables, metrics, events and hook slots of its own. The packet's flow, if there is one,
+is copied there first, so an established connection is seen as one; so are the users' programs and
+their maps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
 from pyciliumlib.conntrack import Clock
 from pyciliumlib.datapath.config import DatapathConfig
+from pyciliumlib.datapath.hook import Hook
+from pyciliumlib.datapath.hooks import SLOTS
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
 from pyciliumlib.errors import InvalidError, KernelError
-from pyciliumlib.flow import DropReason, Flow, FlowType, Namer
+from pyciliumlib.flow import DropReason, Flow, FlowService, FlowType, Namer, ServiceNamer
 from pyciliumlib.flow.program import FlowStream
 
 if TYPE_CHECKING:
@@ -61,11 +66,17 @@ class Simulation:
     @property
     def allowed(self) -> bool:
         """Whether it would go on."""
-        return self.outcome is not Outcome.DROPPED
+        return self.outcome is not Outcome.DROPPED and self.reason is None
+
+    @property
+    def service(self) -> FlowService | None:
+        """The service for which it would be translated, or is dropped."""
+        return next((flow.service for flow in self.flows if flow.service), None)
 
     def __str__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         head = f"{self.outcome.value}{why} (identity {self.src_identity} -> {self.dst_identity})"
+        head += f" by {self.service}" if self.service else ""
         return "\n".join([head, *(f"  by {rule}" for rule in self.rules)])
 
 
@@ -73,16 +84,24 @@ class Simulator:
     """A second load of the endpoint programs with scratch maps; made at the first simulation."""
 
     def __init__(
-        self, node: NodeLike, live: Object, config: DatapathConfig, clock: Clock, namer: Namer
+        self,
+        node: NodeLike,
+        live: Object,
+        config: DatapathConfig,
+        clock: Clock,
+        namer: Namer,
+        services: ServiceNamer,
     ) -> None:
         self._node = node
         self._live = live
         quiet = evolve(config, event_bytes=1 << 14, trace_every_packet=True)
-        spec = endpoint_spec(quiet, clock)
+        spec = endpoint_spec(quiet, clock, hooks=True)
         self._programs = spec.load(reuse=shared_maps(live, without=SCRATCH))
-        self._flows = FlowStream(self._programs, spec.type("event").dtype, namer)
+        self._flows = FlowStream(self._programs, spec.type("event").dtype, namer, services)
 
-    def run(self, packet: bytes, at: Endpoint, from_stack: bool) -> tuple[int, bytes, list[Flow]]:
+    def run(
+        self, packet: bytes, at: Endpoint, from_stack: bool, hooks: Iterable[Hook]
+    ) -> tuple[int, bytes, list[Flow]]:
         """The program's return value, the frame it left, and its events."""
         if len(packet) < _ETHERNET:
             raise InvalidError(
@@ -92,7 +111,10 @@ class Simulator:
         name = "to_endpoint" if from_stack else "from_endpoint"
         program = self._programs.programs[name]
         try:
-            result = self._node.netns.call(lambda: program.run(packet, ctx={"ifindex": at.ifindex}))
+            with self._hooked(hooks):
+                result = self._node.netns.call(
+                    lambda: program.run(packet, ctx={"ifindex": at.ifindex})
+                )
         except KernelError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -107,8 +129,19 @@ class Simulator:
         self._flows.close()
         self._programs.close()
 
+    @contextlib.contextmanager
+    def _hooked(self, hooks: Iterable[Hook]) -> Iterator[None]:
+        """Meanwhile copies of the users' programs are in the slots."""
+        slots = self._programs.maps["hooks"]
+        with contextlib.ExitStack() as stack:
+            for hook in hooks:
+                copy = stack.enter_context(hook.rehearse(shared_maps(self._programs)))
+                slots[SLOTS[hook.slot]] = copy.programs[hook.program]
+                stack.callback(slots.delete, SLOTS[hook.slot])
+            yield
+
     def _copy_flows(self) -> None:
-        for name in ("flows", "pending", "fragments"):
+        for name in ("flows", "pending", "fragments", "lb_affinity"):
             scratch = self._programs.maps[name]
             scratch.delete_batch(scratch.lookup_batch()[0])
             keys, values = self._live.maps[name].lookup_batch()
@@ -123,7 +156,8 @@ def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, .
     if retval == _TC_ACT_SHOT:
         outcome = Outcome.DROPPED
     elif retval == _TC_ACT_REDIRECT:
-        outcome = Outcome.TO_ENDPOINT if last else Outcome.ANSWERED
+        # what is answered is told of only where it is dropped as well
+        outcome = Outcome.TO_ENDPOINT if last and not dropped else Outcome.ANSWERED
     else:
         traced = last is not None and last.point == _TRACE_TO_ENDPOINT
         outcome = Outcome.TO_ENDPOINT if traced else Outcome.TO_STACK

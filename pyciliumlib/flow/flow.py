@@ -11,14 +11,33 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, fields, frozen
 
 from pyciliumlib.flow.reasons import DropReason, TracePoint, reason_text
-from pyciliumlib.types import Address, Protocol
+from pyciliumlib.types import Address, Direction, Protocol
 from pyciliumlib.types.addresses import address_from_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 #: Gives an address and an identity a name to print, or None.
 Namer = Callable[[Address, int], "str | None"]
+
+
+@frozen
+class FlowService:
+    """The service by which the opener of a flow reaches the other end, as the opener knows it."""
+
+    namespace: str
+    name: str
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{self.namespace}/{self.name} {host}:{self.port}"
+
+
+#: Says which service a number of `lb_frontends` stands for, or None.
+ServiceNamer = Callable[[int], "FlowService | None"]
 
 
 class FlowType(enum.IntEnum):
@@ -29,22 +48,16 @@ class FlowType(enum.IntEnum):
     VERDICT = 5
 
 
-class Direction(enum.IntEnum):
-    """Seen from the endpoint whose policy or device spoke."""
-
-    INGRESS = 0
-    EGRESS = 1
-
-
 class Verdict(enum.Enum):
-    """What became of the packet."""
+    """What became of the packet; AUDIT is one that policy denies and an audit lets pass."""
 
     FORWARDED = "FORWARDED"
     DROPPED = "DROPPED"
+    AUDIT = "AUDIT"
 
 
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
-_IPV6, _REPLY, _NEW, _RELATED = 1, 2, 4, 8
+_IPV6, _REPLY, _NEW, _RELATED, _AUDITED = 1, 2, 4, 8, 16
 #: Fields of a flow that are the event's of the same name.
 _AS_THEY_ARE = (
     "sport",
@@ -67,7 +80,9 @@ class Flow:
     """One event of the datapath.
 
     `time` is Unix time in seconds, `length` the bytes of the frame, `rule` the cookie of the policy
-    entry that decided (0 = none). `reason` is the drop reason's number, 0 for what went on.
+    entry that decided (0 = none). `reason` is the drop reason's number, 0 for what went on. Of a
+    packet that is translated for a `service`, `src` and `dst` are what policy sees, the client and
+    the backend.
     """
 
     time: float
@@ -96,6 +111,7 @@ class Flow:
     line: int = 0
     src_name: str | None = field(default=None)
     dst_name: str | None = field(default=None)
+    service: FlowService | None = None
 
     @property
     def dropped(self) -> bool:
@@ -125,7 +141,9 @@ class Flow:
         right = self._end(self.dst, self.dport, self.dst_name, self.dst_identity)
         if self.is_reply:
             left, right = right, left
-        return f"{when}  {left} {arrow} {right}  {self._what()}  {self.verdict.value}{self._why()}"
+        by = f" by {self.service}" if self.service else ""
+        what = f"{self._what()}  {self.verdict.value}{self._why()}"
+        return f"{when}  {left} {arrow} {right}{by}  {what}"
 
     def _end(self, address: Address, port: int, name: str | None, identity: int) -> str:
         has_port = self.protocol in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
@@ -142,22 +160,41 @@ class Flow:
         if self.type is FlowType.TRACE:
             return f"{self.point} {detail}"
         if self.type is FlowType.VERDICT:
-            return f"policy-verdict {self.direction.name.lower()} {detail}"
-        return f"drop {self.direction.name.lower()} {detail}"
+            return f"policy-verdict {self.direction} {detail}"
+        return f"drop {self.direction} {detail}"
 
     def _why(self) -> str:
         return f": {reason_text(self.reason)}" if self.dropped else ""
 
 
 def decode(
-    events: npt.NDArray[Any], boot_time: float, namer: Namer | None = None
+    events: npt.NDArray[Any],
+    boot_time: float,
+    namer: Namer | None = None,
+    services: ServiceNamer | None = None,
 ) -> Iterator[Flow]:
     """Flows from an array of `struct event`; with `namer`, their ends have names.
 
     `boot_time` is the Unix time, in seconds, at which the kernel's monotonic clock was zero.
+    `services` tells the service of those that went by one.
+    Events of a kind that is not known here, such as a newer program's, are passed over.
     """
-    columns = _columns(events, boot_time, namer)
+    known = events[_known(events)]
+    columns = _columns(known, boot_time, namer)
+    frontends = known["frontend"].tolist()
+    columns["service"] = repeat(None) if services is None else _each(services, frontends)
     return map(Flow, *(columns[field.name] for field in fields(Flow)))
+
+
+def _known(events: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which events this version understands: their kind, and a trace's place."""
+    import numpy as np
+
+    kinds = events["type"]
+    known: npt.NDArray[np.bool_] = np.isin(kinds, list(FlowType))
+    known &= np.isin(events["direction"], list(Direction))
+    known &= (kinds != FlowType.TRACE) | np.isin(events["reason"], list(TracePoint))
+    return known
 
 
 def _columns(
@@ -167,11 +204,12 @@ def _columns(
     kinds, flags = events["type"], events["flags"]
     reasons = events["reason"] * (kinds != FlowType.TRACE)
     points = zip(events["reason"].tolist(), kinds.tolist(), strict=True)
+    fates = zip((reasons != 0).tolist(), (flags & _AUDITED != 0).tolist(), strict=True)
     columns: dict[str, Iterable[Any]] = {name: events[name].tolist() for name in _AS_THEY_ARE}
     columns |= {
         "time": (events["time_ns"] / 1e9 + boot_time).tolist(),
         "type": _each(FlowType, kinds.tolist()),
-        "verdict": _each(_verdict, reasons.tolist()),
+        "verdict": _each(_verdict, fates),
         "reason": reasons.tolist(),
         "protocol": events["proto"].tolist(),
         "direction": _each(Direction, events["direction"].tolist()),
@@ -201,8 +239,11 @@ def _each(make: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
     return [made[value] for value in values]
 
 
-def _verdict(reason: int) -> Verdict:
-    return Verdict.DROPPED if reason else Verdict.FORWARDED
+def _verdict(fate: tuple[bool, bool]) -> Verdict:
+    dropped, audited = fate
+    if dropped:
+        return Verdict.DROPPED
+    return Verdict.AUDIT if audited else Verdict.FORWARDED
 
 
 def _point(event: tuple[int, int]) -> TracePoint | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from pyciliumlib.flow.flow import Direction
 from pyciliumlib.flow.reasons import reason_text
+from pyciliumlib.types import Direction
 
 if TYPE_CHECKING:
     from pyciliumlib.types import MapLike
@@ -28,7 +28,7 @@ class Metric:
 
     def __str__(self) -> str:
         what = "forwarded" if self.reason == 0 else reason_text(self.reason)
-        return f"{self.direction.name.lower():8} {self.packets:>12} {self.bytes:>16}  {what}"
+        return f"{self.direction!s:8} {self.packets:>12} {self.bytes:>16}  {what}"
 
 
 @frozen

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyciliumlib.flow.flow import Flow, Namer, decode
+from pyciliumlib.flow.flow import Flow, Namer, ServiceNamer, decode
 from pyciliumlib.kernel import Object
 from pyciliumlib.kernel.ring import RingBuffer
 
@@ -18,10 +18,19 @@ if TYPE_CHECKING:
 class FlowStream:
     """Flows from the ring buffer of loaded programs; each is told to one reader."""
 
-    def __init__(self, programs: Object, event: np.dtype[Any], namer: Namer) -> None:
-        """`event` is the layout of `struct event`."""
+    def __init__(
+        self,
+        programs: Object,
+        event: np.dtype[Any],
+        namer: Namer,
+        services: ServiceNamer | None = None,
+    ) -> None:
+        """`event` is the layout of `struct event`; the others are those of `decode`."""
         self._ring = RingBuffer(programs.maps["events"], event, lost=programs.maps["events_lost"])
         self._namer = namer
+        self._services = services
+        #: Events that were read and passed over, as of a kind that is not known here.
+        self.unknown = 0
 
     @property
     def lost(self) -> int:
@@ -49,7 +58,9 @@ class FlowStream:
         self._ring.close()
 
     def _decode(self, events: npt.NDArray[Any]) -> list[Flow]:
-        return list(decode(events, boot_time(), self._namer))
+        flows = list(decode(events, boot_time(), self._namer, self._services))
+        self.unknown += len(events) - len(flows)
+        return flows
 
 
 def boot_time() -> float:

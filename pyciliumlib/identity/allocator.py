@@ -7,13 +7,14 @@ and the like get one of this node's own (`local`); all else a global one (`share
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from attrs import field, frozen
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, InvalidError, LabelError, NotFoundError, nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label, Labels, LabelsLike
 from pyciliumlib.identity.local import LocalNumbers
@@ -29,7 +30,9 @@ from pyciliumlib.identity.numeric import (
     well_known_identities,
 )
 from pyciliumlib.identity.shared import SharedNumbers
-from pyciliumlib.store import MemoryStore, Store
+from pyciliumlib.store import Event, MemoryStore, Store
+
+_log = logging.getLogger(__name__)
 
 #: Called with the identities that came and those that went, in the order of the changes.
 #: One that refuses those that came, by raising, hears of them as gone: unknown ones are no error.
@@ -69,7 +72,7 @@ class AllocatorSettings:
             raise InvalidError("fixed identities: two numbers have the same name")
 
 
-class IdentityAllocator:
+class IdentityAllocator(Closeable):
     """Reference-counted numbers for sets of labels; safe under threads.
 
     >>> with IdentityAllocator() as allocator:
@@ -100,6 +103,8 @@ class IdentityAllocator:
         )
         self._fixed = {name: number for number, name in self.settings.fixed.items()}
         self._observers: list[Observer] = []
+        #: Changes of other nodes that an observer refused, by key; told again by the next `poll`.
+        self._refused: dict[str, Event] = {}
         self._closed = False
 
     # use
@@ -219,13 +224,24 @@ class IdentityAllocator:
         return cancel
 
     def poll(self, timeout: float = 0.0) -> int:
-        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much."""
+        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much.
+
+        Raises what an observer raises; the identities that came are then as if they had not, and
+        the next call tells of them again.
+        """
         with self._polling:
-            events = self._shared.watch.poll(timeout)
+            events = self._shared.watch.poll(0.0 if self._refused else timeout)
             with self._open():
-                added, removed = self._shared.apply(events)
-                if added or removed:
+                news = self._refused | {event.key: event for event in events}
+                added, removed = self._shared.apply(news.values())
+                self._refused = {}
+                try:
                     self._announce(added, removed)
+                except BaseException:
+                    self._refused = news
+                    self._shared.forget(added)
+                    self._announce([], [*removed, *added])
+                    raise
                 return len(added) + len(removed)
 
     def refresh(self) -> None:
@@ -243,17 +259,6 @@ class IdentityAllocator:
                 if self._own_store is not None:
                     self._own_store.close()
 
-    def __enter__(self) -> IdentityAllocator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<IdentityAllocator node {self.settings.node}, {len(self._shared)} global>"
 
@@ -268,8 +273,19 @@ class IdentityAllocator:
         return itertools.chain(self._static.values(), self._shared, *self._local.values())
 
     def _announce(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
+        """Tell every observer, also those behind one that raises; then raise what the first did."""
+        if not (added or removed):
+            return
+        failures = []
         for observer in tuple(self._observers):
-            observer(added, removed)
+            try:
+                observer(added, removed)
+            except Exception as error:
+                failures.append(error)
+        for further in failures[1:]:
+            _log.error("an observer of identities failed too", exc_info=further)
+        if failures:
+            raise failures[0]
 
     def _introduce(self, identity: Identity) -> None:
         """Announce what was just allocated; if an observer raises, it is as if it never was.

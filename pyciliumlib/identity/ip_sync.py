@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.identity.ip_pair import IP_BASE_PATH, IPIdentityPair
 from pyciliumlib.identity.ipcache import IPCache, Update
@@ -17,7 +17,7 @@ from pyciliumlib.types import Address, NetworkLike, parse_network
 _log = logging.getLogger(__name__)
 
 
-class ClusterAddresses:
+class ClusterAddresses(Closeable):
     """Keeps an ipcache and a store's addresses in step, in Cilium's key layout.
 
     What this node publishes lives as long as this object. `host` is the node's own address: what
@@ -37,6 +37,8 @@ class ClusterAddresses:
         self._session = store.session(SESSION_TTL)
         self._prefix = f"{IP_BASE_PATH}/{address_space}/"
         self._watch = store.watch(self._prefix)
+        #: Changes that the ipcache has not taken yet, by key.
+        self._untaken: dict[str, Event] = {}
 
     def publish(self, pair: IPIdentityPair) -> None:
         """Tell of an address; InvalidError where the pair names another host."""
@@ -50,30 +52,22 @@ class ClusterAddresses:
         return self._store.delete(key)
 
     def poll(self, timeout: float = 0.0) -> int:
-        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much."""
-        updates = [
-            update
-            for event in self._watch.poll(timeout)
-            if (update := self._update_of(event)) is not None
-        ]
+        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much.
+
+        Raises what the ipcache raises, with nothing taken in; the next call tries again.
+        """
+        events = self._watch.poll(0.0 if self._untaken else timeout)
+        self._untaken |= {event.key: event for event in events}
+        found = (self._update_of(event) for event in self._untaken.values())
+        updates = [update for update in found if update is not None]
         self._cache.update(updates)
+        self._untaken.clear()
         return len(updates)
 
     def close(self) -> None:
         """Withdraw what this object published; what it learned stays in the ipcache."""
         self._watch.close()
         self._session.close()
-
-    def __enter__(self) -> ClusterAddresses:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _update_of(self, event: Event) -> Update | None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pyciliumlib.errors import ExhaustedError, LabelError, StateError
@@ -75,7 +75,7 @@ class SharedNumbers:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def apply(self, events: list[Event]) -> tuple[list[Identity], list[Identity]]:
+    def apply(self, events: Iterable[Event]) -> tuple[list[Identity], list[Identity]]:
         """Take in changes of the masters: the identities that came, and those that went."""
         added: list[Identity] = []
         removed: list[Identity] = []
@@ -90,10 +90,10 @@ class SharedNumbers:
             if known is not None and self._used.get(known.labels) == number:
                 # Somebody took away what this node uses: put it back rather than follow.
                 _log.warning("identity %s is in use here but its master key changed", known)
-                self._store.create(event.key, known.labels.sorted_text)
+                self._store.put(master_key(self._base, number), known.labels.sorted_text)
                 continue
             if known is not None:
-                self._forget(known)
+                self.forget([known])
                 removed.append(known)
             if labels is not None:
                 added.append(self._learn(number, labels))
@@ -118,12 +118,14 @@ class SharedNumbers:
         self._numbers.setdefault(labels, set()).add(number)
         return Identity(number, labels)
 
-    def _forget(self, identity: Identity) -> None:
-        del self._labels[identity.id]
-        numbers = self._numbers[identity.labels]
-        numbers.discard(identity.id)
-        if not numbers:
-            del self._numbers[identity.labels]
+    def forget(self, identities: Iterable[Identity]) -> None:
+        """Know these no more, none of which this node uses; the store keeps its keys."""
+        for identity in identities:
+            del self._labels[identity.id]
+            numbers = self._numbers[identity.labels]
+            numbers.discard(identity.id)
+            if not numbers:
+                del self._numbers[identity.labels]
 
     # use
 
@@ -165,7 +167,7 @@ class SharedNumbers:
         The next to ask for its labels, here or elsewhere, makes it known again.
         """
         self.release(identity.labels)
-        self._forget(identity)
+        self.forget([identity])
 
     def refresh(self) -> None:
         """Write again what the store lost of this node's: masters, slaves, a session that ended."""

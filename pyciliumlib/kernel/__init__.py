@@ -31,6 +31,7 @@ from pyciliumlib.kernel.spec import ObjectSpec
 from pyciliumlib.kernel.tc import Attached, attach_netkit, attach_tc, attached_tc, find_tc
 from pyciliumlib.kernel.uapi import AttachType
 from pyciliumlib.kernel.values import possible_cpus
+from pyciliumlib.kernel.wait import wait_for_programs
 from pyciliumlib.kernel.xdp import attach_xdp, attached_xdp
 
 __all__ = [
@@ -78,4 +79,5 @@ __all__ = [
     "possible_cpus",
     "probe",
     "unpin",
+    "wait_for_programs",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from types import TracebackType
 from typing import Literal
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, ExistsError, InvalidError, NotFoundError
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
 from pyciliumlib.kernel.device import device_index, device_label, refuse
@@ -23,7 +23,7 @@ _GONE = (-errno.ENOENT, -errno.ENODEV, -errno.EINVAL)
 """No such filter, no such device, no clsact qdisc."""
 
 
-class TcFilter:
+class TcFilter(Closeable):
     """A BPF filter (direct-action) of a device's clsact qdisc; the same interface as `Link`.
 
     All calls must be made in the device's network namespace. Calls from several threads are fine.
@@ -158,17 +158,6 @@ class TcFilter:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this tc filter was closed: attach the program again, or find() it")
-
-    def __enter__(self) -> TcFilter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # The filter itself stays: it belongs to the device, and this thread may be in another

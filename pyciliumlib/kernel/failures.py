@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 from typing import Final, NoReturn
 
-from pyciliumlib.errors import FeatureError, KernelError, PrivilegeError
+from pyciliumlib.errors import FeatureError, InvalidError, KernelError, PrivilegeError
 
 #: The kernel's own number for "not supported", which user space has no name for.
 ENOTSUPP: Final = 524
@@ -43,6 +43,13 @@ def _missing_capability() -> str:
             "root or grant the capability (before Linux 5.8, CAP_SYS_ADMIN)"
         )
     return "CAP_SYS_ADMIN is missing: going by ids and some program types ask for it"
+
+
+def number_of(number: int) -> int:
+    """A number by which the kernel may know something; InvalidError for what can be none."""
+    if not 0 <= number < 1 << 32:
+        raise InvalidError(f"the kernel numbers nothing {number}; numbers are 0 to {(1 << 32) - 1}")
+    return number
 
 
 def raise_for(code: int, doing: str, hint: str = "") -> NoReturn:

@@ -25,6 +25,7 @@ from pyciliumlib.errors import (
 )
 from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.device import refuse
+from pyciliumlib.kernel.failures import number_of
 from pyciliumlib.kernel.pin import open_pin, pin, unpin
 from pyciliumlib.kernel.resource import Resource
 from pyciliumlib.kernel.uapi import LINK_TYPES, AttachType
@@ -94,7 +95,7 @@ class Link(Resource):
 
         Raises NotFoundError if there is none, PrivilegeError without CAP_SYS_ADMIN.
         """
-        fd = lib.pcl_link_fd_by_id(link_id)
+        fd = lib.pcl_link_fd_by_id(number_of(link_id))
         if fd == -errno.ENOENT:
             raise NotFoundError(f"there is no link of id {link_id}: it was detached meanwhile")
         if fd < 0:
@@ -196,9 +197,6 @@ class Link(Resource):
             self.unpin()
         self.close()
 
-    def __enter__(self) -> Link:
-        return self
-
     def __repr__(self) -> str:
         if self.closed:
             return f"<Link {self.name!r} closed>"
@@ -208,6 +206,22 @@ class Link(Resource):
             return f"<Link {self.name!r}: {error}>"
         where = f"cgroup={info.cgroup_id}" if info.kind == "cgroup" else f"ifindex={info.ifindex}"
         return f"<Link {self.name!r} {info.kind} id={info.id} prog={info.prog_id} {where}>"
+
+
+def live_link(pin: str | os.PathLike[str]) -> Link | None:
+    """The link that is pinned there; None if there is none.
+
+    Nor is there one whose device or cgroup is gone: its pin is removed.
+    """
+    try:
+        link = Link.from_pin(pin)
+    except NotFoundError:
+        return None
+    if link.attached:
+        return link
+    link.unpin()
+    link.close()
+    return None
 
 
 def program_label(prog_id: int) -> str:

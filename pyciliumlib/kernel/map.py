@@ -19,7 +19,7 @@ from pyciliumlib.errors import (
 from pyciliumlib.kernel import batch, pin
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
 from pyciliumlib.kernel.codec import Codec
-from pyciliumlib.kernel.failures import raise_for
+from pyciliumlib.kernel.failures import number_of, raise_for
 from pyciliumlib.kernel.kinds import (
     ARRAYS,
     BY_ID,
@@ -41,10 +41,13 @@ from pyciliumlib.types import Column, UpdateMode
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: Stands where no value is: one that a map holds may be anything.
+_ABSENT = object()
 _MODES = {"any": 0, "new": 1, "exist": 2}
 _lookup = lib.bpf_map_lookup_elem
 _update = lib.bpf_map_update_elem
 _delete = lib.bpf_map_delete_elem
+_take = lib.pcl_map_take
 
 
 class Map(Resource):
@@ -118,10 +121,14 @@ class Map(Resource):
         `kinds`, `inner` an example of the maps inside a map of maps. Raises InvalidError for what
         no kernel takes, PrivilegeError, FeatureError, KernelError.
         """
+        try:
+            kind = MapType(type)
+        except ValueError:
+            raise InvalidError(f"{type!r} is no type of map; see MapType") from None
         return cls.from_spec(
             MapSpec(
                 name=name,
-                type=MapType(type),
+                type=kind,
                 key=_codec(key),
                 value=_codec(value),
                 max_entries=max_entries,
@@ -147,7 +154,7 @@ class Map(Resource):
     @classmethod
     def from_id(cls, map_id: int, expect: MapSpec | None = None) -> Self:
         """The map with this number; raises NotFoundError. Needs CAP_SYS_ADMIN."""
-        fd: int = lib.bpf_map_get_fd_by_id(map_id)
+        fd: int = lib.bpf_map_get_fd_by_id(number_of(map_id))
         take_messages(quiet=True)
         if fd == -errno.ENOENT:
             raise NotFoundError(f"the kernel has no map number {map_id} (any more)")
@@ -191,13 +198,17 @@ class Map(Resource):
 
     def lookup(self, key: Any) -> Any:
         """The value of `key`; raises NotFoundError where there is none."""
+        return self._value_by(_lookup, key)
+
+    def _value_by(self, call: Any, key: Any) -> Any:
+        """What a system call that reads one entry gives."""
         try:
             room, data = self._rooms.pop()
         except IndexError:
             room = ffi.new("char[]", self._value.size)
             data = ffi.buffer(room)
         try:
-            err = _lookup(self._fd, self._encode_key(key), room)
+            err = call(self._fd, self._encode_key(key), room)
         except InvalidError as error:
             raise self._bad_key(error) from None
         if err:
@@ -251,6 +262,22 @@ class Map(Resource):
         try:
             return self.lookup(key)
         except NotFoundError:
+            return default
+
+    def pop(self, key: Any, default: Any = _ABSENT) -> Any:
+        """Remove one entry and return its value, or `default`, as that of a dict does.
+
+        Nothing is lost that a program writes meanwhile: it is in the value, or is there afterwards.
+        (On a longest-prefix map, and before Linux 5.14, what is written between reading and
+        removing is lost.) Raises NotFoundError without `default`.
+        """
+        if self.type in ARRAYS:
+            self._raise_for_delete(errno.EINVAL)
+        try:
+            return self._value_by(_take, key)
+        except NotFoundError:
+            if default is _ABSENT:
+                raise
             return default
 
     # --- all entries
@@ -430,7 +457,6 @@ class Map(Resource):
         raise_for(code, f"delete from {self._what()}", _READ_ONLY.get(code, ""))
 
 
-_ABSENT = object()
 _READ_ONLY = {errno.EPERM: "it is frozen, or was opened for reading or writing only"}
 
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError, MismatchError, NotFoundError
 from pyciliumlib.kernel import pin
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
@@ -23,12 +24,12 @@ from pyciliumlib.kernel.spec import ObjectSpec, find
 from pyciliumlib.kernel.verifier import raise_load_failure
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 Pins = pin.PathLike | Mapping[str, pin.PathLike]
 
 
-class Object:
+class Object(Closeable):
     """The maps and programs of one load. `close()` closes them all; pins and links live on."""
 
     def __init__(self, name: str, maps: Mapping[str, Map], programs: Mapping[str, Program]) -> None:
@@ -50,17 +51,6 @@ class Object:
         """Close every map and program; twice is fine."""
         for part in (*self.programs.values(), *self.maps.values()):
             part.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Object {self.name!r} maps={list(self.maps)} programs={list(self.programs)}>"

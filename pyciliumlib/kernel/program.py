@@ -12,7 +12,7 @@ from pyciliumlib.errors import DeviceError, InvalidError, NotFoundError
 from pyciliumlib.kernel import pin
 from pyciliumlib.kernel._binding import ffi, lib, take_messages
 from pyciliumlib.kernel.context import CONTEXTS, ContextValue, new_context, read_context
-from pyciliumlib.kernel.failures import ENOTSUPP, raise_for
+from pyciliumlib.kernel.failures import ENOTSUPP, number_of, raise_for
 from pyciliumlib.kernel.kinds import ProgramType
 from pyciliumlib.kernel.resource import Resource
 
@@ -77,7 +77,7 @@ class Program(Resource):
     @classmethod
     def from_id(cls, program_id: int) -> Self:
         """The program with this number; raises NotFoundError. Needs CAP_SYS_ADMIN."""
-        fd: int = lib.bpf_prog_get_fd_by_id(program_id)
+        fd: int = lib.bpf_prog_get_fd_by_id(number_of(program_id))
         take_messages(quiet=True)
         if fd == -errno.ENOENT:
             raise NotFoundError(f"the kernel has no program number {program_id} (any more)")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
-class Resource:
+class Resource(Closeable):
     """Holds a file descriptor until `close()`; also a context manager.
 
     Calls from several threads are fine; close it when none of them uses it any more.
@@ -51,17 +51,6 @@ class Resource:
         """The descriptor, which the caller owns from now on; this object is closed."""
         fd, self._fd = self.fd, -1
         return fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

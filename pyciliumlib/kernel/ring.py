@@ -20,12 +20,12 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, InvalidError, MismatchError
 from pyciliumlib.kernel._binding import ffi, lib
 from pyciliumlib.kernel.failures import raise_for
@@ -48,7 +48,7 @@ class CounterMap(Protocol):
     def lookup(self, key: Any) -> Any: ...
 
 
-class RingBuffer:
+class RingBuffer(Closeable):
     """The consumer of a BPF_MAP_TYPE_RINGBUF; there must be only one for each map.
 
     `dtype` is the layout of the records, all of one size; without it records are `bytes`.
@@ -222,17 +222,6 @@ class RingBuffer:
             self._closed = True
             os.eventfd_write(self._wake, 1)
             self._free_if_unused()
-
-    def __enter__(self) -> RingBuffer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -142,7 +142,10 @@ def codec_of_dtype(dtype: Any, name: str = "record") -> Codec:
     >>> codec_of_dtype([("port", ">u2"), ("mac", "u1", (6,))]).encode((80, bytes(6))).hex()
     '0050000000000000'
     """
-    layout = np.dtype(dtype)
+    try:
+        layout = np.dtype(dtype)
+    except TypeError as error:
+        raise InvalidError(f"{dtype!r} is no dtype of numpy: {error}") from None
     if layout.subdtype is not None:
         element, shape = layout.subdtype
         if element == np.dtype("u1") and len(shape) == 1:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import attrs
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ExistsError, FeatureError, InvalidError, KernelError
 from pyciliumlib.net import NetNS
 from pyciliumlib.types import Address, AddressLike, PortProto, Protocol, parse_address
@@ -21,6 +22,8 @@ Failure = Literal["", "timeout", "refused", "unreachable", "reset", "closed"]
 
 HELLO = b"hello\n"
 _ECHO_REQUEST4, _ECHO_REQUEST6 = 8, 128
+#: struct linger: on, 0 seconds.
+_RESET_AT_ONCE = struct.pack("ii", 1, 0)
 _RECEIVE_MAX = 65536
 # linux/in.h and linux/in6.h; the socket module has them from Python 3.14 on
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -57,7 +60,7 @@ class ConnectResult:
         return f"ok in {(self.rtt or 0.0) * 1e3:.2f} ms" if self.ok else self.error
 
 
-class Connection:
+class Connection(Closeable):
     """A TCP connection, an SCTP association or a connected UDP socket, kept open.
 
     It shows what a change of policy does to a flow that exists.
@@ -99,12 +102,6 @@ class Connection:
         """Close this end; again is no error."""
         self._sock.close()
 
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _drain(self) -> None:
         self._sock.setblocking(False)
         # BlockingIOError: nothing is waiting; another error will come again from the exchange
@@ -124,11 +121,14 @@ def connect(
 ) -> ConnectResult:
     """Connect from `netns`, send `data`, wait for a reply, close; `timeout` seconds for the whole.
 
-    What the network does is the result; bad arguments raise.
+    What the network does is the result; bad arguments raise. A connection from a `source_port` is
+    reset at the end, so that the port can be used again at once.
     """
     address, wanted = parse_address(dst), single_port(port)
     deadline = time.monotonic() + timeout
     with _client_socket(netns, address.version, wanted.protocol, source_port) as sock:
+        if source_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_ONCE)
         try:
             rtt = _handshake(sock, address, wanted, timeout)
         except OSError as error:

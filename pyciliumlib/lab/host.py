@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, LabError
 from pyciliumlib.lab import client
 from pyciliumlib.lab.client import HELLO, Connection, ConnectResult
@@ -18,11 +19,10 @@ from pyciliumlib.types import Address, AddressLike, PortProto
 if TYPE_CHECKING:
     from pyciliumlib.lab.lab import Lab
 
-H = TypeVar("H", bound="Host")
 T = TypeVar("T")
 
 
-class Host:
+class Host(Closeable):
     """A network namespace of a lab that real programs and sockets live in."""
 
     def __init__(
@@ -156,12 +156,6 @@ class Host:
             kill_all_in({self.netns.inode})
             self.release()
             delete_netns(str(self.netns.name))
-
-    def __enter__(self: H) -> H:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def release(self) -> None:
         """End servers and programs and close what is open here; the namespace stays.

@@ -10,6 +10,7 @@ import os
 import warnings
 import weakref
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, DeviceError, ExistsError, NotFoundError, nearest
 from pyciliumlib.lab.addressing import (
     FIRST_OUTSIDE,
@@ -35,7 +36,7 @@ _LAN = "lan"
 _BRIDGE = "br0"
 
 
-class Lab:
+class Lab(Closeable):
     """Nodes, pods and hosts outside, as namespaces with real devices, addresses and routes.
 
     Everything is removed by `close()`, at the end of `with`, at the end of the interpreter, and,
@@ -182,12 +183,6 @@ class Lab:
             self._state.remove()
         self._closed = True
         _open_labs.discard(self)
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, ExistsError, KernelError, NotFoundError
 from pyciliumlib.lab.client import open_socket, single_port
 from pyciliumlib.net import NetNS
@@ -38,7 +39,7 @@ class Request:
     data: bytes
 
 
-class Server:
+class Server(Closeable):
     """A listener on one port of one host, until `close()` or the end of the lab."""
 
     def __init__(self, loop: ServerLoop, host: str, port: PortProto, reply: Reply) -> None:
@@ -63,12 +64,6 @@ class Server:
     def close(self) -> None:
         """Stop listening and cut the connections; again is no error."""
         self._loop.run(self._close())
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Server {self.port} on {self.host}, {self.count} requests>"

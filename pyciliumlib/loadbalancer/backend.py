@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import struct
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Final
 
 from attrs import evolve, field, frozen
 
+from pyciliumlib._fast import ffi, lib
 from pyciliumlib.errors import InvalidError, UnitError
 from pyciliumlib.types import Address, AddressLike, Protocol
 from pyciliumlib.types.ports import PORT_MAX
@@ -17,6 +18,9 @@ from pyciliumlib.types.ports import PORT_MAX
 WEIGHT_DEFAULT: Final = 100
 WEIGHT_MAX: Final = 65535
 CLUSTER_ID_MAX: Final = 255
+#: struct pcl_backend of csrc/fast/cdef.h
+_KEY: Final = struct.Struct("=HBBBB16s")
+KEY_SIZE: Final = _KEY.size
 _TRANSPORT: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 
 
@@ -76,10 +80,17 @@ def split_endpoint(text: str) -> tuple[str, int, str]:
 
 
 def _address(value: AddressLike) -> Address:
-    try:
-        return ipaddress.ip_address(value)
-    except ValueError as error:
-        raise UnitError(f"{value!r} is no address; write 10.0.0.1 or fd00::1") from error
+    """As `parse_address`, but v4-mapped ones are taken: Maglev has a text for them."""
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        address = value
+    else:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError as error:
+            raise UnitError(f"{value!r} is no address; write 10.0.0.1 or fd00::1") from error
+    if address.version == 6 and address.scope_id is not None:
+        raise UnitError(f"{address} carries a zone; write it without %{address.scope_id}")
+    return address
 
 
 def number(first: int, last: int, what: str) -> Callable[[Any, Any, int], None]:
@@ -121,6 +132,8 @@ class Backend:
     internal: bool = False
     state: BackendState = field(default=BackendState.ACTIVE, converter=_state)
     node: str = ""
+    key: bytes = field(init=False, eq=False, repr=False)
+    """What tells it from all others: address, port, protocol, cluster and scope."""
 
     @classmethod
     def parse(cls, text: str | Backend) -> Backend:
@@ -142,21 +155,18 @@ class Backend:
             raise InvalidError(f"{self} is {self.state} and cannot become {wanted}, but {allowed}")
         return evolve(self, state=wanted)
 
-    @property
-    def key(self) -> tuple[Address, int, Protocol, int]:
-        """What tells it from all others: address, port, protocol, cluster."""
-        return self.address, self.port, self.protocol, self.cluster_id
+    def __attrs_post_init__(self) -> None:
+        cluster, version = self.cluster_id, self.address.version
+        address = self.address.packed
+        key = _KEY.pack(self.port, self.protocol, cluster, version, self.internal, address)
+        object.__setattr__(self, "key", key)
 
-    @cached_property
+    @property
     def hash_string(self) -> str:
         """What Cilium hashes to place the backend: equal on every node and in every version."""
-        host = _text(self.address)
-        if self.cluster_id:
-            host += f"@{self.cluster_id}"
-        if self.address.version == 6:
-            host = f"[{host}]"
-        scope = "/i" if self.internal else ""
-        return f"[{host}:{self.port}/{self.protocol}{scope},State:active]"
+        text = ffi.new("char[80]")
+        size = lib.pcl_backend_text(ffi.from_buffer("struct pcl_backend *", self.key), text)
+        return bytes(ffi.buffer(text, size)).decode()
 
     def __str__(self) -> str:
         host = _text(self.address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from types import MappingProxyType
 
 from attrs import evolve, field, frozen
@@ -73,7 +73,10 @@ class Placement:
     """Where a connection goes.
 
     `backend` is None if it goes nowhere, or to any of `candidates` at random. `forwarding` and
-    `dispatch` say how its packets get there, `reason` why they are dropped.
+    `dispatch` say how its packets get there, `reason` why they are dropped. `redirect` is the
+    CiliumLocalRedirectPolicy that keeps it on this node. `hairpin` is true of a pod that meets
+    itself: it sees its packets come from a loopback address (169.254.42.1, fe80::1), so that the
+    replies come back this way.
     """
 
     why: Why
@@ -83,6 +86,8 @@ class Placement:
     candidates: tuple[Backend, ...] = ()
     forwarding: ForwardingMode | None = None
     dispatch: DSRDispatch | None = None
+    redirect: str = ""
+    hairpin: bool = False
 
     @property
     def reason(self) -> DropReason:
@@ -142,8 +147,8 @@ class Balancer:
     def upsert(self, service: Service) -> None:
         """Add a service, or put it in the place of the one of its key.
 
-        Raises ExistsError where a frontend is another service's, InvalidError for a dispatch that
-        cannot serve its ports.
+        Connections keep the backends that it still has. Raises ExistsError where a frontend is
+        another service's, InvalidError for a dispatch that cannot serve its ports.
         """
         if self.config.forwarding_of(service) is ForwardingMode.DSR:
             self.config.dispatch_of(service)
@@ -153,14 +158,18 @@ class Balancer:
                 raise ExistsError(
                     f"{frontend} of service {service.key} is {there[0].key}'s already"
                 )
-        if service.key in self._services:
-            self._forget(self._services[service.key])
+        known = self._services.get(service.key)
+        if known is not None:
+            self._forget(known)
         self._services[service.key] = service
-        if not selection.is_installed(service, self.node):
-            return
-        for frontend in service.frontends:
-            self._frontends[_place(frontend)] = service, frontend
-            self._addresses[frontend.address] = self._addresses.get(frontend.address, 0) + 1
+        if selection.is_installed(service, self.node):
+            for frontend in service.frontends:
+                self._frontends[_place(frontend)] = service, frontend
+                if _has_address(frontend):
+                    count = self._addresses.get(frontend.address, 0)
+                    self._addresses[frontend.address] = count + 1
+        if known is not None:
+            self._part(service.key, {backend.key for backend in service.backends})
 
     def delete(self, key: ServiceKey) -> Service:
         """Forget a service, its connections and clients; NotFoundError if there is none."""
@@ -169,14 +178,33 @@ class Balancer:
             raise NotFoundError(f"there is no service {key}{nearest(str(key), known)}")
         service = self._services.pop(key)
         self._forget(service)
-        self._connections = {k: v for k, v in self._connections.items() if v[0] != key}
-        self._affinity = {k: v for k, v in self._affinity.items() if k[0] != key}
+        self._part(key, frozenset())
         return service
+
+    def _part(self, key: ServiceKey, kept: Set[object]) -> None:
+        """End the connections of a service with backends that it has no more, or by no frontend.
+
+        Should such a backend come back, it is another one to the clients.
+        """
+        self._connections = {
+            (client, to): (of, backend)
+            for (client, to), (of, backend) in self._connections.items()
+            if of != key or (backend in kept and self._is_of(to, key))
+        }
+        self._affinity = {
+            (of, client): met
+            for (of, client), met in self._affinity.items()
+            if of != key or met[0] in kept
+        }
+
+    def _is_of(self, target: Frontend, key: ServiceKey) -> bool:
+        found = self._frontend(target)
+        return found is not None and found[0].key == key
 
     def _forget(self, service: Service) -> None:
         self._tables = {k: table for k, table in self._tables.items() if k[0] != service.key}
         for frontend in service.frontends:
-            if self._frontends.pop(_place(frontend), None):
+            if self._frontends.pop(_place(frontend), None) and _has_address(frontend):
                 self._addresses[frontend.address] -= 1
                 if not self._addresses[frontend.address]:
                     del self._addresses[frontend.address]
@@ -219,7 +247,9 @@ class Balancer:
         client = Client.parse(client)
         placed = self.where(client, to, direction=direction, opening=opening, now=now)
         if placed.why is Why.RANDOM and placed.backend is None:
-            placed = evolve(placed, backend=self._random.choice(placed.candidates))
+            backend = self._random.choice(placed.candidates)
+            hairpin = _is_hairpin(client, backend, Direction(direction))
+            placed = evolve(placed, backend=backend, hairpin=hairpin)
         if placed.backend is not None and placed.service is not None:
             target = Frontend.parse(to, FrontendType.HOST_PORT)
             self._connections[client, target] = placed.service, placed.backend.key
@@ -230,7 +260,7 @@ class Balancer:
     def connections(self) -> Iterator[tuple[Client, Frontend, Backend]]:
         """What is remembered of connections whose backend is still there."""
         for (client, target), (key, wanted) in self._connections.items():
-            for backend in self._services[key].backends:
+            for backend in self._services[key].all_backends:
                 if backend.key == wanted:
                     yield client, target, backend
 
@@ -254,6 +284,9 @@ class Balancer:
         now: float,
     ) -> Placement:
         config, node = self.config, self.node
+        redirected = selection.redirected(service, frontend, direction, client.address)
+        if frontend.type is FrontendType.LOCAL_REDIRECT and not redirected:
+            return Placement(Why.NO_SERVICE)
         if selection.hidden_cluster_ip(frontend, direction, config):
             return Placement(Why.CLUSTER_IP)
         outside = direction is Direction.NORTH_SOUTH
@@ -264,18 +297,21 @@ class Balancer:
         ):
             return Placement(Why.SOURCE_RANGE)
         kept = self._connections.get((client, target))
-        for backend in service.backends:
+        for backend in service.all_backends:
             if kept == (service.key, backend.key) and selection.keeps(backend, opening=opening):
-                return self._to(backend, Why.CONNECTION, service, direction)
-        found = selection.candidates(service, frontend, direction, node)
+                hairpin = _is_hairpin(client, backend, direction)
+                placed = self._to(backend, Why.CONNECTION, service, direction)
+                return evolve(placed, hairpin=hairpin)
+        found = redirected or selection.candidates(service, frontend, direction, node)
         if not found:
             return Placement(Why.NO_BACKEND)
         chosen, why = self._choose(service, frontend, client, direction, found, now)
+        placed = evolve(self._to(chosen or found[0], why, service, direction), candidates=found)
+        if redirected and service.redirect is not None:
+            placed = evolve(placed, redirect=service.redirect.policy)
         if chosen is None:
-            placed = evolve(self._to(found[0], why, service, direction), backend=None)
-        else:
-            placed = self._to(chosen, why, service, direction)
-        return evolve(placed, candidates=found)
+            return evolve(placed, backend=None)
+        return evolve(placed, hairpin=_is_hairpin(client, chosen, direction))
 
     def _choose(
         self,
@@ -311,6 +347,15 @@ class Balancer:
         dsr = forwarding is ForwardingMode.DSR
         dispatch = self.config.dispatch_of(service) if dsr else None
         return Placement(why, backend, forwarding=forwarding, dispatch=dispatch)
+
+
+def _is_hairpin(client: Client, backend: Backend, direction: Direction) -> bool:
+    return direction is Direction.EAST_WEST and client.address == backend.address
+
+
+def _has_address(frontend: Frontend) -> bool:
+    """Whether its address is a service's, with all its ports; that of a redirect is not."""
+    return frontend.type is not FrontendType.LOCAL_REDIRECT
 
 
 def _place(frontend: Frontend) -> tuple[Address, int, Protocol]:

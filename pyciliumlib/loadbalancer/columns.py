@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from attrs import fields
 
-from pyciliumlib.loadbalancer.installed import Change, Held, Installed
+from pyciliumlib.loadbalancer.installed import Change, Held, Installed, Numbered
 from pyciliumlib.loadbalancer.mirror import Mirror
-from pyciliumlib.loadbalancer.rows import Entry, Spot
+from pyciliumlib.loadbalancer.rows import Entry, Place, Spot
 from pyciliumlib.types import address_to_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+#: The fields of a frontend's entry.
+ENTRY: Final = tuple(field.name for field in fields(Entry))
+#: Where a frontend is, its number, and the service that has it; None: it is gone.
+FrontendRow = tuple[Place, Numbered, Installed | None]
 Columns = tuple["npt.NDArray[Any]", "npt.NDArray[Any]"]
 
 
@@ -23,7 +28,7 @@ def entry_columns(mirror: Mirror, entries: Mapping[Spot, Entry]) -> Columns:
     keys, values = mirror.new_rows(len(entries))
     if entries:
         _set_spots(keys, entries)
-        for name in ("id", "first", "slots", "ranges", "affinity", "revision", "flags"):
+        for name in ENTRY:
             values[name] = [getattr(entry, name) for entry in entries.values()]
     return keys, values
 
@@ -40,6 +45,21 @@ def _set_spots(keys: npt.NDArray[Any], spots: Collection[Spot]) -> None:
     keys["addr"] = _addresses(address for address, *_ in spots)
     for at, name in enumerate(("port", "proto", "scope"), start=1):
         keys[name] = [spot[at] for spot in spots]
+
+
+def frontend_columns(mirror: Mirror, rows: Mapping[int, FrontendRow]) -> Columns:
+    """Frontends by number."""
+    keys, values = mirror.new_rows(len(rows))
+    if rows:
+        places, numbered, owners = zip(*rows.values(), strict=True)
+        keys[:] = list(rows)
+        values["addr"] = _addresses(address for address, _, _ in places)
+        values["port"] = [port for _, port, _ in places]
+        values["proto"] = [protocol for _, _, protocol in places]
+        values["revision"] = [one.revision for one in numbered]
+        values["service"] = [one.id if one else 0 for one in owners]
+        values["affinity"] = [one.service.affinity_timeout if one else 0 for one in owners]
+    return keys, values
 
 
 def backend_columns(mirror: Mirror, held: Iterable[Held], *, alive: bool) -> Columns:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from pyciliumlib.errors import InvalidError, ServiceError, nearest
+from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.kinds import (
     Acceleration,
     Algorithm,
@@ -21,11 +22,22 @@ from pyciliumlib.loadbalancer.service import Service
 from pyciliumlib.types import Protocol
 from pyciliumlib.types.ports import PORT_MAX, PortProto
 
+#: The UDP port of Geneve (RFC 8926).
+GENEVE_PORT: Final = 6081
 _NODE_PORTS: Final = PortProto(30000, 32767)
 
 
 def _ports(value: str | PortProto) -> PortProto:
     return PortProto.parse(value)
+
+
+def _nat_ports(value: str | PortProto | None) -> PortProto | None:
+    if value is None:
+        return None
+    ports = PortProto.parse(value)
+    if ports.any_port or ports.protocol is not Protocol.ANY:
+        raise InvalidError(f"nat_ports {value!r}: write the first and the last port, 40000-65535")
+    return ports
 
 
 @frozen
@@ -36,7 +48,9 @@ class LoadBalancerConfig:
     themselves. The two annotation switches let services choose; a service that does, without the
     switch, is refused. `socket` is for clients on the node itself: their sockets are connected to
     backends (`SocketBalancer`), `socket_host_only` those of the node's own network namespace
-    alone, `socket_terminate` ends those whose backend is gone.
+    alone, `socket_terminate` ends those whose backend is gone. `nat_ports` are the node's ports
+    for connections that are translated, by default those after `node_ports`, less some for the
+    node's own sockets; `auto_protect_ports` keeps the kernel from giving them to sockets.
 
     >>> LoadBalancerConfig.from_config({"maglev-table-size": "65521"}).table_size
     65521
@@ -46,6 +60,7 @@ class LoadBalancerConfig:
     mode: BalancerMode = field(default=BalancerMode.SNAT, converter=BalancerMode)
     dispatch: DSRDispatch = field(default=DSRDispatch.OPT, converter=DSRDispatch)
     acceleration: Acceleration = field(default=Acceleration.DISABLED, converter=Acceleration)
+    geneve_port: int = field(default=GENEVE_PORT, validator=number(1, PORT_MAX, "geneve_port"))
     table_size: int = SIZE_DEFAULT
     hash_seed: str = SEED_DEFAULT
     algorithm_annotation: bool = False
@@ -59,6 +74,8 @@ class LoadBalancerConfig:
     socket: bool = False
     socket_host_only: bool = False
     socket_terminate: bool = False
+    nat_ports: PortProto | None = field(default=None, converter=_nat_ports)
+    auto_protect_ports: bool = True
     service_topology: bool = False
     service_proxy_name: str = ""
 
@@ -151,6 +168,10 @@ def _table_size(value: Any) -> int:
     return Maglev(_whole(value)).size
 
 
+def _tunnel_port(value: Any) -> int:
+    return _whole(value) or GENEVE_PORT
+
+
 def _seed(value: Any) -> str:
     Maglev(seed=_text(value))
     return _text(value)
@@ -174,6 +195,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "bpf-lb-acceleration": ("acceleration", Acceleration),
     "bpf-lb-maglev-table-size": ("table_size", _table_size),
     "bpf-lb-maglev-hash-seed": ("hash_seed", _seed),
+    "tunnel-port": ("geneve_port", _tunnel_port),
     "maglev-table-size": ("table_size", _table_size),
     "maglev-hash-seed": ("hash_seed", _seed),
     "bpf-lb-algorithm-annotation": ("algorithm_annotation", _boolean),
@@ -182,6 +204,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "bpf-lb-source-range-all-types": ("source_ranges_all_types", _boolean),
     "service-no-backend-response": ("no_backend_response", NoBackendResponse),
     "node-port-range": ("node_ports", _node_ports),
+    "enable-auto-protect-node-port-range": ("auto_protect_ports", _boolean),
     "bpf-lb-sock": ("socket", _boolean),
     "bpf-lb-sock-hostns-only": ("socket_host_only", _boolean),
     "bpf-lb-sock-terminate-pod-connections": ("socket_terminate", _boolean),

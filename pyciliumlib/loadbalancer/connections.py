@@ -16,20 +16,22 @@ from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client
 from pyciliumlib.loadbalancer.kinds import FrontendType
 from pyciliumlib.loadbalancer.service import Frontend
-from pyciliumlib.types import MapLike, address_from_bytes, address_to_bytes
+from pyciliumlib.types import Address, MapLike, address_from_bytes, address_to_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-#: enum lb_flow_flags
+# enum lb_flow_flags
 _CLOSING: Final = 1
+_SNAT: Final = 16
 
 
 @frozen
 class Connection:
     """A client's connection and the backend that has it.
 
-    `known` is true from its second packet on; `expires_in` is in seconds.
+    `known` is true from its second packet on; `expires_in` is in seconds. `nat` is the address and
+    port that the backend sees of a connection that is translated.
     """
 
     client: Client
@@ -38,12 +40,17 @@ class Connection:
     known: bool
     closing: bool
     expires_in: float
+    nat: Client | None = None
 
 
 class Connections:
     """Reads the maps of flows; owns none of them."""
 
-    def __init__(self, maps: Mapping[str, MapLike], clock: Clock) -> None:
+    def __init__(
+        self, maps: Mapping[str, MapLike], clock: Clock, sources: Mapping[int, Address | None]
+    ) -> None:
+        """`sources` are the addresses by which backends of each IP version know the balancer."""
+        self._sources = sources
         self._flows, self._pending = maps["lb_flows"], maps["lb_pending"]
         self._backends, self._revisions = maps["lb_backends"], maps["lb_revisions"]
         self._clock = clock
@@ -103,7 +110,14 @@ class Connections:
             known,
             bool(value["flags"] & _CLOSING),
             signed32(int(value["expires"]) - now) / self._clock.hz,
+            self._nat(value, backend),
         )
+
+    def _nat(self, value: Any, backend: Backend) -> Client | None:
+        source = self._sources[backend.address.version]
+        if not value["flags"] & _SNAT or source is None:
+            return None
+        return Client(source, int(value["nat_port"]))
 
     def _now(self) -> int:
         return self._clock.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC)) & 0xFFFFFFFF

@@ -5,6 +5,7 @@ Layouts and hash are those of `bpf/lib/lb_filter.h`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -46,6 +47,7 @@ class FilterTable:
             raise InvalidError(f"a filter has a power of two of cells, not {count}")
         self._map = cells
         self._users = np.zeros(count * _BITS, np.uint16)
+        self._words = np.zeros(count, np.uint64)
 
     def bits(self, needed: list[tuple[bytes, int]]) -> npt.NDArray[np.int64]:
         """The places of the bits of (16-byte address, what it stands for)."""
@@ -57,16 +59,39 @@ class FilterTable:
 
     def change(self, added: npt.NDArray[np.int64], removed: npt.NDArray[np.int64]) -> None:
         """Count users in and out, and write the cells whose bits change."""
-        touched = np.unique(np.concatenate([added, removed]))
-        before = self._users[touched] > 0
         np.add.at(self._users, added, np.uint16(1))
         np.subtract.at(self._users, removed, np.uint16(1))
-        flipped = touched[before != (self._users[touched] > 0)]
-        cells = np.unique(flipped // _BITS)
-        if not len(cells):
-            return
+        self._write(np.unique(np.concatenate([added, removed]) // _BITS))
+
+    def load(self) -> None:
+        """Before the first change: know what the map holds, whoever wrote it."""
+        self._words = self._read()
+
+    def mend(self) -> None:
+        """Let the map hold what is needed, and nothing else."""
+        self._write(np.arange(len(self._words)))
+
+    def differences(self) -> Iterator[str]:
+        """How the map differs from what is needed, in words."""
+        found, needed = self._read(), self._needed(np.arange(len(self._words)))
+        for cell in np.flatnonzero(found != needed):
+            yield f"filter: cell {cell} is {found[cell]:#x}, not {needed[cell]:#x}"
+
+    def _read(self) -> npt.NDArray[np.uint64]:
+        _, words = self._map.lookup_batch()
+        return words.astype(np.uint64)
+
+    def _needed(self, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         users = self._users.reshape(-1, _BITS)[cells] > 0
-        words = np.packbits(users, axis=1, bitorder="little").view("<u8")[:, 0]
-        self._map.update_batch(
-            cells.astype(self._map.key_dtype), words.astype(self._map.value_dtype)
-        )
+        words: npt.NDArray[np.uint64] = np.packbits(users, axis=1, bitorder="little").view("<u8")
+        return words[:, 0]
+
+    def _write(self, cells: npt.NDArray[np.int64]) -> None:
+        words = self._needed(cells)
+        differ = words != self._words[cells]
+        cells, words = cells[differ], words[differ]
+        if len(cells):
+            self._words[cells] = words  # also where writing fails half-way, so that it is undone
+            self._map.update_batch(
+                cells.astype(self._map.key_dtype), words.astype(self._map.value_dtype)
+            )

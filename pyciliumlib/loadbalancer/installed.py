@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import define, field
+from attrs import define, field, frozen
 
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.mirror import Undo
-from pyciliumlib.loadbalancer.rows import Entry, RangeRow, Spot
+from pyciliumlib.loadbalancer.rows import Entry, Place, RangeRow, Spot
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import Slots
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-BackendKey = tuple[object, ...]
+
+@frozen
+class Numbered:
+    """A frontend's number in the maps, and the revision under which it is this one's."""
+
+    number: int
+    revision: int
+
+
+Numbering = dict[Place, Numbered]
 
 
 @define(eq=False)
@@ -29,6 +38,7 @@ class Installed:
     ranges: int = 0
     range_rows: list[RangeRow] = field(factory=list)
     entries: dict[Spot, Entry] = field(factory=dict)
+    frontends: Numbering = field(factory=dict)
     members: dict[int, int] = field(factory=dict)
     slots: list[Slots | None] = field(factory=list)
     bits: npt.NDArray[np.int64] = field(factory=lambda: np.empty(0, np.int64))
@@ -69,9 +79,10 @@ class Change:
 
     fresh: dict[ServiceKey, Installed] = field(factory=dict)
     gone: dict[ServiceKey, Installed] = field(factory=dict)
-    held: dict[BackendKey, Held] = field(factory=dict)
+    held: dict[bytes, Held] = field(factory=dict)
     backend_ids: list[int] = field(factory=list)
     service_ids: list[int] = field(factory=list)
     range_ids: list[int] = field(factory=list)
+    frontend_numbers: list[int] = field(factory=list)
     parted: list[tuple[int, int]] = field(factory=list)
     undo: Undo = field(factory=list)

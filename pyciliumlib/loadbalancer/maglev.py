@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
@@ -20,22 +19,22 @@ from attrs import field, frozen
 
 from pyciliumlib._fast import ffi, lib
 from pyciliumlib.errors import InvalidError
-from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.backend import KEY_SIZE, Backend
 from pyciliumlib.loadbalancer.flow_hash import FlowHash, FlowTuple
 from pyciliumlib.loadbalancer.maglev_table import MaglevTable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    _Numbers = npt.NDArray[np.uint32]
+
 #: The primes that Cilium takes for the size of a table.
 SIZES: Final = (251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071)
 SIZE_DEFAULT: Final = 16381
 SEED_DEFAULT: Final = "JLfvgnHc2kaSUFaI"
 _SEED_BYTES: Final = 12
-#: Placements that are kept: a rebuild hashes only the backends that are new.
-_PLACES_MAX: Final = 1 << 17
 
-_hash_string = attrgetter("hash_string")
+_key, _weight = attrgetter("key"), attrgetter("weight")
 
 
 @frozen
@@ -88,14 +87,12 @@ class Maglev:
     >>> sorted(table.counts().values())
     [125, 126]
 
-    Equal backends share one table while anyone holds it. Memory: 4 bytes a slot.
+    Equal backends share their slots while anyone holds them. Memory: 4 bytes a slot.
     """
 
     size: int = field(default=SIZE_DEFAULT, validator=_check_size)
     seed: MaglevSeed = field(factory=_default_seed, converter=_seed)
-    _offsets: dict[str, int] = field(init=False, factory=dict, repr=False)
-    _skips: dict[str, int] = field(init=False, factory=dict, repr=False)
-    _tables: WeakValueDictionary[tuple[Backend, ...], MaglevTable] = field(
+    _slots: WeakValueDictionary[bytes, npt.NDArray[np.int32]] = field(
         init=False, factory=WeakValueDictionary, repr=False
     )
 
@@ -104,74 +101,64 @@ class Maglev:
 
         Raises InvalidError if one is there twice.
         """
-        ordered = tuple(sorted(backends, key=_hash_string))
-        texts = tuple(map(_hash_string, ordered))
-        if len(set(texts)) < len(texts):
-            twice = next(one for one, other in itertools.pairwise(texts) if one == other)
+        listed = list(backends)
+        keys = list(map(_key, listed))
+        if len(set(keys)) < len(keys):
+            twice = next(one for one in listed if keys.count(one.key) > 1)
             raise InvalidError(f"backend {twice} is there twice; give it once, with one weight")
-        table = self._tables.get(ordered)
-        if table is None:
-            weights = [backend.weight for backend in ordered]
-            table = MaglevTable(ordered, self._fill(texts, weights), self.seed.flow)
-            self._tables[ordered] = table
-        return table
+        packed = np.frombuffer(b"".join(keys), f"V{KEY_SIZE}")
+        order, offsets, skips = self._place(packed)
+        ordered = tuple(map(listed.__getitem__, order.tolist()))
+        weights = np.fromiter(map(_weight, ordered), np.uint16, len(ordered))
+        content = packed[order].tobytes() + weights.tobytes()
+        slots = self._slots.get(content)
+        if slots is None:
+            slots = self._slots[content] = self._fill(offsets, skips, weights)
+        return MaglevTable(ordered, slots, self.seed.flow)
 
     def placement(self, backend: Backend) -> tuple[int, int]:
         """The offset and the skip of a backend's permutation of the slots."""
-        text = backend.hash_string
-        self._place([text])
-        return self._offsets[text], self._skips[text]
+        _, offsets, skips = self._place(np.frombuffer(backend.key, f"V{KEY_SIZE}"))
+        return int(offsets[0]), int(skips[0])
 
     def slot(self, flow: FlowTuple, *, affinity: bool = False) -> int:
         """The slot of a flow in every table of this size and seed."""
         return self.seed.flow.of(flow, affinity=affinity) % self.size
 
-    def _fill(self, texts: Sequence[str], weights: Sequence[int]) -> npt.NDArray[np.int32]:
-        count = len(texts)
-        if not count:
+    def _place(self, keys: npt.NDArray[np.void]) -> tuple[_Numbers, _Numbers, _Numbers]:
+        """The order of the backends' texts; and in it where each begins and how far it steps."""
+        order, offsets, skips = (np.empty(len(keys), np.uint32) for _ in range(3))
+        failed = lib.pcl_maglev_place(
+            ffi.from_buffer("struct pcl_backend[]", keys),
+            len(keys),
+            self.seed.murmur,
+            self.size,
+            *(ffi.from_buffer("uint32_t[]", column) for column in (order, offsets, skips)),
+        )
+        if failed:
+            raise MemoryError(f"no memory to place {len(keys)} backends")
+        return order, offsets, skips
+
+    def _fill(
+        self, offsets: _Numbers, skips: _Numbers, weights: npt.NDArray[np.uint16]
+    ) -> npt.NDArray[np.int32]:
+        if not len(weights):
             return np.full(self.size, -1, np.int32)
-        self._place(texts)
-        offsets = np.fromiter(map(self._offsets.__getitem__, texts), np.uint32, count)
-        skips = np.fromiter(map(self._skips.__getitem__, texts), np.uint32, count)
         slots = np.empty(self.size, np.uint32)
         failed = lib.pcl_maglev_fill(
             ffi.from_buffer("uint32_t[]", slots),
             self.size,
             ffi.from_buffer("uint32_t[]", offsets),
             ffi.from_buffer("uint32_t[]", skips),
-            ffi.from_buffer("uint16_t[]", np.array(weights, np.uint16))
-            if _in_force(weights)
-            else ffi.NULL,
-            count,
+            ffi.from_buffer("uint16_t[]", weights) if _in_force(weights) else ffi.NULL,
+            len(weights),
         )
         if failed:
-            raise MemoryError(f"no memory to place {count} backends")
+            raise MemoryError(f"no memory to place {len(weights)} backends")
         return slots.view(np.int32)
 
-    def _place(self, texts: Sequence[str]) -> None:
-        """Work out offset and skip of those texts that are not placed yet."""
-        unknown = [text.encode() for text in texts if text not in self._offsets]
-        if not unknown:
-            return
-        if len(self._offsets) + len(unknown) > _PLACES_MAX:
-            self._offsets.clear()
-            self._skips.clear()
-            unknown = [text.encode() for text in texts]
-        ends = np.cumsum([len(text) for text in unknown], dtype=np.uint64)
-        hashes = np.empty((len(unknown), 2), np.uint64)
-        lib.pcl_murmur3_128(
-            ffi.from_buffer("uint8_t[]", b"".join(unknown)),
-            ffi.from_buffer("uint64_t[]", ends),
-            len(unknown),
-            self.seed.murmur,
-            ffi.from_buffer("uint64_t[]", hashes),
-        )
-        offsets = (hashes[:, 0] % np.uint64(self.size)).tolist()
-        skips = (hashes[:, 1] % np.uint64(self.size - 1) + np.uint64(1)).tolist()
-        for text, offset, skip in zip(unknown, offsets, skips, strict=True):
-            self._offsets[text.decode()], self._skips[text.decode()] = offset, skip
 
-
-def _in_force(weights: Sequence[int]) -> bool:
+def _in_force(weights: npt.NDArray[np.uint16]) -> bool:
     """Whether weights change the turns: in Cilium they count from a mean of 2 on."""
-    return sum(weights) // len(weights) > 1 and min(weights) != max(weights)
+    mean = int(weights.sum(dtype=np.uint64)) // len(weights)
+    return mean > 1 and bool((weights != weights[0]).any())

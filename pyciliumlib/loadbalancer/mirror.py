@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyciliumlib.types import MapLike
+from pyciliumlib.types import MapLike, address_from_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,6 +33,47 @@ class Mirror:
     def new_rows(self, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Keys and values to fill in, all zero."""
         return np.zeros(count, self._map.key_dtype), np.zeros(count, self._map.value_dtype)
+
+    def load(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Remember what the map holds now, whoever wrote it; keys and values of that."""
+        self._rows = self._read()
+        return (
+            np.frombuffer(b"".join(self._rows), self._map.key_dtype),
+            np.frombuffer(b"".join(self._rows.values()), self._map.value_dtype),
+        )
+
+    def strays(self, wanted: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The keys that are there and not among these."""
+        kept = set(_rows(wanted))
+        return np.frombuffer(
+            b"".join(row for row in self._rows if row not in kept), self._map.key_dtype
+        )
+
+    def differences(self) -> Iterator[str]:
+        """How the map differs from what was written, in words."""
+        there = self._read()
+        for key in there.keys() - self._rows.keys():
+            yield f"{self.name}: {self._key(key)} should not be there"
+        for key, value in self._rows.items():
+            if key not in there:
+                yield f"{self.name}: {self._key(key)} is missing"
+            elif there[key] != value:
+                found, meant = (
+                    _text(np.frombuffer(row, self._map.value_dtype)[0])
+                    for row in (there[key], value)
+                )
+                yield f"{self.name}: {self._key(key)} is {found}, not {meant}"
+
+    def _key(self, row: bytes) -> str:
+        return _text(np.frombuffer(row, self._map.key_dtype)[0])
+
+    def _read(self) -> dict[bytes, bytes]:
+        keys, values = self._map.lookup_batch()
+        rows = dict(zip(_rows(keys), _rows(values), strict=True))
+        if self._array:
+            nothing = bytes(self._map.value_dtype.itemsize)
+            rows = {key: value for key, value in rows.items() if value != nothing}
+        return rows
 
     def missing(self, keys: npt.NDArray[Any]) -> int:
         """How many of the keys are not there."""
@@ -79,6 +120,14 @@ class Mirror:
             self._write(old)
         if gone:
             self._delete(gone)
+
+
+def _text(record: Any) -> str:
+    """A key or value for people: the fields with their names, addresses as such."""
+    names = [name for name in record.dtype.names or () if not name.startswith("pad")]
+    if not names:
+        return str(address_from_bytes(record.tobytes())) if record.nbytes == 16 else str(record)
+    return " ".join(f"{name} {_text(record[name])}" for name in names)
 
 
 def _rows(array: npt.NDArray[Any]) -> list[bytes]:

@@ -10,7 +10,7 @@ import errno
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pyciliumlib.errors import MapFullError
@@ -47,6 +47,14 @@ class Numbers:
     def give_back(self, number: int) -> None:
         """It is nobody's any more."""
         self._resting.append((self._clock() + _REST, number))
+
+    def claim(self, taken: Iterable[int]) -> None:
+        """Before the first is taken: these are, since before this object was made."""
+        had = set(taken)
+        first, self._next = self._next, max(had, default=self._next - 1) + 1
+        for number in range(first, self._next):
+            if number not in had:
+                self.give_back(number)
 
 
 class Rows:
@@ -87,6 +95,15 @@ class Rows:
     def give_back(self, start: int, length: int) -> None:
         """The range is nobody's any more."""
         self._resting.append((self._clock() + _REST, start, length))
+
+    def claim(self, start: int, length: int) -> bool:
+        """Take this very range; false if it is not free."""
+        for index, (at, free) in enumerate(self._free):
+            if at <= start and start + length <= at + free:
+                left, right = (at, start - at), (start + length, at + free - start - length)
+                self._free[index : index + 1] = [piece for piece in (left, right) if piece[1]]
+                return length > 0
+        return False
 
     def _wake(self, now: float) -> None:
         while self._resting and self._resting[0][0] <= now:

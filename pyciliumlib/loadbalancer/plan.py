@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.loadbalancer.backend import Backend
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 
 _SHOWN: Final = 20
@@ -16,28 +17,46 @@ _SHOWN: Final = 20
 
 @frozen
 class ServicePlan:
-    """Services that come or change (with what they were, or None), and those that go."""
+    """Services that come or change (with what they were, or None), and those that go.
+
+    They are as they will be in force: `wanted` are the services that were given, and `quarantine`
+    is why the two may differ.
+    """
 
     upserts: Mapping[ServiceKey, tuple[Service | None, Service]]
     deletes: Mapping[ServiceKey, Service]
+    wanted: Mapping[ServiceKey, Service] = field(factory=dict, repr=False)
+    quarantine: Quarantine = field(factory=Quarantine, repr=False)
 
     @classmethod
     def between(
-        cls, present: Mapping[ServiceKey, Service], wanted: Iterable[Service], *, whole: bool
+        cls,
+        present: Mapping[ServiceKey, Service],
+        wanted: Iterable[Service],
+        *,
+        whole: bool,
+        quarantine: Quarantine,
     ) -> ServicePlan:
-        """What makes `present` hold `wanted`, and with `whole` nothing else."""
+        """What makes `present`, the services in force, hold `wanted`, and with `whole` no others.
+
+        Raises InvalidError where a service is there twice.
+        """
         by_key: dict[ServiceKey, Service] = {}
         for service in wanted:
             if service.key in by_key:
                 raise InvalidError(f"service {service.key} is there twice")
             by_key[service.key] = service
-        upserts = {
-            key: (present.get(key), service)
-            for key, service in by_key.items()
-            if present.get(key) != service
-        }
-        deletes = {key: old for key, old in present.items() if whole and key not in by_key}
-        return cls(upserts, deletes)
+        upserts: dict[ServiceKey, tuple[Service | None, Service]] = {}
+        for key, service in by_key.items():
+            old, new = present.get(key), quarantine.over(service)
+            if old is not new and old != new:
+                upserts[key] = old, new
+            elif new is service and old is not None:
+                by_key[key] = old  # equal: one of them is enough to keep
+        deletes: dict[ServiceKey, Service] = {}
+        if whole:
+            deletes = {key: old for key, old in present.items() if key not in by_key}
+        return cls(upserts, deletes, by_key, quarantine)
 
     def __len__(self) -> int:
         return len(self.upserts) + len(self.deletes)

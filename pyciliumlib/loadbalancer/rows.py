@@ -15,6 +15,8 @@ from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, port_bit
 from pyciliumlib.loadbalancer.kinds import (
     Algorithm,
     Direction,
+    DSRDispatch,
+    ForwardingMode,
     FrontendType,
     SourceRangesPolicy,
 )
@@ -28,6 +30,11 @@ FLAG_DENY_RANGES: Final = 2
 FLAG_OTHER_PORTS: Final = 4
 FLAG_CLUSTER_IP: Final = 8
 FLAG_NODE_PORT: Final = 16
+FLAG_OPTION: Final = 32
+FLAG_GENEVE: Final = 64
+FLAG_SNAT: Final = 128
+FLAG_MAGLEV_INSIDE: Final = 256
+_DISPATCH: Final = {DSRDispatch.OPT: FLAG_OPTION, DSRDispatch.GENEVE: FLAG_GENEVE}
 # enum lb_scope
 EXTERNAL: Final = 0
 INTERNAL: Final = 1
@@ -41,7 +48,9 @@ _ON_NODE: Final = (FrontendType.NODE_PORT, FrontendType.HOST_PORT, FrontendType.
 _SET_BITS: Final = 32
 _ALL_IPV4: Final = ipaddress.IPv4Network("0.0.0.0/0")
 
-#: 16-byte address, port, protocol, scope.
+#: 16-byte address, port, protocol.
+Place = tuple[bytes, int, int]
+#: The same and a scope.
 Spot = tuple[bytes, int, int, int]
 #: Prefix length in bits, 16-byte address, whether it is inside.
 RangeRow = tuple[int, bytes, int]
@@ -57,6 +66,8 @@ class Entry:
     ranges: int = 0
     affinity: int = 0
     revision: int = 0
+    frontend: int = 0
+    frontend_revision: int = 0
     flags: int = 0
 
 
@@ -90,13 +101,22 @@ def flags_of(
 ) -> int:
     """What a program must know of a frontend beside its slots."""
     how = selection.algorithm(service, frontend, direction, config)
+    inside = selection.algorithm(service, frontend, Direction.EAST_WEST, config)
     deny = service.source_ranges_policy is SourceRangesPolicy.DENY
     return (
         (FLAG_MAGLEV if how is Algorithm.MAGLEV else 0)
+        | (FLAG_MAGLEV_INSIDE if inside is Algorithm.MAGLEV else 0)
         | (FLAG_DENY_RANGES if deny else 0)
         | (FLAG_CLUSTER_IP if selection.hidden_cluster_ip(frontend, direction, config) else 0)
         | (FLAG_NODE_PORT if frontend.type in _ON_NODE else 0)
+        | _forwarding_flag(service, config)
     )
+
+
+def _forwarding_flag(service: Service, config: LoadBalancerConfig) -> int:
+    if config.forwarding_of(service) is ForwardingMode.SNAT:
+        return FLAG_SNAT
+    return _DISPATCH.get(config.dispatch_of(service), 0)
 
 
 def range_rows(networks: Iterable[Network]) -> list[RangeRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Final
 
 from attrs import evolve, field, frozen
@@ -89,13 +90,28 @@ class Frontend:
         return f"{host}:{self.port}/{self.protocol}"
 
 
-@frozen(order=True)
+@frozen(order=True, cache_hash=True)
 class ServiceKey:
     """A port of a service: what Kubernetes calls namespace, name, and the port's name."""
 
     namespace: str
     name: str
     port_name: str = ""
+
+    @classmethod
+    def parse(cls, text: str | ServiceKey) -> ServiceKey:
+        """Read "namespace/name" or "namespace/name:port"; InvalidError for anything else.
+
+        >>> ServiceKey.parse("default/web:http").port_name
+        'http'
+        """
+        if isinstance(text, ServiceKey):
+            return text
+        namespace, slash, rest = text.partition("/")
+        name, _, port_name = rest.partition(":")
+        if not (slash and namespace and name):
+            raise InvalidError(f"service {text!r}: write namespace/name or namespace/name:port")
+        return cls(namespace, name, port_name)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" + (f":{self.port_name}" if self.port_name else "")
@@ -119,6 +135,21 @@ class NodeExposure:
     selector: str = ""
 
 
+@frozen
+class LocalRedirect:
+    """Backends on this node that take a service's connections from inside of the cluster.
+
+    `policy` is the CiliumLocalRedirectPolicy that says so, "namespace/name". It is for frontends of
+    type ClusterIP, whose own backends serve where none of these does, and for those of type
+    LocalRedirect, which have no others. With `skip_from_backends` these themselves are not
+    redirected: a cache of names can ask the service that it stands before.
+    """
+
+    policy: str
+    backends: tuple[Backend, ...] = field(converter=_backends)
+    skip_from_backends: bool = False
+
+
 @frozen(cache_hash=True)
 class Service:
     """One port of a service: frontends that share their backends.
@@ -127,6 +158,7 @@ class Service:
     `affinity_timeout` is in seconds, 0 is off: a client then meets the same backend until it has
     been silent for that long. `source_ranges` bind clients outside of the cluster. The policies
     say whether backends of other nodes serve clients from outside (external) and inside.
+    `health_port` tells load balancers before the nodes where backends are (see `HealthNodePorts`).
 
     >>> web = Service("web", ["203.0.113.10:80"], ["10.0.0.1:80", "10.0.0.2:80"])
     >>> print(web.key, len(web.backends))
@@ -153,13 +185,15 @@ class Service:
     )
     mesh: Mesh = field(factory=Mesh)
     exposure: NodeExposure = field(factory=NodeExposure)
+    redirect: LocalRedirect | None = None
+    health_port: int = field(default=0, validator=number(0, PORT_MAX, "health check node port"))
 
     def __attrs_post_init__(self) -> None:
         if not self.name:
             raise InvalidError("a service needs a name")
         _check_together(self)
 
-    @property
+    @cached_property
     def key(self) -> ServiceKey:
         """Its name among all services."""
         return ServiceKey(self.namespace, self.name, self.port_name)
@@ -170,8 +204,13 @@ class Service:
         return next((part.protocol for part in self._parts), None)
 
     @property
+    def all_backends(self) -> tuple[Backend, ...]:
+        """Its own, and those that it is redirected to."""
+        return self.backends + (self.redirect.backends if self.redirect else ())
+
+    @property
     def _parts(self) -> tuple[Frontend | Backend, ...]:
-        return (*self.frontends, *self.backends)
+        return (*self.frontends, *self.all_backends)
 
     def with_backends(self, backends: Iterable[Backend | str]) -> Service:
         """The same service, served by others."""
@@ -186,16 +225,16 @@ def _check_together(service: Service) -> None:
         raise InvalidError(
             f"service {service.key} mixes {names}; make a service of each, under port names"
         )
-    seen: set[object] = set()
+    seen: set[bytes] = set()
     for backend in service.backends:
         if backend.key in seen:
             raise InvalidError(
                 f"service {service.key}: backend {backend} is there twice; give it once"
             )
         seen.add(backend.key)
-        parse_address(str(backend.address))  # v4-mapped ones are for Maglev's texts alone
+        parse_address(backend.address)  # v4-mapped ones are for Maglev's texts alone
     families = {frontend.address.version for frontend in service.frontends}
-    for backend in service.backends:
+    for backend in service.all_backends:
         if families and backend.address.version not in families:
             raise InvalidError(
                 f"service {service.key}: backend {backend} is IPv{backend.address.version}, and no "

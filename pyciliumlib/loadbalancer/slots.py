@@ -5,10 +5,11 @@ Services with the same backends share their slots. See `bpf/lib/lb.h`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from attrs import define
+from attrs import define, evolve
 
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.kinds import Algorithm
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ROW: Final = 16
-#: Rows that are written at once.
-_BATCH: Final = 1 << 16
+#: Slots that are gathered before they are written, in one batch.
+_BATCH: Final = 1 << 22
 SlotKey = tuple[Algorithm, tuple[tuple[int, int], ...]]
 
 
@@ -44,6 +45,8 @@ class SlotTable:
         self._rows = Rows(rows.max_entries, clock)
         self._known: dict[SlotKey, Slots] = {}
         self._unwritten: list[tuple[int, npt.NDArray[np.uint32]]] = []
+        self._unwritten_slots = 0
+        self._found: dict[bytes, list[tuple[int, int]]] = {}
 
     @property
     def free(self) -> int:
@@ -59,11 +62,48 @@ class SlotTable:
         if found is not None:
             found.users += 1
             return found
+        if self._unwritten_slots > _BATCH:  # nothing leads to them yet
+            self.flush()
         ids = self._ids(how, backends)
-        start = self._rows.take(_rows_of(len(ids)))
-        self._unwritten.append((start, ids))
+        there = self._found.get(ids.tobytes())
+        if there:
+            start, _ = there.pop()
+        else:
+            start = self._rows.take(_rows_of(len(ids)))
+            self._unwritten.append((start, ids))
+            self._unwritten_slots += len(ids)
         found = self._known[key] = Slots(key, start * ROW, len(ids))
         return found
+
+    def load(self, places: Iterable[tuple[int, int]]) -> None:
+        """Before the first change: take over slots, by first and count, that are in use.
+
+        Whoever acquires what they hold gets them as they are; nobody else does until `settle`.
+        """
+        _, rows = self._map.lookup_batch()
+        slots = rows.view(np.uint32).reshape(-1)
+        for first, count in sorted(set(places)):
+            length = _rows_of(count)
+            if first % ROW == 0 and self._rows.claim(first // ROW, length):
+                content = slots[first : first + count].tobytes()
+                self._found.setdefault(content, []).append((first // ROW, length))
+
+    def settle(self) -> None:
+        """Give back what `load` found and nobody acquired."""
+        for places in self._found.values():
+            for place in places:
+                self._rows.give_back(*place)
+        self._found.clear()
+
+    def differences(self, backends: Mapping[int, Backend]) -> Iterator[str]:
+        """How the array differs from what was written, in words; `backends` by their numbers."""
+        _, rows = self._map.lookup_batch()
+        slots = rows.view(np.uint32).reshape(-1)
+        for (how, shares), known in self._known.items():
+            wanted = self._ids(how, {n: evolve(backends[n], weight=w) for n, w in shares})
+            other = (slots[known.first : known.first + known.count] != wanted).sum()
+            if other:
+                yield f"slots from {known.first} on: {other} of {known.count} name other backends"
 
     def release(self, slots: Slots | None) -> None:
         """One service less has them."""
@@ -74,37 +114,29 @@ class SlotTable:
             del self._known[slots.key]
             self._rows.give_back(slots.first // ROW, _rows_of(slots.count))
 
-    def flush(self) -> int:
-        """Write the slots that were handed out; how many rows."""
-        written = 0
-        keys: list[npt.NDArray[Any]] = []
-        values: list[npt.NDArray[Any]] = []
+    def flush(self) -> None:
+        """Write the slots that were handed out."""
+        count = sum(_rows_of(len(ids)) for _, ids in self._unwritten)
+        keys = np.empty(count, self._map.key_dtype)
+        rows = np.zeros((count, ROW), np.uint32)
+        at = 0
         for start, ids in self._unwritten:
-            rows = np.zeros((_rows_of(len(ids)), ROW), np.uint32)
-            rows.reshape(-1)[: len(ids)] = ids
-            keys.append(np.arange(start, start + len(rows), dtype=self._map.key_dtype))
-            values.append(rows)
-            written += len(rows)
-            if sum(map(len, keys)) > _BATCH:
-                self._write(keys, values)
-        self._write(keys, values)
-        self._unwritten.clear()
-        return written
+            end = at + _rows_of(len(ids))
+            keys[at:end] = np.arange(start, start + end - at)
+            rows[at:end].reshape(-1)[: len(ids)] = ids
+            at = end
+        if count:
+            self._map.update_batch(keys, rows.view(self._map.value_dtype).reshape(-1))
+        self.forget_unwritten()
 
     def forget_unwritten(self) -> None:
         """A change was given up; its slots are given back by `release`."""
         self._unwritten.clear()
-
-    def _write(self, keys: list[npt.NDArray[Any]], values: list[npt.NDArray[Any]]) -> None:
-        if keys:
-            rows = np.concatenate(values).view(self._map.value_dtype).reshape(-1)
-            self._map.update_batch(np.concatenate(keys), rows)
-        keys.clear()
-        values.clear()
+        self._unwritten_slots = 0
 
     def _ids(self, how: Algorithm, backends: dict[int, Backend]) -> npt.NDArray[np.uint32]:
         if how is Algorithm.RANDOM:
-            return np.fromiter(backends, np.uint32, len(backends))
+            return np.array(sorted(backends), np.uint32)
         table = self._maglev.build(backends.values())
         numbers = {backend.key: number for number, backend in backends.items()}
         return table.ids([numbers[backend.key] for backend in table.backends])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -17,27 +18,34 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from pyciliumlib.errors import ExistsError, MapFullError, PyCiliumError
+from pyciliumlib.errors import ExistsError, MapFullError, NotFoundError, PyCiliumError, nearest
+from pyciliumlib.flow import FlowService
 from pyciliumlib.loadbalancer import columns, rows, selection
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.filter import FilterTable
-from pyciliumlib.loadbalancer.installed import Applied, BackendKey, Change, Held, Installed
+from pyciliumlib.loadbalancer.frontends import FrontendTable
+from pyciliumlib.loadbalancer.installed import Applied, Change, Held, Installed
 from pyciliumlib.loadbalancer.mirror import Mirror
 from pyciliumlib.loadbalancer.numbers import Clock, Numbers
 from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.quarantine import Quarantine
 from pyciliumlib.loadbalancer.rows import Entry, Spot
+from pyciliumlib.loadbalancer.saved import Journal, Saved
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.slots import SlotTable
 from pyciliumlib.types import MapLike, address_to_bytes
+from pyciliumlib.types.collector import collector_at_rest
+
+_UNTOLD = Journal()
 
 
 class ServiceTable:
     """Keeps the maps of a load balancer equal to a set of services.
 
-    `maps` are those of `bpf/lib/lb*.h` by name, empty at first. One writer at a time; the caller
-    holds the lock.
+    `maps` are those of `bpf/lib/lb*.h` by name, empty at first (else: `RestoredTable`);
+    `lb_frontends` may be missing. One writer at a time; the caller holds the lock.
     """
 
     def __init__(
@@ -55,6 +63,11 @@ class ServiceTable:
         self._backend_rows = Mirror(maps["lb_backends"], "backends", array=True)
         self._revision_rows = Mirror(maps["lb_revisions"], "services", array=True)
         self._filter = FilterTable(maps["lb_filter"])
+        self._frontends = FrontendTable(maps.get("lb_frontends"), clock)
+        self._mirrors = (
+            self._entries, self._members, self._ranges, self._backend_rows, self._revision_rows,
+            *self._frontends.mirrors,
+        )  # fmt: skip
         self._slots = SlotTable(maps["lb_slots"], config.maglev(), clock)
         last_service = maps["lb_revisions"].max_entries - 1
         last_backend = maps["lb_backends"].max_entries - 1
@@ -62,9 +75,11 @@ class ServiceTable:
         self._backend_ids = Numbers(1, last_backend, "backends", clock)
         self._range_ids = Numbers(1, (1 << 32) - 1, "sets of source ranges", clock)
         self._installed: dict[ServiceKey, Installed] = {}
-        self._services: dict[ServiceKey, Service] = {}
+        self._wanted: dict[ServiceKey, Service] = {}
+        self._in_force: dict[ServiceKey, Service] = {}
+        self._quarantine = Quarantine()
         self._backends: dict[int, Backend] = {}
-        self._held: dict[BackendKey, Held] = {}
+        self._held: dict[bytes, Held] = {}
         self._revisions: dict[int, int] = {}
         self._backend_revisions: dict[int, int] = {}
         self._owners: dict[Spot, ServiceKey] = {}
@@ -74,12 +89,28 @@ class ServiceTable:
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services that the maps hold; a view that follows."""
-        return MappingProxyType(self._services)
+        """The services as they were given; a view that follows."""
+        return MappingProxyType(self._wanted)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as the maps hold them: less what is quarantined; a view that follows."""
+        return MappingProxyType(self._in_force)
+
+    def serves(self, backend: Backend) -> list[Service]:
+        """The services that have the backend, as they were given; NotFoundError if none has."""
+        held = self._held.get(backend.key)
+        if held is None:
+            raise NotFoundError(f"no service has the backend {backend}")
+        return [self._wanted[key] for key in held.users]
 
     def service_id(self, key: ServiceKey) -> int:
         """The number by which the maps know a service."""
         return self._installed[key].id
+
+    def service_of(self, frontend: int) -> FlowService | None:
+        """The service behind a frontend's number, as events of the programs give it; or None."""
+        return self._frontends.service(frontend)
 
     @property
     def backends(self) -> Mapping[int, Backend]:
@@ -91,18 +122,62 @@ class ServiceTable:
         """Slots that no service has."""
         return self._slots.free
 
+    @property
+    def quarantine(self) -> Quarantine:
+        """The backends that are in quarantine."""
+        return self._quarantine
+
+    def saved(self) -> list[Saved]:
+        """The services with their numbers, for a `RestoredTable`."""
+        return [
+            _saved(self._wanted[key], made, self._held) for key, made in self._installed.items()
+        ]
+
+    def differences(self) -> Iterator[str]:
+        """How the maps differ from what was written, in words."""
+        for mirror in self._mirrors:
+            yield from mirror.differences()
+        yield from self._slots.differences(self._backends)
+        yield from self._filter.differences()
+
     # ------------------------------------------------------------------ changes
 
     def plan(self, wanted: Iterable[Service], *, whole: bool = True) -> ServicePlan:
         """What makes the maps hold `wanted`, and with `whole` nothing else."""
-        return ServicePlan.between(self.services, wanted, whole=whole)
+        return ServicePlan.between(self._in_force, wanted, whole=whole, quarantine=self._quarantine)
 
-    def apply(self, plan: ServicePlan) -> Applied:
+    def plan_deletion(self, keys: Iterable[ServiceKey]) -> ServicePlan:
+        """What takes these services away; NotFoundError for one that is not there."""
+        deletes = {}
+        for key in keys:
+            if key not in self._in_force:
+                known = map(str, self._in_force)
+                raise NotFoundError(f"there is no service {key}{nearest(str(key), known)}")
+            deletes[key] = self._in_force[key]
+        return ServicePlan({}, deletes, {}, self._quarantine)
+
+    def plan_quarantine(self, backends: Iterable[Backend], *, out: bool) -> ServicePlan:
+        """What quarantines these backends in all services or, with `out`, lets them out again.
+
+        Raises NotFoundError for one that no service has.
+        """
+        listed = list(backends)
+        touched = {one.key: one for backend in listed for one in self.serves(backend)}
+        after = self._quarantine.adding(listed)
+        if out:
+            after = self._quarantine.without(backend.key for backend in listed)
+        return ServicePlan.between(self._in_force, touched.values(), whole=False, quarantine=after)
+
+    def apply(self, plan: ServicePlan, journal: Journal = _UNTOLD) -> Applied:
         """Carry out a plan, all of it or nothing; who is new, and which numbers are nobody's now.
 
         Raises ExistsError where two services would have one frontend, MapFullError where
-        something does not fit, KernelError.
+        something does not fit, KernelError, and what `journal` raises.
         """
+        with collector_at_rest():
+            return self._apply(plan, journal)
+
+    def _apply(self, plan: ServicePlan, journal: Journal) -> Applied:
         change = Change(gone={key: self._installed[key] for key in plan.deletes})
         try:
             self._check_owners(plan)
@@ -110,18 +185,37 @@ class ServiceTable:
                 change.fresh[key] = self._prepare(service, change)
             for key, found in change.gone.items():
                 self._let_go(key, found.service.backends, change)
+            quarantine = plan.quarantine.without(
+                key for key, held in change.held.items() if not held.users
+            )
+            journal.begin(self._to_save(plan, change), quarantine)
             self._write(change)
+            journal.commit()
         except BaseException:
-            for step in reversed(change.undo):
+            for step in (*reversed(change.undo), self._frontends.bump):
                 with contextlib.suppress(PyCiliumError):  # the first error is the one to tell
                     step()
             self._give_up(change)
+            journal.abort()
             raise
         new = {held.id: held.backend for key, held in change.held.items() if key not in self._held}
         unused = [held.id for held in change.held.values() if not held.users]
         self._commit(change)
+        self._wanted.update(plan.wanted)
+        self._quarantine = quarantine
         gone = [found.id for found in change.gone.values()]
         return Applied(new, unused, gone, change.parted)
+
+    def _to_save(self, plan: ServicePlan, change: Change) -> dict[ServiceKey, Saved | None]:
+        """What a plan makes of services, also of those that it leaves as they are in force."""
+        after: dict[ServiceKey, Saved | None] = dict.fromkeys(change.gone)
+        held = ChainMap(change.held, self._held)
+        for key, service in plan.wanted.items():
+            if key in change.fresh:
+                after[key] = _saved(service, change.fresh[key], held)
+            elif service is not self._wanted[key] and service != self._wanted[key]:
+                after[key] = _saved(service, self._installed[key], held)
+        return after
 
     def _check_owners(self, plan: ServicePlan) -> None:
         touched = plan.upserts.keys() | plan.deletes.keys()
@@ -153,9 +247,10 @@ class ServiceTable:
         bare = {spot: self._entry(made, frontend, spot[-1], ids)
                 for spot, frontend in self._spots(service).items()}  # fmt: skip
         made.revision = self._revisions.get(made.id, 0)
-        if old is None or _decides_anew(old, bare, made):
-            made.revision += 1
-        made.entries = {spot: evolve(e, revision=made.revision) for spot, e in bare.items()}
+        anew = old is None or _decides_anew(old, bare, made)
+        made.revision += anew
+        made.frontends = self._frontends.number(bare, old, change.frontend_numbers, anew=anew)
+        made.entries = {spot: _numbered(entry, spot, made) for spot, entry in bare.items()}
         made.bits = self._filter.bits(rows.filter_needs(bare, self._own))
         return made
 
@@ -243,6 +338,7 @@ class ServiceTable:
         self._put(
             self._revision_rows, columns.revision_columns(self._revision_rows, change), change
         )
+        stale = self._frontends.write(fresh.values(), leaving, change.undo)
         self._change_filter(fresh.values(), leaving, change)
 
         self._entries.drop(columns.spot_keys(self._entries, dead_spots), change.undo)
@@ -251,7 +347,9 @@ class ServiceTable:
         kept = {made.ranges for made in fresh.values()}
         dead = [found for found in leaving if found.ranges not in kept]
         self._ranges.drop(columns.range_columns(self._ranges, dead)[0], change.undo)
-        self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        stale += self._put(self._backend_rows, self._backend_columns(change, alive=False), change)
+        if stale:
+            self._frontends.bump()
 
     def _backend_columns(self, change: Change, *, alive: bool) -> columns.Columns:
         return columns.backend_columns(self._backend_rows, change.held.values(), alive=alive)
@@ -263,7 +361,7 @@ class ServiceTable:
             dead += [(found.id, backend) for backend in found.members if backend not in kept]
         return dead
 
-    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> None:
+    def _put(self, mirror: Mirror, wanted: columns.Columns, change: Change) -> int:
         keys, values = wanted
         missing = mirror.missing(keys)
         if missing > mirror.free:
@@ -272,7 +370,7 @@ class ServiceTable:
                 f"{missing} new {mirror.name} do not fit, {mirror.free} more do; load with larger "
                 "maps",
             )
-        mirror.put(keys, values, change.undo)
+        return mirror.put(keys, values, change.undo)
 
     def _others_after(self, new: Iterable[Spot], old: Iterable[Spot]) -> dict[bytes, int]:
         """How many frontends the addresses that are touched will have."""
@@ -300,6 +398,9 @@ class ServiceTable:
             for slots in made.slots:
                 self._slots.release(slots)
         # a program may have met them for a moment, so the next who has the number differs
+        for made in change.fresh.values():
+            if made.revision > self._revisions.get(made.id, 0):
+                self._revisions[made.id] = made.revision + 1
         for held in change.held.values():
             if held.id in change.backend_ids:
                 self._backend_revisions[held.id] = held.revision + 1
@@ -310,9 +411,12 @@ class ServiceTable:
         ):
             for number in taken:
                 numbers.give_back(number)
+        self._frontends.give_up(change.fresh.values(), change.frontend_numbers)
 
     def _commit(self, change: Change) -> None:
         """Everything is written: take it down, and give back what nobody has any more."""
+        leaving = [found for _, found in self._before(change)] + list(change.gone.values())
+        self._frontends.commit(change.fresh.values(), leaving)
         for key, found in [*self._before(change), *change.gone.items()]:
             for slots in found.slots:
                 self._slots.release(slots)
@@ -326,13 +430,13 @@ class ServiceTable:
         for key, found in change.gone.items():
             self._revisions[found.id] = found.revision + 1
             self._service_ids.give_back(found.id)
-            del self._installed[key], self._services[key]
+            del self._installed[key], self._wanted[key], self._in_force[key]
         for key, made in change.fresh.items():
             self._revisions[made.id] = made.revision
             self._owners.update(dict.fromkeys(made.entries, key))
             self._count_addresses(made.entries, 1)
             self._installed[key] = made
-            self._services[key] = made.service
+            self._in_force[key] = made.service
         for backend_key, held in change.held.items():
             if held.users:
                 self._held[backend_key] = held
@@ -359,6 +463,22 @@ class ServiceTable:
         for address, _, _, scope in spots:
             if scope == rows.EXTERNAL and address not in self._own:
                 yield address
+
+
+def _numbered(entry: Entry, spot: Spot, made: Installed) -> Entry:
+    """The entry with the numbers and revisions of its service and frontend."""
+    known = made.frontends.get(spot[:3])
+    return evolve(
+        entry,
+        revision=made.revision,
+        frontend=known.number if known else 0,
+        frontend_revision=known.revision if known else 0,
+    )
+
+
+def _saved(service: Service, made: Installed, held: Mapping[bytes, Held]) -> Saved:
+    numbers = tuple(held[backend.key].id for backend in service.backends)
+    return Saved(service, made.id, made.ranges, numbers)
 
 
 def _decides_anew(old: Installed, entries: Mapping[Spot, Entry], made: Installed) -> bool:

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import (
     ClosedError,
     ExistsError,
@@ -41,7 +42,7 @@ _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 
-class NetNS:
+class NetNS(Closeable):
     """A network namespace, held by an open descriptor.
 
     Make one with `create`, `open`, `of_process` or `current`. `close()` lets go of the descriptor;
@@ -186,12 +187,6 @@ class NetNS:
         self.close()
         if self.name is not None:
             delete_netns(self.name)
-
-    def __enter__(self) -> NetNS:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:

@@ -13,7 +13,6 @@ from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     Authentication,
     BandwidthLimit,
-    Direction,
     NamedPorts,
     NamespaceDocument,
     Party,
@@ -27,6 +26,7 @@ from pyciliumlib.policy.parse import Documents, parse
 from pyciliumlib.policy.repository import Change, Repository
 from pyciliumlib.policy.settings import Enforcement, PolicySettings
 from pyciliumlib.policy.verdict import Decision, NearMiss, Reason, decide
+from pyciliumlib.types import Direction
 
 __all__ = [
     "Answer",

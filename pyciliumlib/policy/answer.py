@@ -11,6 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from pyciliumlib.errors import PolicyError
+from pyciliumlib.policy.enforcement import admits_localhost
 from pyciliumlib.policy.l7 import (
     DNSMatcher,
     DNSQuery,
@@ -67,6 +68,11 @@ def one_request(
 
 def answer(decision: Decision, request: Request, settings: PolicySettings) -> Answer:
     """What the proxy says to which `decision` redirects."""
+    local = decision.peer.is_host and admits_localhost(
+        decision.governing, settings, decision.subject, decision.direction
+    )
+    if local:
+        return Answer(True, "every request of the local host passes")
     if decision.beside:
         first = decision.beside[0]
         return Answer(True, f"every request passes, {first.source}", first)

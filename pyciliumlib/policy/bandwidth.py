@@ -14,8 +14,9 @@ from attrs import frozen
 
 from pyciliumlib.errors import UnitError
 from pyciliumlib.policy import fields
-from pyciliumlib.policy.model import BandwidthLimit, Direction
+from pyciliumlib.policy.model import BandwidthLimit
 from pyciliumlib.policy.schema import Problems
+from pyciliumlib.types import Direction
 from pyciliumlib.units import parse_rate
 
 #: A burst below one frame would let no frame pass.

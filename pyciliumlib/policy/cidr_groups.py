@@ -1,7 +1,12 @@
-"""CiliumCIDRGroup objects: sets of prefixes by name, to which rules refer."""
+"""CiliumCIDRGroup objects: sets of prefixes by name, to which rules refer.
+
+A security group of a cloud (`fromGroups`, `toGroups`) is one too, with a name made of what the
+provider knows it by: who can ask the provider fills it in.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -32,6 +37,20 @@ def read_group(
         for text, where in texts(spec.get("externalCIDRs", []), "spec.externalCIDRs", problems)
     ]
     return PolicyDocument(key, (), labels, tuple(dict.fromkeys(m for m in members if m)))
+
+
+def cloud_groups(
+    documents: Mapping[PolicyKey, PolicyDocument],
+) -> dict[str, Mapping[str, Any]]:
+    """What the provider knows each group by that rules name, by the name of its CiliumCIDRGroup."""
+    return {
+        reference.name: json.loads(reference.cloud)
+        for document in documents.values()
+        for rule in document.rules
+        for clause in rule.clauses
+        for reference in clause.references
+        if isinstance(reference, GroupReference) and reference.cloud
+    }
 
 
 def select(

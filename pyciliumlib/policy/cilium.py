@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
-from attrs import frozen
+from attrs import define, frozen
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED
@@ -17,25 +18,23 @@ from pyciliumlib.policy.model import (
     Authentication,
     BandwidthLimit,
     Clause,
-    Direction,
     PolicyDocument,
     PolicyKey,
-    Reference,
     Rule,
     Source,
 )
 from pyciliumlib.policy.peers import (
     Scope,
     parse_selector,
-    read_group_references,
     read_peers,
-    read_service_references,
     reserved,
 )
 from pyciliumlib.policy.ports import PortContext, PortGroup, read_icmps, read_ports
+from pyciliumlib.policy.reference_reader import read_references
 from pyciliumlib.policy.requires import read_requires
 from pyciliumlib.policy.schema import Problems, Schema
 from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import Direction
 
 CNP: Final = "CiliumNetworkPolicy"
 CCNP: Final = "CiliumClusterwideNetworkPolicy"
@@ -100,14 +99,20 @@ def read_metadata(
 
 def _is_limit(entry: object) -> bool:
     """Whether a rule entry is a limit of bandwidth, and says nothing about peers."""
-    return _is_object(entry) and entry.get("toBandwidth") is not None
+    return _is_object(entry) and "toBandwidth" in entry and entry["toBandwidth"] is not None
+
+
+@lru_cache(64)
+def _set_of(*directions: Direction) -> frozenset[Direction]:
+    """One object for all rules that are about these."""
+    return frozenset(directions)
 
 
 def _is_object(entry: object) -> TypeGuard[Mapping[str, Any]]:
     return type(entry) is dict or isinstance(entry, Mapping)  # asking the first costs a tenth
 
 
-@frozen
+@define
 class _Reader:
     """Reads one spec of a document."""
 
@@ -135,8 +140,8 @@ class _Reader:
             for section in sections
             for clause in self._section(item[section.name], section, scope, on_nodes)
         )
-        enforces = frozenset(
-            section.direction for section in sections if not all(map(_is_limit, item[section.name]))
+        enforces = _set_of(
+            *(s.direction for s in sections if not all(map(_is_limit, item[s.name])))
         )
         subject = scope.subject(subject, f"{self.path}.endpointSelector", self.problems)
         return Rule(
@@ -168,15 +173,15 @@ class _Reader:
         if on_nodes and self.key.kind == CNP:
             self.problems.add(path, f"nodes belong to no namespace; write a {CCNP}")
         elif on_nodes and not self.settings.host_firewall:
-            self.problems.unsupported(
-                path, "nodes are governed only with PolicySettings(host_firewall)"
+            self.problems.warn(
+                path, "no node is governed without PolicySettings(host_firewall=True)"
             )
         return parse_selector(item[field], path, self.problems)
 
     def _default_deny(
         self, item: Mapping[str, Any], enforces: frozenset[Direction]
     ) -> frozenset[Direction]:
-        if "enableDefaultDeny" not in item:
+        if "enableDefaultDeny" not in item or not self.settings.non_default_deny:
             return enforces
         path = f"{self.path}.enableDefaultDeny"
         chosen = fields.DEFAULT_DENY.read(item["enableDefaultDeny"], path, self.problems)
@@ -187,21 +192,20 @@ class _Reader:
                     f"true says nothing where no rule is about {direction}; "
                     f"`{direction}: [{{}}]` denies all of it",
                 )
-        return frozenset(d for d in enforces if chosen.get(str(d), True))
+        return _set_of(*(d for d in enforces if chosen.get(str(d), True)))
 
     def _section(
         self, entries: list[Any], section: _Section, scope: Scope, on_nodes: bool
     ) -> Iterator[Clause]:
-        context = PortContext(section.direction, section.deny, not self.key.namespace, on_nodes)
+        context = PortContext(
+            section.direction, section.deny, not self.key.namespace, on_nodes, self.settings
+        )
         path = f"{self.path}.{section.name}"
         for entry, where in section.schema.read_list(entries, path, self.problems):
             if _is_limit(entry):
                 continue
             peers = read_peers(entry, section.word, where, scope, self.problems)
-            references: tuple[Reference, ...] = (
-                *read_group_references(entry, section.word, where, self.problems),
-                *read_service_references(entry, where, self.problems),
-            )
+            references = read_references(entry, section.word, where, self.problems)
             authentication = self._authentication(entry, where)
             for ports in self._groups(entry, where, bool(peers or references), context):
                 yield Clause(
@@ -218,9 +222,12 @@ class _Reader:
 
     def _bandwidth(self, item: Mapping[str, Any]) -> BandwidthLimit | None:
         """The lowest limit of the rule's entries."""
+        entries = item.get("egress", ())
+        if not any(map(_is_limit, entries)):
+            return None
         limits = [
             read_bandwidth(entry, f"{self.path}.egress[{index}]", self.problems)
-            for index, entry in enumerate(item.get("egress", ()))
+            for index, entry in enumerate(entries)
             if _is_limit(entry) and isinstance(entry["toBandwidth"], Mapping)
         ]
         return min((limit for limit in limits if limit), default=None)
@@ -251,8 +258,10 @@ class _Reader:
         names_peers: bool,
         context: PortContext,
     ) -> list[PortGroup]:
-        if "toPorts" in entry and "icmps" in entry:
+        if entry.get("toPorts") and entry.get("icmps"):
             self.problems.add(path, "toPorts and icmps in one entry; write an entry for each")
+        if entry.get("icmps") and not self.settings.icmp_rules:
+            self.problems.add(f"{path}.icmps", "PolicySettings.icmp_rules is off")
         groups: list[PortGroup] = []
         if "toPorts" in entry:
             groups += read_ports(entry["toPorts"], f"{path}.toPorts", context, self.problems)

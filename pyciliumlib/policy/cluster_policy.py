@@ -22,7 +22,6 @@ from pyciliumlib.policy.l7.reader import read_fqdns
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Clause,
-    Direction,
     Level,
     PolicyDocument,
     PolicyKey,
@@ -42,7 +41,7 @@ from pyciliumlib.policy.peers import (
 from pyciliumlib.policy.ports import TRANSPORT, parse_port
 from pyciliumlib.policy.schema import LIST, NUMBER, OBJECT, TEXT, Problems, Schema, texts
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
 KCNP: Final = "ClusterNetworkPolicy"
@@ -245,8 +244,8 @@ class _Reader:
 
     def _nodes(self, data: object, path: str) -> Iterator[Selector]:
         if not self.settings.node_selectors:
-            self.problems.unsupported(
-                path, "nodes are selected only with PolicySettings(node_selectors)"
+            self.problems.add(
+                path, "nodes are selected only with PolicySettings(node_selectors=True)"
             )
         selector = parse_selector(data, path, self.problems) or Selector()
         nodes = Selector(
@@ -260,6 +259,8 @@ class _Reader:
         names = texts(self._at_most(peer.get("domainNames", []), path), path, self.problems)
         if names and action in ("Deny", "Pass"):
             self.problems.add(path, f"names can only be accepted, not with action {action}")
+        if names and not self.settings.l7_proxy:
+            self.problems.add(path, "names need a proxy, and PolicySettings.l7_proxy is off")
         if names:
             self.problems.warn(
                 path, "no name is learned while no DNS proxy is there: it selects nobody yet"

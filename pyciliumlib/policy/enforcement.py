@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
-from pyciliumlib.policy.model import Direction, Party, Rule
+from pyciliumlib.policy.model import Party, Rule
 from pyciliumlib.policy.settings import Enforcement, PolicySettings
+from pyciliumlib.types import Direction
 
 INIT: Final = Label(SOURCE_RESERVED, "init")
 
@@ -22,6 +23,8 @@ def is_enforced(
 ) -> bool:
     """Whether a direction of `subject`, which all of `rules` govern, is held to policy."""
     if settings.enforcement is Enforcement.NEVER:
+        return False
+    if subject.is_host and not settings.host_firewall:
         return False
     return (
         settings.enforcement is Enforcement.ALWAYS
@@ -39,6 +42,11 @@ def denies_by_default(
         or subject.labels.has(INIT)
         or any(direction in rule.default_deny for rule in rules)
     )
+
+
+def is_audited(settings: PolicySettings, subject: Party) -> bool:
+    """Whether what policy denies `subject` passes all the same, and is told of."""
+    return settings.audit or subject.audit
 
 
 def admits_localhost(

@@ -10,16 +10,17 @@ from attrs import frozen
 
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.policy.answer import Answer, Request, answer
-from pyciliumlib.policy.model import Direction, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, Reason, decide
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 _ROWS_MAX: Final = 50
 _TEXT_MAX: Final = 300
 _ECHO_REQUEST: Final = {Protocol.ICMP: 8, Protocol.ICMPv6: 128}
 
-#: What `explain` takes as port: "8080/TCP", "8/ICMP", "ICMP" (an echo request), or a PortProto.
+#: What `explain` takes as port: "8080/TCP", "8/ICMP", "ICMP" (an echo request), "GRE", or a
+#: PortProto.
 Target = str | PortProto
 
 
@@ -95,7 +96,7 @@ class Explanation:
                 if answered is direction:
                     yield "proxy", str(said)
                     yield from (("near", miss) for miss in said.near)
-            if decision.verdict is Verdict.DENY:
+            if decision.verdict is Verdict.DENY or decision.audited:
                 for near in decision.near_misses:
                     yield "near", str(near)
             if decision.reason is Reason.DEFAULT_DENY:
@@ -123,18 +124,25 @@ def _cell(text: str) -> str:
 
 
 def _because(decision: Decision) -> str:
+    if decision.audited:
+        to_be = f"authentication {decision.authentication}" if decision.authentication else "deny"
+        return f"allow for the audit, else {to_be}: {_why(decision)}"
+    return f"{decision.verdict}: {_why(decision)}"
+
+
+def _why(decision: Decision) -> str:
     by = "; ".join(dict.fromkeys(str(clause.source) for clause in decision.clauses))
     if by:
         must = f" (authentication: {decision.authentication})" if decision.authentication else ""
-        return f"{decision.verdict}: {decision.reason.value}, {by}{must}"
+        return f"{decision.reason.value}, {by}{must}"
     if decision.reason is Reason.DEFAULT_DENY and decision.governing:
         rules = "; ".join(
             str(rule.source)
             for rule in decision.governing
             if decision.direction in rule.default_deny
         )
-        return f"{decision.verdict}: {decision.reason.value}; default deny comes from {rules}"
-    return f"{decision.verdict}: {decision.reason.value}"
+        return f"{decision.reason.value}; default deny comes from {rules}"
+    return decision.reason.value
 
 
 def _missing(decision: Decision, target: PortMatch) -> str:
@@ -150,7 +158,7 @@ def _missing(decision: Decision, target: PortMatch) -> str:
 
 
 def parse_target(target: Target) -> tuple[Protocol, int]:
-    """The protocol and the one port (or ICMP type) that `target` names.
+    """The protocol and the one port (or ICMP type, 0 if it has neither) that `target` names.
 
     Raises PolicyError if it names none or several, UnitError if it is no port at all.
 
@@ -165,6 +173,8 @@ def parse_target(target: Target) -> tuple[Protocol, int]:
             return protocol, int(kind)
         raise PolicyError(f"{target!r}: ICMP types are 0 to 255; write 8/ICMP")
     ports = PortProto.parse(target)
+    if ports.protocol.extended:
+        return ports.protocol, 0
     if ports.first != ports.last or ports.protocol is Protocol.ANY:
         raise PolicyError(
             f"{str(target)!r}: one connection has one port and one protocol; write 8080/TCP"

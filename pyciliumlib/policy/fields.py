@@ -17,7 +17,6 @@ from pyciliumlib.policy.schema import (
     FieldSpec,
     Form,
     Schema,
-    refused,
 )
 
 METADATA: Final = Schema(
@@ -78,7 +77,6 @@ LOG: Final = Schema("log", {"value": TEXT})
 
 DEFAULT_DENY: Final = Schema("enableDefaultDeny", {"ingress": BOOL, "egress": BOOL})
 
-_GROUPS: Final = refused(Form.LIST, "cloud security groups are not looked up; write fromCIDR")
 _SHARED: Final[dict[str, FieldSpec]] = {
     "toPorts": LIST,
     "icmps": LIST,
@@ -91,7 +89,7 @@ _FROM: Final[dict[str, FieldSpec]] = {
     "fromCIDR": LIST,
     "fromCIDRSet": LIST,
     "fromNodes": LIST,
-    "fromGroups": _GROUPS,
+    "fromGroups": LIST,
     "fromRequires": LIST,
 }
 _TO: Final[dict[str, FieldSpec]] = {
@@ -100,7 +98,7 @@ _TO: Final[dict[str, FieldSpec]] = {
     "toCIDR": LIST,
     "toCIDRSet": LIST,
     "toNodes": LIST,
-    "toGroups": _GROUPS,
+    "toGroups": LIST,
     "toRequires": LIST,
     "toServices": LIST,
 }
@@ -134,6 +132,12 @@ CIDR_RULE: Final = Schema(
 )
 
 CIDR_GROUP: Final = Schema("CIDR group", {"externalCIDRs": LIST}, required=("externalCIDRs",))
+
+CLOUD_GROUP: Final = Schema("cloud group", {"aws": OBJECT}, required=("aws",))
+AWS_GROUP: Final = Schema(
+    "aws group",
+    {"labels": OBJECT, "securityGroupsIds": LIST, "securityGroupsNames": LIST, "region": TEXT},
+)
 
 SERVICE_PEER: Final = Schema(
     "service",

@@ -19,7 +19,6 @@ from pyciliumlib.policy.cilium import read_metadata
 from pyciliumlib.policy.model import (
     ALL_PORTS,
     Clause,
-    Direction,
     NamespaceDocument,
     PolicyDocument,
     PolicyKey,
@@ -40,7 +39,7 @@ from pyciliumlib.policy.peers import (
 from pyciliumlib.policy.ports import parse_port
 from pyciliumlib.policy.schema import ANY, LIST, NUMBER, OBJECT, TEXT, Problems, Schema, texts
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 
 KNP: Final = "NetworkPolicy"
 API_VERSIONS: Final = ("networking.k8s.io/v1",)
@@ -105,7 +104,7 @@ class _Reader:
             self._source("spec"),
             of_pods(pods).with_requirement(self._own_namespace()),
             False,
-            tuple(clause for clause in clauses if clause.direction in enforces),
+            clauses,
             enforces,
             enforces,
         )
@@ -117,20 +116,30 @@ class _Reader:
         return Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.IN, (self.key.namespace,))
 
     def _enforces(self, item: Mapping[str, Any]) -> frozenset[Direction]:
-        if not item.get("policyTypes"):
-            return frozenset(
-                {Direction.INGRESS, Direction.EGRESS} if item.get("egress") else {Direction.INGRESS}
-            )
-        known = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
-        found = set()
-        for name, where in texts(item["policyTypes"], "spec.policyTypes", self.problems):
-            if name in known:
-                found.add(known[name])
+        """Those of `policyTypes`; without them ingress. A direction with rules is one in any case.
+
+        Kubernetes passes over rules of a direction that `policyTypes` leaves out, Cilium does not.
+        """
+        sections = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
+        types = item.get("policyTypes")
+        found = set() if types else {Direction.INGRESS}
+        for name, where in texts(types or [], "spec.policyTypes", self.problems):
+            if name in sections:
+                found.add(sections[name])
             else:
                 self.problems.add(
                     where,
-                    f"unknown type {name!r}{nearest(name, known)}; known are Ingress and Egress",
+                    f"unknown type {name!r}{nearest(name, sections)}; known are Ingress and Egress",
                 )
+        for name, direction in sections.items():
+            if not item.get(str(direction)) or direction in found:
+                continue
+            if types:
+                self.problems.warn(
+                    f"spec.{direction}",
+                    f"policyTypes leaves {name} out, yet Cilium enforces these rules; name it",
+                )
+            found.add(direction)
         return frozenset(found)
 
     def _clauses(
@@ -205,6 +214,8 @@ class _Reader:
             self.problems.add(f"{path}.port", f"ports begin at 1, found {port!r}; leave it out")
         elif end and not isinstance(port, int):
             self.problems.add(f"{path}.endPort", "a range begins with a port's number")
+        elif isinstance(port, int) and 0 < end < port:
+            self.problems.add(f"{path}.endPort", f"the range ends at {end}, before {port}")
         else:
             text = "0" if port is None else str(port)
             return parse_port(text, end, protocols, path, self.problems)

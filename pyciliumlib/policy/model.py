@@ -23,18 +23,8 @@ from pyciliumlib.identity.labels import (
 )
 from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy.l7 import L7
-from pyciliumlib.types import Network, Protocol
+from pyciliumlib.types import Direction, Network, Protocol
 from pyciliumlib.types.ports import PORT_MAX
-
-
-class Direction(enum.IntEnum):
-    """As seen from the subject; the numbers are those of the policy map's key."""
-
-    INGRESS = 0
-    EGRESS = 1
-
-    def __str__(self) -> str:
-        return self.name.lower()
 
 
 class Verdict(enum.Enum):
@@ -139,6 +129,8 @@ class PortMatch:
     def __str__(self) -> str:
         if self.name:
             return f"{self.name}/{self.protocol}"
+        if self.protocol.extended:
+            return str(self.protocol)
         if self.protocol in (Protocol.ICMP, Protocol.ICMPv6):
             kind = "any type" if self.any_port else f"type {self.first}"
             return f"{self.protocol} {kind}"
@@ -158,13 +150,19 @@ PortNames = frozenset[tuple[str, tuple[int, Protocol]]]
 
 @frozen
 class GroupReference:
-    """CIDR groups, by name or by a selector of their labels, less some prefixes."""
+    """CIDR groups, by name or by a selector of their labels, less some prefixes.
+
+    `cloud` is what a provider knows the group by, as JSON, if it is one of a cloud.
+    """
 
     name: str = ""
     selector: Selector | None = None
     excepts: tuple[Network, ...] = ()
+    cloud: str = ""
 
     def __str__(self) -> str:
+        if self.cloud:
+            return f"cloud group {self.cloud}"
         groups = self.name if self.selector is None else str(self.selector)
         return f"CIDR group {groups}"
 
@@ -248,8 +246,7 @@ class Rule:
     log: str = ""
 
 
-@frozen(order=True)
-class PolicyKey:
+class PolicyKey(NamedTuple):
     """What names a document in a repository."""
 
     kind: str
@@ -309,12 +306,16 @@ def _labels(labels: LabelsLike) -> Labels:
 
 @frozen
 class Party:
-    """One end of a connection, as policy sees it: labels, and the names of its ports."""
+    """One end of a connection, as policy sees it: labels, and the names of its ports.
+
+    `audit` is whether what its policy denies passes all the same (Cilium's PolicyAuditMode).
+    """
 
     labels: Labels = field(converter=_labels)
     named_ports: NamedPorts = field(factory=dict, hash=False)
     identity: int | None = None
     name: str = ""
+    audit: bool = False
 
     @property
     def is_host(self) -> bool:

@@ -6,9 +6,7 @@ is refused.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument, PolicyKe
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.yaml_loader import DocumentLoader
+from pyciliumlib.types.collector import collector_at_rest
 
 #: What `parse` takes: YAML text, the path of a file or of a folder of them, or decoded objects.
 PolicyInput = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]
@@ -81,7 +80,7 @@ def parse(
     problems = Problems(prune=prune)
     found: list[Any] = []
     objects: list[Mapping[str, Any]] = []
-    with _collector_at_rest():
+    with collector_at_rest():
         for where, data in _documents(source, problems):
             problems.document = where
             objects.append(data)
@@ -95,23 +94,6 @@ def parse(
         tuple(problems.warnings),
         tuple((_key_of(item), data) for item, data in zip(found, objects, strict=True)),
     )
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """No cyclic garbage collection in the block.
-
-    Reading makes values and no cycles; to look through all of them again and again while there
-    come more of them is a quarter of the time of a large set.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _read(data: Mapping[str, Any], settings: PolicySettings, problems: Problems) -> Any:

@@ -28,7 +28,6 @@ from pyciliumlib.identity.selector import Operator, Requirement, Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.l7 import DNSRule
 from pyciliumlib.policy.l7.reader import read_fqdns
-from pyciliumlib.policy.model import GroupReference, ServiceReference
 from pyciliumlib.policy.schema import Problems, read_once, texts
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.types import parse_network
@@ -55,7 +54,7 @@ ENTITIES: Final = ("all", "world", "cluster", "cluster-mesh", *_RESERVED_ENTITIE
 
 IN_CLUSTER: Final = Requirement(SOURCE_K8S, CLUSTER_KEY, Operator.EXISTS)
 IN_NAMESPACE: Final = Requirement(SOURCE_K8S, NAMESPACE_KEY, Operator.EXISTS)
-#: Addresses of nodes may lie in a prefix, yet a prefix does not select nodes.
+#: Addresses of nodes may lie in a prefix, yet a prefix does not select nodes by itself.
 _NOT_NODES: Final = (
     Requirement(SOURCE_RESERVED, "remote-node", Operator.DOES_NOT_EXIST),
     Requirement(SOURCE_RESERVED, "host", Operator.DOES_NOT_EXIST),
@@ -88,7 +87,8 @@ def select_prefix(
 ) -> Selector:
     """The selector of all addresses in `network` less those in `excepts`.
 
-    A prefix of length 0 is the world of its family.
+    A prefix of length 0 is the world of its family, and yet another selector than the entity: the
+    two may be sent to different proxies.
     """
     outside = (
         Requirement(SOURCE_CIDR, cidr_label(inner).key, Operator.DOES_NOT_EXIST)
@@ -96,9 +96,10 @@ def select_prefix(
     )
     if network.prefixlen:
         inside = Requirement(SOURCE_CIDR, cidr_label(network).key, Operator.EXISTS)
-        return Selector((inside, *outside, *_NOT_NODES))
+        return Selector((inside, *outside, *(() if settings.cidr_match_nodes else _NOT_NODES)))
     world = world_identity(network.version, settings.enable_ipv4, settings.enable_ipv6)
-    return Selector.of(world.label).with_requirement(*outside)
+    inside = Requirement(SOURCE_RESERVED, world.label.key, Operator.EXISTS)
+    return Selector((inside, *outside))
 
 
 def select_name(rule: DNSRule) -> Selector:
@@ -129,17 +130,15 @@ class Scope:
 
     def peer(self, selector: Selector) -> Selector:
         """The pods that a selector of peers means."""
-        names_namespace = False
-        for requirement in selector.requirements:
-            if requirement.source == SOURCE_RESERVED:
-                return selector
-            names_namespace = names_namespace or _names_namespace(requirement)
+        if any(r.source == SOURCE_RESERVED for r in selector.requirements):
+            return selector
         extra = self._clusters(selector)
-        if not names_namespace:
-            if self.namespace:
+        if not selector.names_key(NAMESPACE_KEY, SOURCE_K8S, SOURCE_ANY):
+            if not self.namespace:
+                # by labels of its namespace a selector may still mean who has none
+                extra = extra if self.selects_init else (IN_NAMESPACE, *extra)
+            elif not any(map(_names_namespace, selector.requirements)):
                 extra = (_in_namespace(self.namespace), *extra)
-            elif not self.selects_init:
-                extra = (IN_NAMESPACE, *extra)
         return selector.with_requirement(*extra)
 
     def settle(self, selector: Selector) -> Selector:
@@ -171,14 +170,20 @@ def _in_cluster(name: str) -> Requirement:
 
 
 def _names_namespace(requirement: Requirement) -> bool:
-    return requirement.source in (SOURCE_K8S, SOURCE_ANY) and (
-        requirement.key == NAMESPACE_KEY or requirement.key.startswith(NAMESPACE_LABEL_PREFIX)
-    )
+    """Whether it is about a label that pods have from their namespace."""
+    return requirement.source in (
+        SOURCE_K8S,
+        SOURCE_ANY,
+    ) and requirement.key.startswith(NAMESPACE_LABEL_PREFIX)
 
 
 #: The field names of a peer kind, without their `from` or `to`.
-PEER_KINDS: Final = ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs", "Services")
+PEER_KINDS: Final = (
+    "Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes", "FQDNs", "Services", "Groups",
+)  # fmt: skip
 _FIELDS: Final = {word: {word + kind: kind for kind in PEER_KINDS} for word in ("from", "to")}
+#: An empty list of these is as good as none; of the others it means nobody.
+_EMPTY_SAYS_NOTHING: Final = ("FQDNs", "Services", "Groups")
 
 
 def read_peers(
@@ -189,31 +194,37 @@ def read_peers(
     CIDR groups and services are references, which come beside.
     `word` is `from` or `to`. An entry may name one kind of peer only.
     """
-    named = [field for field in _FIELDS[word] if field in entry]
-    filled = [field for field in named if entry[field]]
-    if len(filled) > 1:
-        problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
+    kinds = _FIELDS[word]
+    named = [
+        field
+        for field, peers in entry.items()
+        if field in kinds and (peers or kinds[field] not in _EMPTY_SAYS_NOTHING)
+    ]
     if not named:
         return None
+    if len(named) > 1:
+        filled = [field for field in kinds if field in named and entry[field]]
+        if len(filled) > 1:
+            problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
     found: list[Selector] = []
     for field in named:
-        read = _READ.get(_FIELDS[word][field])
+        read = _READ.get(kinds[field])
         if read is not None:
             found.extend(read(entry[field], f"{path}.{field}", scope, problems))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found) if len(found) > 1 else found)
 
 
 def parse_selector(data: object, path: str, problems: Problems) -> Selector | None:
     """A label selector, or None after a problem."""
+    return read_once(_read_selector, data, path, problems, None)
 
-    def read() -> Selector | None:
-        with problems.catching():
-            if isinstance(data, Mapping):
-                return Selector.parse(data, path)
-            problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
-        return None
 
-    return read_once(("selector",), data, problems, read)
+def _read_selector(data: object, path: str, problems: Problems, _: None) -> Selector | None:
+    with problems.catching():
+        if isinstance(data, Mapping):
+            return Selector.parse(data, path)
+        problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
+    return None
 
 
 def _endpoints(
@@ -232,7 +243,7 @@ def _peer(scope: Scope, selector: Selector) -> Selector:
 
 def _nodes(values: list[Any], path: str, scope: Scope, problems: Problems) -> Iterator[Selector]:
     if values and not scope.settings.node_selectors:
-        problems.unsupported(path, "nodes are selected only with PolicySettings(node_selectors)")
+        problems.add(path, "nodes are selected only with PolicySettings(node_selectors=True)")
     for index, value in enumerate(values):
         selector = parse_selector(value, f"{path}[{index}]", problems)
         if selector is not None:
@@ -260,8 +271,12 @@ def parse_prefix(text: str, path: str, problems: Problems, *, bare: bool = False
     except UnitError as error:
         problems.add(path, str(error))
         return None
-    if "/" not in text and not bare:
+    address, slash, length = text.partition("/")
+    if not slash and not bare:
         problems.add(path, f"{text!r} has no length; write {network}")
+        return None
+    if "%" in address or (slash and length != str(network.prefixlen)):
+        problems.add(path, f"{text!r}: an address without a zone and its length, as in {network}")
         return None
     return network
 
@@ -285,56 +300,6 @@ def _cidr_sets(
             yield select_prefix(network, excepts, scope.settings)
 
 
-def read_group_references(
-    entry: Mapping[str, Any], word: str, path: str, problems: Problems
-) -> tuple[GroupReference, ...]:
-    """The CIDR groups that an entry's CIDR sets refer to; `read_peers` has checked their fields."""
-    field = f"{word}CIDRSet"
-    found: list[GroupReference] = []
-    if field not in entry:
-        return ()
-    for index, item in enumerate(entry[field]):
-        if not isinstance(item, Mapping) or item.get("cidr") is not None:
-            continue
-        where = f"{path}.{field}[{index}]"
-        excepts = tuple(
-            prefix
-            for text, at in texts(item.get("except") or [], f"{where}.except", problems)
-            if (prefix := parse_prefix(text, at, problems)) is not None
-        )
-        if isinstance(item.get("cidrGroupRef"), str):
-            found.append(GroupReference(item["cidrGroupRef"], excepts=excepts))
-        elif item.get("cidrGroupSelector") is not None:
-            selector = parse_selector(
-                item["cidrGroupSelector"], f"{where}.cidrGroupSelector", problems
-            )
-            if selector is not None:
-                found.append(GroupReference(selector=selector, excepts=excepts))
-    return tuple(found)
-
-
-def read_service_references(
-    entry: Mapping[str, Any], path: str, problems: Problems
-) -> tuple[ServiceReference, ...]:
-    """The services that the `toServices` of an entry names."""
-    found: list[ServiceReference] = []
-    listed = entry.get("toServices")
-    if not listed:
-        return ()
-    for item, where in fields.SERVICE_PEER.read_list(listed, f"{path}.toServices", problems):
-        if "k8sService" in item:
-            at = f"{where}.k8sService"
-            named = fields.K8S_SERVICE.read(item["k8sService"], at, problems)
-            found.append(ServiceReference(named.get("serviceName", ""), named.get("namespace", "")))
-        elif "k8sServiceSelector" in item:
-            at = f"{where}.k8sServiceSelector"
-            chosen = fields.K8S_SERVICE_SELECTOR.read(item["k8sServiceSelector"], at, problems)
-            selector = parse_selector(chosen.get("selector", {}), f"{at}.selector", problems)
-            if selector is not None:
-                found.append(ServiceReference("", chosen.get("namespace", ""), selector))
-    return tuple(found)
-
-
 def read_excepts(
     values: list[Any], path: str, network: Network | None, problems: Problems
 ) -> tuple[Network, ...]:
@@ -356,7 +321,8 @@ def _fqdns(values: list[Any], path: str, scope: Scope, problems: Problems) -> It
     if values:
         problems.warn(path, "no name is learned while no DNS proxy is there: it selects nobody yet")
     for rule in read_fqdns(values, path, problems):
-        yield select_name(rule)
+        if rule != DNSRule():
+            yield select_name(rule)
 
 
 _READ: Final[dict[str, Callable[[list[Any], str, Scope, Problems], Iterator[Selector]]]] = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final
-
-from attrs import frozen
+from typing import Any, Final, NamedTuple
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.policy import fields
@@ -18,19 +16,22 @@ from pyciliumlib.policy.l7.reader import (
     read_kafka,
     read_secret,
 )
-from pyciliumlib.policy.model import Direction, PortMatch
+from pyciliumlib.policy.model import PortMatch
 from pyciliumlib.policy.schema import Problems, read_once, texts
-from pyciliumlib.types import Protocol
+from pyciliumlib.policy.settings import PolicySettings
+from pyciliumlib.types import Direction, Protocol
 from pyciliumlib.types.ports import PORT_MAX
 
 PORTS_MAX: Final = 40
 LISTENER_PRIORITY_MAX: Final = 100
 TRANSPORT: Final = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 _PROTOCOLS: Final = {"": TRANSPORT, "ANY": TRANSPORT, **{p.name: (p,) for p in TRANSPORT}}
-_EXTENDED_PROTOCOLS: Final = ("VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
+_WITHOUT_PORTS: Final = {p.name.upper(): p for p in Protocol if p.extended}
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME_MAX: Final = 15
 
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,4}")
+_TYPE_MAX: Final = 255
 _ICMP_FAMILIES: Final = {"IPv4": Protocol.ICMP, "IPv6": Protocol.ICMPv6}
 # https://www.iana.org/assignments/icmp-parameters, https://www.iana.org/assignments/icmpv6-parameters
 _ICMP_TYPES: Final[dict[Protocol, dict[str, int]]] = {
@@ -38,7 +39,7 @@ _ICMP_TYPES: Final[dict[Protocol, dict[str, int]]] = {
         "EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
         "RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11,
         "ParameterProblem": 12, "Timestamp": 13, "TimestampReply": 14, "Photuris": 40,
-        "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43, "ExtendedEcho Reply": 43,
+        "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43,
     },
     Protocol.ICMPv6: {
         "DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
@@ -56,8 +57,7 @@ _ICMP_TYPES: Final[dict[Protocol, dict[str, int]]] = {
 }  # fmt: skip
 
 
-@frozen
-class PortGroup:
+class PortGroup(NamedTuple):
     """The ports of one `toPorts` or `icmps` entry, and the L7 rules for them."""
 
     ports: tuple[PortMatch, ...]
@@ -65,33 +65,29 @@ class PortGroup:
     path: str
 
 
-@frozen(cache_hash=True)
-class PortContext:
+class PortContext(NamedTuple):
     """Where the ports stand: L7 is for allow rules, and differs by direction and subject."""
 
     direction: Direction
     deny: bool
     clusterwide: bool
     on_nodes: bool
+    settings: PolicySettings
 
 
 def read_ports(
     values: list[Any], path: str, context: PortContext, problems: Problems
 ) -> Iterator[PortGroup]:
     """The groups of `toPorts`; an entry without ports yields a group that matches nothing."""
-    groups = read_once(
-        ("toPorts", context),
-        values,
-        problems,
-        lambda: list(_read_ports(values, path, context, problems)),
-    )
-    for index, group in enumerate(groups):
-        yield PortGroup(group.ports, group.l7, f"{path}[{index}]")
+    groups = read_once(_read_ports, values, path, problems, context)
+    for index, (ports, l7) in enumerate(groups):
+        yield PortGroup(ports, l7, f"{path}[{index}]")
 
 
 def _read_ports(
-    values: list[Any], path: str, context: PortContext, problems: Problems
-) -> Iterator[PortGroup]:
+    values: list[Any], path: str, problems: Problems, context: PortContext
+) -> list[tuple[tuple[PortMatch, ...], L7 | None]]:
+    groups = []
     schema = fields.PORT_DENY_RULE if context.deny else fields.PORT_RULE
     for item, where in schema.read_list(values, path, problems):
         listed = item.get("ports", [])
@@ -99,20 +95,27 @@ def _read_ports(
             problems.add(f"{where}.ports", f"{len(listed)} ports in one entry; at most {PORTS_MAX}")
         ports: list[PortMatch] = []
         for port, port_path in fields.PORT.read_list(listed, f"{where}.ports", problems):
-            ports.extend(_read_port(port, port_path, problems))
+            ports.extend(_read_port(port, port_path, context, problems))
         l7 = _read_l7(item, listed, ports, where, context, problems)
-        yield PortGroup(tuple(dict.fromkeys(ports)), l7, where)
+        groups.append((tuple(dict.fromkeys(ports)), l7))
+    return groups
 
 
-def _read_port(item: dict[str, Any], path: str, problems: Problems) -> list[PortMatch]:
+def _read_port(
+    item: dict[str, Any], path: str, context: PortContext, problems: Problems
+) -> list[PortMatch]:
     name = str(item.get("protocol", "")).upper()
     text = item.get("port", "")
-    if name in _EXTENDED_PROTOCOLS:
-        if text in ("", "0"):
-            problems.unsupported(f"{path}.protocol", f"{name} has no place in the datapath")
-        else:
+    extended = context.settings.extended_protocols
+    if name in _WITHOUT_PORTS:
+        if text not in ("", "0"):
             problems.add(f"{path}.port", f"{name} has no ports; leave port out")
-        return []
+        elif not extended:
+            problems.add(
+                f"{path}.protocol",
+                f"{name} is known only with PolicySettings(extended_protocols=True)",
+            )
+        return [PortMatch(_WITHOUT_PORTS[name])]
     if name not in _PROTOCOLS:
         hint = (
             "; ICMP goes under icmps"
@@ -124,10 +127,10 @@ def _read_port(item: dict[str, Any], path: str, problems: Problems) -> list[Port
     if not isinstance(text, str):
         problems.add(f"{path}.port", f'expected a text, found {text!r}; quote it: "{text}"')
         return []
-    if not text:
+    if not text and not extended:
         problems.add(path, 'port is missing; "0" means every port')
         return []
-    return parse_port(text, item.get("endPort", 0), _PROTOCOLS[name], path, problems)
+    return parse_port(text or "0", item.get("endPort", 0), _PROTOCOLS[name], path, problems)
 
 
 def parse_port(
@@ -144,16 +147,18 @@ def parse_port(
             )
             return []
         return [PortMatch(protocol, name=name) for protocol in protocols]
+    if text[0] == "0" and text != "0":
+        problems.add(f"{path}.port", f"{text!r}: Cilium reads this as octal; leave out the zeros")
+        return []
     first = int(text) if len(text) <= 9 else PORT_MAX + 1
     if first > PORT_MAX or not 0 <= end <= PORT_MAX:
         problems.add(f"{path}.port", f"ports end at {PORT_MAX}")
         return []
-    if end and end < first:
-        problems.add(f"{path}.endPort", f"the range ends at {end}, before it starts at {first}")
-        return []
-    if first == 0:
+    if 0 < end < first:
+        problems.warn(f"{path}.endPort", f"{end} is before {first}, so port {first} alone is meant")
+    if not (first or end):
         return [PortMatch(protocol) for protocol in protocols]
-    return [PortMatch(protocol, first, end or first) for protocol in protocols]
+    return [PortMatch(protocol, first, max(first, end)) for protocol in protocols]
 
 
 def read_icmps(values: list[Any], path: str, problems: Problems) -> Iterator[PortGroup]:
@@ -177,20 +182,20 @@ def _read_icmp(item: dict[str, Any], path: str, problems: Problems) -> Iterator[
         return
     protocol = _ICMP_FAMILIES[family]
     kind, known = item.get("type"), _ICMP_TYPES[protocol]
-    if isinstance(kind, str) and kind in known:
-        kind = known[kind]
-    elif isinstance(kind, str) and kind.isascii() and kind.isdigit() and len(kind) <= 3:
-        kind = int(kind)
+    if isinstance(kind, str):
+        kind = known.get(kind, int(kind) if _NUMBER.fullmatch(kind) else kind)
     if isinstance(kind, bool) or not isinstance(kind, int):
         if kind is not None:
             problems.add(
                 f"{path}.type", f"no {family} message type {kind!r}{nearest(str(kind), known)}"
             )
-    elif not 0 <= kind <= 255:
-        problems.add(f"{path}.type", f"message types end at 255, found {kind}")
+    elif not 0 <= kind <= PORT_MAX:
+        problems.add(f"{path}.type", f"{kind} is no message type; they are 0 to {_TYPE_MAX}")
     elif kind == 0:
         yield PortMatch(protocol)  # as in Cilium, where port 0 of a filter is every port
     else:
+        if kind > _TYPE_MAX:
+            problems.warn(f"{path}.type", f"no message has the type {kind}; the rule has no effect")
         yield PortMatch(protocol, kind, kind)
 
 
@@ -219,6 +224,8 @@ def _read_l7(
     if len(found) > 1:
         problems.add(f"{path}.rules", f"{' and '.join(found)} in one entry; write one for each")
         return None
+    if found and not context.settings.l7_proxy:
+        problems.add(f"{path}.rules", "L7 rules need a proxy, and PolicySettings.l7_proxy is off")
     names = _read_server_names(item.get("serverNames"), f"{path}.serverNames", problems)
     tls = {
         name: _read_tls(item[name], f"{path}.{name}", problems)
@@ -235,7 +242,8 @@ def _read_l7(
         return _read_listener(item, bool(found), path, context, problems)
     if not found:
         if names or tls:
-            _check_protocol(Parser.TLS, listed, ports, path, context, problems)
+            if any(port.protocol is not Protocol.TCP or port.any_port for port in ports):
+                problems.warn(path, "TLS runs over TCP; other connections fail at the proxy")
             return L7(
                 Parser.TLS,
                 server_names=names,
@@ -293,7 +301,8 @@ def _read_listener(
     config = fields.ENVOY_CONFIG.read(
         listener.get("envoyConfig", {"name": "-"}), f"{where}.envoyConfig", problems
     )
-    kind = config.get("kind", "CiliumEnvoyConfig")
+    own = "CiliumClusterwideEnvoyConfig" if context.clusterwide else "CiliumEnvoyConfig"
+    kind = config.get("kind", own)
     if kind not in ("CiliumEnvoyConfig", "CiliumClusterwideEnvoyConfig"):
         problems.add(
             f"{where}.envoyConfig.kind",
@@ -307,7 +316,10 @@ def _read_listener(
     priority = listener.get("priority", 0)
     if not 0 <= priority <= LISTENER_PRIORITY_MAX:
         problems.add(f"{where}.priority", f"write 1 to {LISTENER_PRIORITY_MAX}, found {priority}")
-    return L7(Parser.CRD, f"{config.get('name', '')}/{listener.get('name', '')}", priority=priority)
+    # as Cilium names it, less the namespace, which is the policy's: a leading "/" has none
+    shared = "/" if kind == "CiliumClusterwideEnvoyConfig" else ""
+    name = f"{shared}{config.get('name', '')}/{listener.get('name', '')}"
+    return L7(Parser.CRD, name, priority=priority)
 
 
 def _check_protocol(
@@ -331,19 +343,5 @@ def _check_protocol(
             problems.add(where, f"{parser.value} rules need a port other than 0")
         elif dns and port.first != port.last and not port.name:
             problems.add(where, f"dns rules take no range of ports, found {port}")
-        elif not _takes_rules(port, dns, listed):
-            problems.add(
-                where, f"{parser.value} rules are for TCP{' and UDP' if dns else ''}, found {port}"
-            )
-
-
-def _takes_rules(port: PortMatch, dns: bool, listed: list[Any]) -> bool:
-    if port.protocol is Protocol.TCP:
-        return True
-    if not dns or port.protocol is Protocol.UDP:
-        return dns
-    # SCTP beside DNS is refused where it is named, but `ANY` stands for it too
-    return any(
-        isinstance(item, dict) and str(item.get("protocol") or "ANY").upper() == "ANY"
-        for item in listed
-    )
+        elif not dns and port.protocol is not Protocol.TCP:
+            problems.add(where, f"{parser.value} rules are for TCP, found {port}")

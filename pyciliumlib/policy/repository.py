@@ -7,6 +7,7 @@ and one that cannot be refuses the change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -31,14 +32,15 @@ from pyciliumlib.policy.analysis import (
     suggest,
 )
 from pyciliumlib.policy.answer import one_request
+from pyciliumlib.policy.cidr_groups import cloud_groups
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
 from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
+from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     BandwidthLimit,
-    Direction,
     NamedPorts,
     NamespaceDocument,
     Party,
@@ -53,6 +55,8 @@ from pyciliumlib.policy.rule_store import RuleStore
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, decide
+from pyciliumlib.types import Direction
+from pyciliumlib.types.collector import collector_at_rest
 
 
 @frozen(eq=False, repr=False)
@@ -102,6 +106,7 @@ class Repository:
         self._lock = self._cache.lock
         self._derivations = Derivations()
         self._endpoints: dict[int, _Endpoint] = {}
+        self._subjects = IdentityIndex()  # of endpoints, by number
         self._namespaces: dict[str, NamespaceDocument] = {}
         self._revision = 0
         reserved = (identity for identity in ReservedIdentity if identity.given_to_traffic)
@@ -131,12 +136,13 @@ class Repository:
 
         Raises PolicyError, with nothing changed, if a document is wrong or contradicts another.
         """
-        documents = source if isinstance(source, Documents) else parse(source, self.settings)
-        return self._change(
-            {item.key: item for item in documents.policies},
-            {item.name: item for item in documents.namespaces},
-            documents,
-        )
+        with collector_at_rest():
+            documents = source if isinstance(source, Documents) else parse(source, self.settings)
+            return self._change(
+                {item.key: item for item in documents.policies},
+                {item.name: item for item in documents.namespaces},
+                documents,
+            )
 
     def delete(self, *keys: PolicyKey) -> Change:
         """Delete documents; NotFoundError, with nothing changed, if one is not there."""
@@ -192,12 +198,16 @@ class Repository:
 
     def _touched(self, *sets: Mapping[PolicyKey, PolicyDocument | None]) -> list[int]:
         """The endpoints that a rule of these documents governs."""
-        rules = [rule for documents in sets for rule in self._rules.touched(documents)]
-        return [
+        if not self._endpoints:
+            return []
+        found = {
             number
-            for number, endpoint in self._endpoints.items()
-            if any(governs(rule, endpoint.party) for rule in rules)
-        ]
+            for documents in sets
+            for rule in self._rules.touched(documents)
+            for number in self._subjects.select(rule.subject)
+            if governs(rule, self._endpoints[number].party)
+        }
+        return sorted(found)
 
     # ------------------------------------------------------------------ identities
 
@@ -239,15 +249,24 @@ class Repository:
     # ------------------------------------------------------------------ endpoints
 
     def add_endpoint(
-        self, number: int, labels: LabelsLike, named_ports: NamedPorts | None = None
+        self,
+        number: int,
+        labels: LabelsLike,
+        named_ports: NamedPorts | None = None,
+        *,
+        audit: bool = False,
     ) -> EndpointPolicy:
-        """The policy of a new endpoint, kept up from now on."""
+        """The policy of a new endpoint, kept up from now on.
+
+        With `audit` its entries let pass what they would deny.
+        """
         with self._lock:
             if number in self._endpoints:
                 raise ExistsError(f"endpoint {number} is there already; remove it first")
-            party = Party(labels, dict(named_ports or {}))
+            party = Party(labels, dict(named_ports or {}), audit=audit)
             policy = self._resolve(party, self._revision)
             self._endpoints[number] = _Endpoint(party, policy)
+            self._subjects.add(number, party.labels)
             return policy
 
     def remove_endpoint(self, number: int) -> None:
@@ -255,6 +274,7 @@ class Repository:
         with self._lock:
             self._endpoint(number).policy.release()
             del self._endpoints[number]
+            self._subjects.remove(number)
 
     def policy(self, number: int) -> EndpointPolicy:
         """The policy of an endpoint as it is now."""
@@ -294,6 +314,15 @@ class Repository:
         """
         with self._lock:
             return self._rules.prefixes()
+
+    def cloud_groups(self) -> Mapping[str, Mapping[str, Any]]:
+        """The security groups of clouds that rules name (`fromGroups`, `toGroups`).
+
+        Each selects nobody until a CiliumCIDRGroup is applied whose name is the key here, with the
+        prefixes that the provider tells for the value.
+        """
+        with self._lock:
+            return cloud_groups(self._rules.documents)
 
     def governing(self, subject: PartyLike) -> Sequence[Rule]:
         """The rules about a subject."""

@@ -12,9 +12,10 @@ from typing import Any
 from attrs import evolve
 
 from pyciliumlib.identity.selector import Requirement
-from pyciliumlib.policy.model import Clause, Direction, Rule
+from pyciliumlib.policy.model import Clause, Rule
 from pyciliumlib.policy.peers import Scope, parse_selector
 from pyciliumlib.policy.schema import Problems
+from pyciliumlib.types import Direction
 
 
 def read_requires(

@@ -1,4 +1,4 @@
-"""The fields of policy objects, as tables: which are read, and which are known but refused.
+"""The fields of policy objects, as tables.
 
 `Schema.read` compares an object of a document with its table. Everything that is wrong goes into
 one `Problems`, so that a reader of the message can mend all of it in one go.
@@ -45,14 +45,13 @@ _PYTHON_TYPE: Final[dict[Form, type]] = {
 
 @frozen
 class FieldSpec:
-    """One field: its form, and why it is refused if it is.
+    """One field.
 
-    A `legacy` field was dropped by current Cilium, whose API removes it from a document; it is
+    A `legacy` one was dropped by current Cilium, whose API removes it from a document; it is
     read here unless `Problems.prune` asks for what the API does.
     """
 
     form: Form
-    refused: str = ""
     legacy: bool = False
     _type: type = field(init=False, eq=False)
 
@@ -74,11 +73,6 @@ NUMBER: Final = FieldSpec(Form.NUMBER)
 LIST: Final = FieldSpec(Form.LIST)
 OBJECT: Final = FieldSpec(Form.OBJECT)
 ANY: Final = FieldSpec(Form.ANY)
-
-
-def refused(form: Form, reason: str) -> FieldSpec:
-    """A field that Cilium knows and this version does not implement."""
-    return FieldSpec(form, refused=reason)
 
 
 @define
@@ -134,29 +128,34 @@ class Problems:
 
 
 _Read = TypeVar("_Read")
+_Context = TypeVar("_Context")
 #: Parts of documents that were read without a remark, by what they are and hold.
 _READ_BEFORE: Final[dict[tuple[object, ...], Any]] = {}
 _READ_BEFORE_MAX: Final = 1 << 15
 
 
 def read_once(
-    what: tuple[object, ...], content: Any, problems: Problems, read: Callable[[], _Read]
+    read: Callable[[Any, str, Problems, _Context], _Read],
+    content: Any,
+    path: str,
+    problems: Problems,
+    context: _Context,
 ) -> _Read:
-    """The result of `read`, or that of an earlier call for equal `content`.
+    """The result of `read`, or that of an earlier call for equal `content` and `context`.
 
-    Policies repeat themselves: a cluster has few different selectors and lists of ports. `what` is
-    all besides `content` that the result depends on. Results are shared, so they are values; one
-    that came with a problem or a warning is not kept.
+    Policies repeat themselves: a cluster has few different selectors and lists of ports. `path` is
+    for remarks alone. Results are shared, so they are values; one that came with a problem or a
+    warning is not kept.
     """
     try:
-        key = (*what, problems.prune, marshal.dumps(content, _MARSHAL_PLAIN))
+        key = (read, context, problems.prune, marshal.dumps(content, _MARSHAL_PLAIN))
     except ValueError:  # not made of plain YAML types
-        return read()
+        return read(content, path, problems, context)
     if key in _READ_BEFORE:
         found: _Read = _READ_BEFORE[key]
         return found
     remarks = len(problems), len(problems.warnings)
-    found = read()
+    found = read(content, path, problems, context)
     if remarks == (len(problems), len(problems.warnings)):
         if len(_READ_BEFORE) >= _READ_BEFORE_MAX:
             _READ_BEFORE.clear()
@@ -182,7 +181,7 @@ class Schema:
     @_plain.default
     def _types_of_plain_fields(self) -> Mapping[str, type]:
         specs = self.fields.items()
-        plain = {name: spec.form for name, spec in specs if not spec.refused and not spec.legacy}
+        plain = {name: spec.form for name, spec in specs if not spec.legacy}
         return {n: dict if form is Form.OBJECT else form.type for n, form in plain.items()}
 
     def read(self, value: object, path: str, problems: Problems) -> dict[str, Any]:
@@ -200,7 +199,7 @@ class Schema:
                 found[name] = item
                 continue
             spec = self.fields.get(name) if isinstance(name, str) else None
-            if spec is not None and not spec.refused and not spec.legacy and spec.fits(item):
+            if spec is not None and not spec.legacy and spec.fits(item):
                 if item is not None:
                     found[name] = item
                 continue
@@ -217,8 +216,6 @@ class Schema:
                     where,
                     f"expected {spec.form.value}, found {_show(item)}" + _mend(spec.form, item),
                 )
-            elif spec.refused:
-                problems.unsupported(where, spec.refused)
             else:
                 found[name] = item
         for name in self.required:

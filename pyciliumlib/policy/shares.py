@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
-from attrs import define, evolve
+from attrs import define
 
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
 from pyciliumlib.identity.selector import Selector
-from pyciliumlib.policy.derivation import Derivation
 from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
     DENY_BYTE,
     PASS_BYTE,
+    EntryValue,
     Slot,
     precedence,
     priority_of,
@@ -27,7 +27,6 @@ from pyciliumlib.policy.model import (
     NORMAL,
     Authentication,
     Clause,
-    Direction,
     Level,
     Party,
     PortMatch,
@@ -37,7 +36,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 # Cilium's priorities of proxies: the lower number wins where two would take a connection.
 _PARSER_PRIORITY: Final = {
@@ -66,8 +65,8 @@ class Share:
     l7: L7 | None = None
     authentication: Authentication | None = None
     level: Level = NORMAL
-    #: That of an entry which this share alone decides, once it was asked for.
-    derivation: Derivation | None = None
+    #: The entry of a slot which this share alone decides, once it was asked for.
+    entry: EntryValue | None = None
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -125,7 +124,7 @@ def _action(clause: Clause) -> int:
         return DENY_BYTE
     if clause.l7 is None:
         return ALLOW_BYTE
-    return DENY_BYTE - (clause.l7.priority or _PARSER_PRIORITY[clause.l7.parser])
+    return DENY_BYTE - _priority(clause.l7)
 
 
 def built_in(name: str, direction: Direction) -> Source:
@@ -209,50 +208,79 @@ def _without_rule(
 
 
 def _refuse_conflicts(shares: Mapping[Selector | None, list[Share]]) -> None:
+    """Of what is said to one selector about one match, in the order of the rules.
+
+    After a deny there is nothing to contradict.
+    """
     for selector, listed in shares.items():
-        _refuse_two_modes(selector, listed)
-        proxies: dict[tuple[Direction, PortMatch, Level], dict[L7, Source]] = {}
+        asked: dict[tuple[Direction, PortMatch, Level], list[Share]] = {}
         for share in listed:
-            if share.l7 is None:
+            if share.l7 is None and share.authentication is None and share.action != DENY_BYTE:
                 continue
+            before = asked.setdefault((share.direction, share.match, share.level), [])
+            if before and before[-1].action == DENY_BYTE:
+                continue
+            for other in before:
+                _refuse_contradiction(selector, other, share)
+            _refuse_names_without_tls(selector, before, share)
             # by what they ask of the proxy, not by their requests: few, so each pair is compared
-            known = proxies.setdefault((share.direction, share.match, share.level), {})
-            wanted = evolve(share.l7, rules=(), server_names=())
-            for other, source in known.items():
-                if _contradict(other, wanted):
-                    peer = "any peer" if selector is None else str(selector)
-                    raise PolicyError(
-                        f"{source} and {share.source} send {share.match} of {peer} to different "
-                        f"proxies ({other} and {wanted}); give one of them another port or peer"
-                    )
-            known.setdefault(wanted, share.source)
+            if not any(_asks_the_same(other, share) for other in before):
+                before.append(share)
 
 
-def _refuse_two_modes(selector: Selector | None, listed: Sequence[Share]) -> None:
-    modes: dict[tuple[Direction, PortMatch], Share] = {}
-    for share in listed:
-        if share.authentication is None:
-            continue
-        other = modes.setdefault((share.direction, share.match), share)
-        if other.authentication is not share.authentication:
-            peer = "any peer" if selector is None else str(selector)
-            raise PolicyError(
-                f"{other.source} and {share.source} say {other.authentication} and "
-                f"{share.authentication} of {share.match} of {peer}; let both say the same"
-            )
+def _asks_the_same(first: Share, second: Share) -> bool:
+    return _demand(first) == _demand(second)
+
+
+def _demand(share: Share) -> tuple[object, ...]:
+    l7 = share.l7 and (
+        share.l7.parser, share.l7.name, share.l7.priority, share.l7.terminating,
+        share.l7.originating, bool(share.l7.rules), bool(share.l7.server_names),
+    )  # fmt: skip
+    return share.action, share.authentication, l7
+
+
+def _refuse_contradiction(selector: Selector | None, first: Share, second: Share) -> None:
+    about = f"{second.match} of {'any peer' if selector is None else selector}"
+    both = f"{first.source} and {second.source}"
+    modes = first.authentication, second.authentication
+    if None not in modes and modes[0] is not modes[1]:
+        raise PolicyError(f"{both} say {modes[0]} and {modes[1]} of {about}; let both say the same")
+    if first.l7 and second.l7 and _contradict(first.l7, second.l7):
+        raise PolicyError(
+            f"{both} send {about} to different proxies ({first.l7} and {second.l7}); "
+            "give one of them another port or peer"
+        )
+
+
+def _refuse_names_without_tls(
+    selector: Selector | None, before: Sequence[Share], share: Share
+) -> None:
+    """Rules that came first cannot be asked once a server name is: the proxy sees TLS alone."""
+    proxies = [s.l7 for s in (*before, share) if s.l7]
+    rules = next((s for s in before if s.l7 and s.l7.rules), None)
+    if rules and any(p.server_names for p in proxies) and not any(p.terminating for p in proxies):
+        raise PolicyError(
+            f"{share.source} asks for a server name where {rules.source} has {rules.l7} rules for "
+            f"{share.match} of {'any peer' if selector is None else selector}; the proxy needs "
+            "terminatingTLS to read the requests"
+        )
 
 
 def _contradict(first: L7, second: L7) -> bool:
-    if first.parser is Parser.CRD or second.parser is Parser.CRD:
-        same = (first.parser, first.name) == (second.parser, second.name)
-        return not same and first.priority == second.priority
-    plain = Parser.TLS  # TLS alone leaves the requests to whatever parser another rule asks for
-    kinds = {(l7.parser, l7.name) for l7 in (first, second) if l7.parser is not plain}
-    contexts = [
-        {context for context in pair if context}
-        for pair in (
-            (first.terminating, second.terminating),
-            (first.originating, second.originating),
-        )
-    ]
-    return len(kinds) > 1 or any(len(context) > 1 for context in contexts)
+    for name in ("terminating", "originating"):
+        contexts = {getattr(l7, name) for l7 in (first, second)} - {""}
+        if len(contexts) > 1:
+            return True
+    parsers = {first.parser, second.parser}
+    if Parser.CRD in parsers:
+        same = first.name == second.name or _priority(first) != _priority(second)
+        return not (len(parsers) == 1 and same)
+    if Parser.TLS in parsers:  # it leaves the requests to whatever other parser, but for DNS
+        return Parser.DNS in parsers
+    return (first.parser, first.name) != (second.parser, second.name)
+
+
+def _priority(l7: L7) -> int:
+    """By which a proxy is chosen: the lower number."""
+    return l7.priority or _PARSER_PRIORITY[l7.parser]

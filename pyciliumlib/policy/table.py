@@ -18,6 +18,7 @@ from pyciliumlib.policy.entries import (
     ANY_IDENTITY,
     AUTH_EXPLICIT,
     AUTH_MODE,
+    FLAG_AUDIT,
     FLAG_DENY,
     KEY_DTYPE,
     NO_PROXY,
@@ -26,8 +27,8 @@ from pyciliumlib.policy.entries import (
     PolicyEntries,
     as_bytes,
 )
-from pyciliumlib.policy.model import Authentication, Direction, Verdict
-from pyciliumlib.types import Protocol
+from pyciliumlib.policy.model import Authentication, Verdict
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,7 +96,7 @@ def plan(wanted: PolicyEntries, held: PolicyEntries) -> Plan:
 
 
 def _denies(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
-    return np.asarray(entries.values["flags"] & FLAG_DENY, np.bool_)
+    return np.asarray(entries.values["flags"] & (FLAG_DENY | FLAG_AUDIT) == FLAG_DENY, np.bool_)
 
 
 def _redirects(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
@@ -152,7 +153,7 @@ class Hit:
     """What a lookup says: `rule` is the cookie of the entry that decided, 0 if none did.
 
     `drop_reason` is that of a packet now: while nobody authenticates and there is no proxy, also
-    of one that the verdict does not deny.
+    of one that the verdict does not deny. What is `audited` was to be dropped, and passes.
     """
 
     verdict: Verdict
@@ -160,6 +161,7 @@ class Hit:
     rule: int = 0
     precedence: int = 0
     authentication: Authentication = Authentication.DISABLED
+    audited: bool = False
 
 
 _Key = tuple[int, int, int, int, int]
@@ -208,15 +210,17 @@ class PolicyLookup:
         if not auth & AUTH_EXPLICIT and other and other[0] == order:
             auth = max(auth & AUTH_MODE, other[5] & AUTH_MODE)
         mode = Authentication(auth & AUTH_MODE)
-        if flags & FLAG_DENY:
-            return Hit(Verdict.DENY, DROP_POLICY_DENY, rule, order)
+        denial = DROP_POLICY_AUTH_REQUIRED if mode else 0
         if not order & 0xFF:  # "pass": nothing decides
-            return Hit(Verdict.DENY, DROP_POLICY, rule, order)
+            denial = DROP_POLICY
+        if flags & FLAG_DENY:
+            denial = DROP_POLICY_DENY
+        audited = bool(denial and flags & FLAG_AUDIT)
+        if denial in (DROP_POLICY, DROP_POLICY_DENY) and not audited:
+            return Hit(Verdict.DENY, denial, rule, order)
         verdict = Verdict.REDIRECT if proxy_port else Verdict.ALLOW
         reason = DROP_NO_PROXY if proxy_port == NO_PROXY else 0
-        if mode:
-            reason = DROP_POLICY_AUTH_REQUIRED
-        return Hit(verdict, reason, rule, order, mode)
+        return Hit(verdict, reason if audited else denial or reason, rule, order, mode, audited)
 
     def _longest(self, identity: int, direction: int, protocol: int, port: int) -> _Value | None:
         for bits in range(16, -1, -1):

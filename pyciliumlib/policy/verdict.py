@@ -17,12 +17,12 @@ from pyciliumlib.policy.enforcement import (
     admits_localhost,
     denies_by_default,
     governs,
+    is_audited,
     is_enforced,
 )
 from pyciliumlib.policy.model import (
     Authentication,
     Clause,
-    Direction,
     NamedPorts,
     Party,
     PortMatch,
@@ -31,7 +31,7 @@ from pyciliumlib.policy.model import (
     Verdict,
 )
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 NEAR_MISSES_MAX: Final = 8
 
@@ -66,7 +66,11 @@ class NearMiss:
 
 @frozen
 class Decision:
-    """The verdict of one direction, seen from its subject."""
+    """The verdict of one direction, seen from its subject.
+
+    One that is `audited` was to be denied, or authenticated, for the `reason`; it passes for the
+    audit.
+    """
 
     direction: Direction
     subject: Party
@@ -81,6 +85,7 @@ class Decision:
     passed: tuple[Clause, ...] = ()
     #: Plain allows of the level that redirects: a proxy lets every request of theirs pass.
     beside: tuple[Clause, ...] = ()
+    audited: bool = False
 
     @property
     def logged(self) -> tuple[str, ...]:
@@ -130,18 +135,21 @@ def decide(
     def decision(verdict: Verdict, reason: Reason) -> Decision:
         denied = verdict is Verdict.DENY
         turning = [miss for miss in near if miss.clause.deny != denied]
+        mode = _authentication(deciding, protocol, port, named)
+        audited = (denied or bool(mode)) and is_audited(settings, subject)
         return Decision(
             direction,
             subject,
             peer,
-            verdict,
+            Verdict.ALLOW if denied and audited else verdict,
             reason,
             deciding,
             tuple(turning[:NEAR_MISSES_MAX]),
             governing,
-            _authentication(deciding, protocol, port, named),
+            mode,
             passed,
             beside,
+            audited,
         )
 
     if deciding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from pyciliumlib.errors import InvalidError
@@ -20,6 +21,14 @@ def check_value(value: str) -> None:
     """InvalidError for a value that is no text, or not one that can be stored."""
     if not isinstance(value, str) or not _encodes(value):
         raise InvalidError(f"store value {value!r}: no text, or one that cannot be stored")
+
+
+def check_changes(changes: Mapping[str, str | None]) -> None:
+    """InvalidError for the first key or value that a store refuses."""
+    for key, value in changes.items():
+        check_key(key)
+        if value is not None:
+            check_value(value)
 
 
 def check_ttl(ttl: float) -> None:

@@ -6,17 +6,23 @@ import bisect
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, StateError
-from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
+from pyciliumlib.store.checks import (
+    LAST_CHARACTER,
+    check_changes,
+    check_key,
+    check_ttl,
+    check_value,
+)
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
 
-class MemoryStore:
+class MemoryStore(Closeable):
     """The store protocol over a dict; what it holds ends with the process.
 
     >>> with MemoryStore() as store:
@@ -96,6 +102,16 @@ class MemoryStore:
             self._remove(key)
             return True
 
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Put these texts, and delete the keys whose text is None."""
+        check_changes(changes)
+        with self._locked():
+            for key, value in changes.items():
+                if value is None:
+                    self.delete(key)
+                else:
+                    self.put(key, value)
+
     def session(self, ttl: float, keep_alive: bool = True) -> StoreSession:
         """A new session of `ttl` seconds."""
         check_ttl(ttl)
@@ -124,17 +140,6 @@ class MemoryStore:
             self._entries.clear()
             self._watches.clear()
             self._changed.notify_all()
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- for sessions and watches
 

@@ -8,7 +8,7 @@ come behind the same protocol.
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Protocol
 
 from attrs import frozen
@@ -93,6 +93,10 @@ class Store(Protocol):
     def delete(self, key: str, revision: int | None = None) -> bool:
         """Delete, if `revision` is given only an entry not changed since; whether it was."""
 
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Put these texts, and delete the keys whose text is None: all of them or, on an error,
+        none."""
+
     def session(self, ttl: float, keep_alive: bool = True) -> Session:
         """A new session of `ttl` seconds, renewed by itself until it or the store is closed.
 
@@ -107,9 +111,4 @@ class Store(Protocol):
 
     def __enter__(self) -> Store: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...

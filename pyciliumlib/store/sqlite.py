@@ -13,14 +13,20 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, LayoutError, StateError
-from pyciliumlib.store.checks import LAST_CHARACTER, check_key, check_ttl, check_value
+from pyciliumlib.store.checks import (
+    LAST_CHARACTER,
+    check_changes,
+    check_key,
+    check_ttl,
+    check_value,
+)
 from pyciliumlib.store.protocol import Entry, Event, Session
 from pyciliumlib.store.sessions import StoreSession
 
@@ -43,7 +49,7 @@ _PRUNE_EVERY: Final = 1_000
 _POLL_SECONDS: Final = 0.05
 
 
-class SQLiteStore:
+class SQLiteStore(Closeable):
     """The store protocol over the file `path`, which is made if it is missing.
 
     Raises StateError if the file cannot be used, LayoutError if another version wrote it.
@@ -129,6 +135,16 @@ class SQLiteStore:
             _remove(db, key)
             return True
 
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Put these texts, and delete the keys whose text is None: one transaction."""
+        check_changes(changes)
+        with self._writing() as db:
+            for key, value in changes.items():
+                if value is not None:
+                    _put(db, key, value, None)
+                elif _exists(db, key):
+                    _remove(db, key)
+
     def session(self, ttl: float, keep_alive: bool = True) -> StoreSession:
         """A new session of `ttl` seconds."""
         check_ttl(ttl)
@@ -152,17 +168,6 @@ class SQLiteStore:
                 session.close()
             self._disconnect()
             self._changed.notify_all()
-
-    def __enter__(self) -> SQLiteStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_db", None) is not None:
@@ -252,13 +257,9 @@ class SQLiteStore:
             if os.getpid() != self._pid:
                 raise StateError(f"store {self._path} was opened before a fork; open it again")
             try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
+                with self._db as db:  # ends what was begun, also if Ctrl-C comes right after it
+                    db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                    yield db
             except sqlite3.Error as error:
                 raise self._unusable(error) from error
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MODES: Final = ("any", "new", "exist")
 _PREFIXLEN_BYTES: Final = 4
+#: Stands where no value is: one that a map holds may be anything.
+_ABSENT: Final = object()
 
 
 class FakeMap:
@@ -105,6 +107,16 @@ class FakeMap:
         """Remove one entry; False if it was not there."""
         with self._lock:
             return self._rules.delete(self._key.encode(key))
+
+    def pop(self, key: Any, default: Any = _ABSENT) -> Any:
+        """Remove one entry and return its value; `default` or NotFoundError if it was not there."""
+        with self._lock:
+            value = self.get(key, _ABSENT)
+            if (value is not _ABSENT or self.type is MapType.ARRAY) and self.delete(key):
+                return value
+        if default is _ABSENT:
+            raise NotFoundError(f"map {self.name!r} has no entry for {key!r}")
+        return default
 
     def __getitem__(self, key: Any) -> Any:
         return self.lookup(key)

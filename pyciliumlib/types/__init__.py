@@ -15,6 +15,8 @@ from pyciliumlib.types.addresses import (
     parse_address,
     parse_network,
 )
+from pyciliumlib.types.direction import Direction
+from pyciliumlib.types.drift import Drift
 from pyciliumlib.types.maps import Column, MapLike, UpdateMode
 from pyciliumlib.types.ports import PortProto, Protocol
 
@@ -22,6 +24,8 @@ __all__ = [
     "Address",
     "AddressLike",
     "Column",
+    "Direction",
+    "Drift",
     "MapLike",
     "Network",
     "NetworkLike",

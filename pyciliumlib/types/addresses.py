@@ -30,7 +30,9 @@ def parse_address(value: AddressLike) -> Address:
     """
     if isinstance(value, bytes) and len(value) == 16:
         return address_from_bytes(value)
-    if isinstance(value, (str, bytes, ipaddress.IPv4Address, ipaddress.IPv6Address)):
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return _refuse_mapped(value)
+    if isinstance(value, (str, bytes)):
         try:
             address = ipaddress.ip_address(value)
         except ValueError as error:

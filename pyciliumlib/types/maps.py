@@ -48,6 +48,12 @@ class MapLike(Protocol):
     def delete(self, key: Any) -> bool:
         """Remove one entry; False if it was not there."""
 
+    def pop(self, key: Any, default: Any = ...) -> Any:
+        """Remove one entry and return its value; `default`, or NotFoundError, if it was not there.
+
+        What a program writes meanwhile is returned or stays.
+        """
+
     def items(self) -> Iterable[tuple[Any, Any]]:
         """All entries; right also while others write and delete."""
 

@@ -23,9 +23,16 @@ class Protocol(enum.IntEnum):
 
     ANY = 0
     ICMP = 1
+    IGMP = 2
+    IPIP = 4
     TCP = 6
     UDP = 17
+    IPv6 = 41
+    GRE = 47
+    ESP = 50
+    AH = 51
     ICMPv6 = 58
+    VRRP = 112
     SCTP = 132
 
     @classmethod
@@ -43,7 +50,12 @@ class Protocol(enum.IntEnum):
     @property
     def has_ports(self) -> bool:
         """Whether its packets carry ports (ANY may)."""
-        return self not in (Protocol.ICMP, Protocol.ICMPv6)
+        return self in (Protocol.ANY, Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+
+    @property
+    def extended(self) -> bool:
+        """Whether it is one of Cilium's extended protocols: neither ports nor message types."""
+        return not self.has_ports and self not in (Protocol.ICMP, Protocol.ICMPv6)
 
     def __str__(self) -> str:
         return self.name

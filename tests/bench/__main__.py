@@ -11,7 +11,17 @@ from pathlib import Path
 
 from tests.bench.figure import Figure, table, write_json
 
-PARTS = ("maps", "ring", "fastpath", "traffic", "footprint", "policy", "policy_maps", "maglev")
+PARTS = (
+    "maps",
+    "ring",
+    "fastpath",
+    "traffic",
+    "footprint",
+    "policy",
+    "policy_maps",
+    "maglev",
+    "services",
+)
 _RESULT = Path(__file__).parents[2] / "build" / "bench.json"
 
 

@@ -18,6 +18,7 @@ from pyciliumlib.kernel import Object, ObjectSpec, Program
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program.loading import Place, Sizes, load
 from pyciliumlib.net import NetNS
+from pyciliumlib.types import PortProto
 from tests.bench.compiled import bpf_object
 from tests.bench.fastpath import one_cpu
 from tests.bench.figure import Figure, at_most, ratio_at_most
@@ -38,7 +39,8 @@ Times = dict[str, int]
 def figures() -> Iterator[Figure]:
     """Nanoseconds a packet of the load balancer, both families."""
     config = LoadBalancerConfig("maglev", "dsr", "ipip", table_size=65521)
-    place = Place(ipaddress.IPv4Address(V4.own), ipaddress.IPv6Address(FAMILIES[1].own), 1500)
+    ipv4, ipv6 = ipaddress.IPv4Address(V4.own), ipaddress.IPv6Address(FAMILIES[1].own)
+    place = Place(ipv4, ipv6, 1500, PortProto(32768, 65535))
     with device() as where, one_cpu(), load(config, place, SIZES) as loaded:
         rig = Rig(loaded, *where, config)
         services = [

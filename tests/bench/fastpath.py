@@ -1,4 +1,4 @@
-"""What the endpoint program costs for each packet: an established flow's, and a new flow's.
+"""What the endpoint program costs for each packet: an established flow's, a new flow's, translated.
 
 Everything runs by BPF_PROG_TEST_RUN behind the same wrapper (`bpf/fastpath.bpf.c`), on one CPU, in
 rounds that alternate between the programs. Of each the best round counts: what disturbs a round
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.kernel import Object, ObjectSpec, Program
+from pyciliumlib.types import address_to_bytes, parse_address
 from tests.bench.compiled import bpf_object
 from tests.bench.figure import Figure, at_most
 from tests.bpf.harness import CLIENT, FROM, SERVER, Devices, Rig, devices, jiffies, rig
 from tests.bpf.packets import ACK, FAMILIES, SYN, SYN_ACK, V4, Family
+from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, service_rig
 
 FLOWS = (1, 1024, 1 << 18)
 NEW_FLOWS = 1 << 20
@@ -28,7 +31,7 @@ ROUNDS = 15
 REPEAT = 1 << 18
 TABLE = 1 << 20
 #: Nanoseconds a packet, beyond an empty program and beyond one lookup in the same table.
-ABOVE_EMPTY, ABOVE_LOOKUP, NEW_FLOW = 65, 25, 1000
+ABOVE_EMPTY, ABOVE_LOOKUP, NEW_FLOW, TRANSLATED = 65, 25, 1000, 250
 
 Times = dict[str, int]
 
@@ -45,6 +48,9 @@ def figures() -> Iterator[Figure]:
             node.allow_all()
             for family in FAMILIES:
                 yield from _new(node, family)
+        with service_rig(where) as services:
+            for family in FAMILIES:
+                yield from _translated(services, family)
 
 
 @contextmanager
@@ -92,6 +98,76 @@ def _new(node: Rig, family: Family) -> Iterator[Figure]:
             yield Figure(f"new TCP flow, {family}, {name}", cost, "ns", "", None, at_most(NEW_FLOW))
 
 
+# ------------------------------------------------------------------ by a service
+
+
+def _translated(services: ServiceRig, family: Family) -> Iterator[Figure]:
+    services.reset()
+    services.rig.allow_all()
+    pair = Pair(family, "tcp", family.server)
+    services.put(pair.service())
+    for count in FLOWS[:-1]:
+        _fill_translated(services, pair, count)
+        for name, frame, place in (
+            ("to a service", pair.request(), pair.vip),
+            ("its answer", pair.answer_inside(), pair.backend),
+        ):
+            answers = name == "its answer"
+            settings = {
+                "translated": True,
+                "answers": answers,
+                "server_port": pair.target if answers else PORT,
+                "address": np.frombuffer(address_to_bytes(parse_address(place)), "u8").tolist(),
+            }
+            with _wrapped(services.rig, family, frame, count, settings) as bench:
+                programs = {
+                    "empty": bench.programs["empty"],
+                    "endpoint": services.rig.programs[FROM],
+                }
+                at = SERVER if answers else CLIENT
+                times = _measure(services.rig, bench, programs, frame, at)
+            yield Figure(
+                f"established TCP {name}, {family}, {count:,} flows",
+                times["endpoint"] - times["empty"],
+                "ns",
+                "",
+                None,
+                at_most(TRANSLATED),
+            )
+    settings = {
+        "translated": True,
+        "address": np.frombuffer(address_to_bytes(parse_address(pair.vip)), "u8").tolist(),
+    }
+    frame = pair.request(SYN)
+    # The service has one port; the tables hold fewer flows than one client has ports.
+    with _wrapped(services.rig, family, frame, 1 << 16, settings) as bench:
+        programs = {"empty": bench.programs["empty"], "endpoint": services.rig.programs[FROM]}
+        times = _measure(services.rig, bench, programs, frame)
+    cost = times["endpoint"] - times["empty"]
+    yield Figure(f"new TCP flow to a service, {family}", cost, "ns")
+
+
+def _fill_translated(services: ServiceRig, pair: Pair, count: int) -> None:
+    """Copies of both entries of a connection that was really made."""
+    services.rig.forget_flows()
+    services.from_client(pair.request(SYN))
+    services.from_server(pair.answer_inside(SYN_ACK))
+    services.from_client(pair.request(ACK))
+    flows = services.maps["flows"]
+    keys, values = flows.lookup_batch()
+    keys, values = np.repeat(keys, count), np.repeat(values, count)
+    number = np.tile(np.arange(count), 2)
+    for port in ("low_port", "high_port"):
+        clients = keys[port] == SPORT
+        keys[port][clients] = number[clients]
+    values["due"] = (jiffies() + 3600 * kernel_clock().hz) & 0xFFFFFFFF
+    flows.clear()
+    flows.update_batch(keys, values)
+
+
+# ------------------------------------------------------------------ how it is measured
+
+
 def _fill(node: Rig, family: Family, count: int) -> None:
     """Put that many established flows into the table, copies of one that was really made."""
     node.forget_flows()
@@ -111,13 +187,20 @@ def _fill(node: Rig, family: Family, count: int) -> None:
 
 
 @contextmanager
-def _wrapped(node: Rig, family: Family, frame: bytes, flows_in_use: int) -> Iterator[Object]:
+def _wrapped(
+    node: Rig,
+    family: Family,
+    frame: bytes,
+    flows_in_use: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Object]:
     spec = ObjectSpec.open(bpf_object("fastpath"), "fastpath")
     spec.config.update(
         {
             "flows_in_use": flows_in_use,
             "ipv6": family is not V4,
             "ipv4_check": int.from_bytes(frame[24:26], "big"),
+            **(settings or {}),
         }
     )
     spec.resize("flows", node.maps["flows"].max_entries)
@@ -125,21 +208,21 @@ def _wrapped(node: Rig, family: Family, frame: bytes, flows_in_use: int) -> Iter
         yield bench
 
 
-def _measure(node: Rig, bench: Object, programs: dict[str, Program], frame: bytes) -> Times:
+def _measure(
+    node: Rig, bench: Object, programs: dict[str, Program], frame: bytes, at: int = CLIENT
+) -> Times:
     """The best round of each program."""
     rounds = [
-        {name: _run(node.where, bench, program, frame) for name, program in programs.items()}
+        {name: _run(node.where, bench, program, frame, at) for name, program in programs.items()}
         for _ in range(ROUNDS)
     ]
     return {name: min(times[name] for times in rounds) for name in programs}
 
 
-def _run(where: Devices, bench: Object, program: Program, frame: bytes) -> int:
+def _run(where: Devices, bench: Object, program: Program, frame: bytes, at: int) -> int:
     bench.maps["under_test"][0] = program
     with where.netns.enter():
-        result = bench.programs["wrap"].run(
-            frame, {"ifindex": where.ifindex[CLIENT]}, repeat=REPEAT
-        )
+        result = bench.programs["wrap"].run(frame, {"ifindex": where.ifindex[at]}, repeat=REPEAT)
     if result.retval == 2:
         raise AssertionError(f"{program!r} dropped the packet")
     return result.duration_ns

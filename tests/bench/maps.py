@@ -1,7 +1,7 @@
 """Filling and dumping a map of a million entries from Python, beside a C program.
 
-Both work on the same map with the same entries, by turns. Times are the thread's CPU, the kernel's
-part included, so that a busy machine does not show.
+Both work on the same map with the same entries, by turns, and by turns one or the other first.
+Times are the thread's CPU, the kernel's part included, so that a busy machine hardly shows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.bench.figure import Figure, ratio_at_least
 ENTRIES = 1_000_000
 ONE_BY_ONE = 100_000
 BATCH = 16384
-ROUNDS = 5
+ROUNDS = 10
 KEY = np.dtype(("u1", (20,)))
 VALUE = np.dtype(("u1", (16,)))
 _STEPS = ("fill", "dump", "delete")
@@ -77,14 +77,21 @@ def _rounds(
         argv = [program, table.fd, data, count, batch]
         mine: Times = {step: [] for step in _STEPS}
         theirs: Times = {step: [] for step in _STEPS}
-        for _ in range(ROUNDS):
-            for step, seconds in zip(_STEPS, ours(table, keys, values), strict=True):
-                mine[step].append(seconds)
+
+        def turn_of_c() -> None:
             done = subprocess.run(
                 [*map(str, argv)], pass_fds=[table.fd, data], check=True, stdout=subprocess.PIPE
             )
             for step, nanoseconds in zip(_STEPS, done.stdout.split(), strict=True):
                 theirs[step].append(int(nanoseconds) / 1e9)
+
+        def our_turn() -> None:
+            for step, seconds in zip(_STEPS, ours(table, keys, values), strict=True):
+                mine[step].append(seconds)
+
+        for number in range(ROUNDS):
+            for turn in (our_turn, turn_of_c) if number % 2 else (turn_of_c, our_turn):
+                turn()
     finally:
         os.close(data)
     return mine, theirs

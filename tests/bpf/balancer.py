@@ -27,14 +27,18 @@ from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Object
 from pyciliumlib.loadbalancer import Backend, Balancer, LoadBalancerConfig, LocalNode, Service
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
-from pyciliumlib.loadbalancer.program.loading import Place, Sizes, load
+from pyciliumlib.loadbalancer.program.loading import Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
+from pyciliumlib.types import PortProto
 
 DROP, PASS, TX, REDIRECT = 1, 2, 3, 4
+#: What tc's actions are in XDP; tc does not say whether a redirect goes back out where it came in.
+_TC_ACTIONS: Final = {0: PASS, 2: DROP, 7: TX}
 ROUTER_MAC, OWN_MAC = "0a:00:00:00:00:99", "0a:00:00:00:00:01"
 CLIENT_MAC = "0a:00:00:00:00:42"
-SIZES: Final = Sizes(services=64, frontends=64, backends=64, slots=8192, flows=4096, clients=512)
+SIZES: Final = Sizes(services=64, frontends=64, backends=64, slots=8192, flows=4096, clients=512,
+                     translated=4096)  # fmt: skip
 _serial = itertools.count()
 
 
@@ -112,24 +116,36 @@ class Rig:
     """The program, its maps as a table of services, and the model beside it."""
 
     def __init__(
-        self, loaded: Object, netns: NetNS, ifindex: int, config: LoadBalancerConfig
+        self,
+        loaded: Object,
+        netns: NetNS,
+        ifindex: int,
+        config: LoadBalancerConfig,
+        hook: Hook = Hook.NATIVE,
     ) -> None:
-        self.maps, self.program = loaded.maps, loaded.programs["loadbalancer"]
+        self.maps, self.program, self.hook = loaded.maps, loaded.programs[hook.program], hook
         self.netns, self.ifindex, self.config = netns, ifindex, config
         self.node = LocalNode("n1", [family.own for family in FAMILIES])
         self.reset()
 
     def reset(self) -> None:
         """No services, no flows, counters at zero."""
-        for name in ("lb_services", "lb_members", "lb_ranges", "lb_flows", "lb_pending",
-                     "lb_affinity", "lb_fragments"):  # fmt: skip
+        self.forget_flows()
+        for name in ("lb_services", "lb_members", "lb_ranges"):
             self.maps[name].clear()
         for name in ("lb_backends", "lb_revisions", "lb_filter", "metrics", "lb_hops",
-                     "lb_service_counters", "lb_backend_counters"):  # fmt: skip
+                     "lb_nat_used", "lb_collecting", "lb_service_counters",
+                     "lb_backend_counters"):  # fmt: skip
             keys, values = self.maps[name].lookup_batch()
             self.maps[name].update_batch(keys, np.zeros_like(values))
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
+
+    def forget_flows(self) -> None:
+        """No flows, and nothing that is remembered of any."""
+        for name in ("lb_flows", "lb_pending", "lb_nat", "lb_nat_pending", "lb_affinity",
+                     "lb_fragments"):  # fmt: skip
+            self.maps[name].clear()
 
     def serve(self, *services: Service) -> None:
         """Hold these services and no others."""
@@ -142,14 +158,15 @@ class Rig:
     def send(self, frame: Packet | bytes, repeat: int = 1) -> Outcome:
         """Run the program as at the device."""
         before = Metrics.read(self.maps["metrics"])
+        device = "ifindex" if self.hook is Hook.TC else "ingress_ifindex"
         with self.netns.enter():
-            result = self.program.run(
-                bytes(frame), {"ingress_ifindex": self.ifindex}, repeat=repeat
-            )
+            result = self.program.run(bytes(frame), {device: self.ifindex}, repeat=repeat)
+        action = _TC_ACTIONS[result.retval] if self.hook is Hook.TC else result.retval
         after = Metrics.read(self.maps["metrics"])
         reasons = [row.reason for row in after
-                   if row.reason and row.packets > before.packets(row.reason)]  # fmt: skip
-        return Outcome(result.retval, result.packet, reasons[0] if reasons else 0)
+                   if row.reason
+                   and row.packets > before.packets(row.reason, row.direction)]  # fmt: skip
+        return Outcome(action, result.packet, reasons[0] if reasons else 0)
 
     def backend_of(self, service: Service, outcome: Outcome) -> Backend:
         """The service's backend that a packet was sent to."""
@@ -178,18 +195,29 @@ def device() -> Iterator[tuple[NetNS, int]]:
             netlink.add_neighbour("eth0", address, mac)
         netlink.add_route("10.0.0.0/24", dev="eth0", via="192.0.2.254")
         netlink.add_route("fd00::/64", dev="eth0", via="2001:db8::254")
+        netlink.add_route("198.51.100.0/24", dev="eth0", via="192.0.2.254")
+        netlink.add_route("2001:db8:c::/64", dev="eth0", via="2001:db8::254")
         yield netns, eth0.ifindex
 
 
 @contextmanager
 def rig(
-    where: tuple[NetNS, int], config: LoadBalancerConfig | None = None, mtu: int = 1500
+    where: tuple[NetNS, int],
+    config: LoadBalancerConfig | None = None,
+    mtu: int = 1500,
+    hook: Hook = Hook.NATIVE,
+    nat_ports: str = "32768-65535",
 ) -> Iterator[Rig]:
     """The program loaded for that device, with a small Maglev table."""
     config = config or LoadBalancerConfig(**{**_fields(DEFAULTS), "table_size": 251})
-    place = Place(ipaddress.IPv4Address(V4.own), ipaddress.IPv6Address(V6.own), mtu)
-    with load(config, place, SIZES) as loaded:
-        yield Rig(loaded, *where, config)
+    place = Place(
+        ipaddress.IPv4Address(V4.own),
+        ipaddress.IPv6Address(V6.own),
+        mtu,
+        PortProto.parse(nat_ports),
+    )
+    with load(config, place, SIZES, hook) as loaded:
+        yield Rig(loaded, *where, config, hook)
 
 
 def _fields(config: LoadBalancerConfig) -> dict[str, Any]:

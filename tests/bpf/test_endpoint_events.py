@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from pathlib import Path
 
 import pytest
 
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
+from pyciliumlib.flow.program import FlowStream
+from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.resources import include_dir
 from tests.bpf import harness
+from tests.bpf.compiled import compile_bpf
 from tests.bpf.harness import (
     CLIENT,
     CLIENT_IDENTITY,
@@ -166,3 +171,35 @@ def test_a_full_ring_counts_what_it_loses(where: Devices) -> None:
         assert size // record - 1 <= told <= size // record
         assert told + lost == 2 * sent  # a verdict and a drop each
         assert rig.metrics()[INGRESS, DropReason.POLICY] == (sent, sent * len(frame))
+
+
+#: A user's program that shares our ring and tells of what this library has no name for.
+OF_THE_USER = """
+#include <lib/event.h>
+
+SEC("tc")
+int tells(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return 0;
+	work->event = (struct event_context){ .type = skb->mark, .direction = DIRECTION_EGRESS };
+	return event_send(skb);
+}
+"""
+
+
+def test_an_event_of_another_kind_does_not_end_the_stream(rig: Rig, tmp_path: Path) -> None:
+    """It is passed over and counted; what comes before and after it is told."""
+    spec = ObjectSpec.open(compile_bpf(OF_THE_USER, tmp_path, include_dir()))
+    events = rig.maps["events"]
+    spec.resize("events", events.max_entries)
+    with spec.load(reuse={"events": events}) as loaded:
+        stream = FlowStream(loaded, spec.type("event").dtype, lambda address, identity: None)
+        for kind in (DROP, 77, VERDICT, 78):
+            loaded.programs["tells"].run(bytes(64), {"mark": kind})
+        assert [flow.type for flow in stream.read()] == [DROP, VERDICT]
+        assert stream.unknown == 2
+        assert stream.read() == [] and stream.unknown == 2
+        stream.close()

@@ -33,6 +33,11 @@ STRUCTS = {
     "counter": 16,
     "event": 80,
     "hook_args": 48,
+    "lb_service_key": 24,
+    "lb_service": 40,
+    "lb_backend": 24,
+    "lb_frontend": 32,
+    "lb_affinity_key": 24,
 }
 
 SOURCE = """
@@ -102,7 +107,8 @@ def test_no_struct_has_padding_that_is_not_written_down(name: str) -> None:
 def test_both_objects_have_one_layout() -> None:
     """What the one writes the other may read."""
     endpoint, policy = (ObjectSpec.open(object_path(name)) for name in ("endpoint", "policy"))
-    for name in set(STRUCTS) - {"endpoint", "endpoint_link", "device", "hook_args"}:
+    alone = {"endpoint", "endpoint_link", "device", "hook_args"}
+    for name in (name for name in set(STRUCTS) - alone if not name.startswith("lb_")):
         assert endpoint.type(name).dtype == policy.type(name).dtype
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from scapy.packet import Raw
 
 from pyciliumlib.errors import KernelError
 from pyciliumlib.flow import DropReason
-from tests.bpf.harness import CLIENT, FROM, REDIRECT, SERVER, SHOT, TO, Rig
+from tests.bpf import harness
+from tests.bpf.harness import CLIENT, FROM, REDIRECT, SERVER, SHOT, TO, Devices, Rig
 from tests.bpf.packets import FAMILIES, V4, V6, Family
 from tests.scale import examples
 
@@ -129,6 +132,51 @@ def test_no_next_header(rig: Rig) -> None:
     rig.allow_all()
     frame = bytes(V6.ip(V6.client, V6.server, nh=59) / Raw(bytes(20)))
     assert rig.send(FROM, CLIENT, frame).drop == DropReason.UNKNOWN_L4
+
+
+#: Protocols without ports that policy can be told to judge, by number.
+EXTENDED = {"IGMP": 2, "IPIP": 4, "IPv6": 41, "GRE": 47, "ESP": 50, "AH": 51, "VRRP": 112}
+#: AH is an extension header of IPv6, behind which is what policy judges.
+EXTENDED_IN = [(V4, name) for name in EXTENDED] + [(V6, name) for name in EXTENDED if name != "AH"]
+
+
+@pytest.fixture(scope="module")
+def extended(where: Devices) -> Iterator[Rig]:
+    """The programs of a datapath with `extended_protocols`."""
+    with harness.rig(where, extended_protocols=True) as made:
+        yield made
+
+
+def _other(family: Family, number: int) -> bytes:
+    return family.protocol(family.client, family.server, number)
+
+
+@pytest.mark.parametrize(("family", "name"), EXTENDED_IN, ids=str)
+def test_protocols_without_ports(rig: Rig, extended: Rig, family: Family, name: str) -> None:
+    """Unknown unless the datapath is to know them; then policy judges them by number alone."""
+    number = EXTENDED[name]
+    frame = _other(family, number)
+    rig.allow_all()
+    assert rig.send(FROM, CLIENT, frame).drop == DropReason.UNKNOWN_L4
+    extended.reset()
+    assert extended.send(FROM, CLIENT, frame).drop == DropReason.POLICY
+    extended.allow_all(CLIENT)
+    extended.rule(SERVER, 0, proto=6)
+    assert extended.send(FROM, CLIENT, frame).drop == DropReason.POLICY
+    extended.rule(SERVER, 0, proto=number)
+    outcome = extended.send(FROM, CLIENT, frame)
+    assert outcome.action == REDIRECT
+    event = outcome.events[0]
+    assert (event.proto, event.sport, event.dport) == (number, 0, 0)
+    other = 50 if number == 47 else 47
+    assert extended.send(FROM, CLIENT, _other(family, other)).drop == DropReason.POLICY
+
+
+def test_a_protocol_that_no_policy_can_name_stays_unknown(extended: Rig) -> None:
+    extended.reset()
+    extended.allow_all()
+    for number in (0xFD, 89, 103):
+        assert extended.send(FROM, CLIENT, _other(V4, number)).drop == DropReason.UNKNOWN_L4
 
 
 @families

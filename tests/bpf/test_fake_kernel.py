@@ -104,6 +104,12 @@ class MapMachine(RuleBasedStateMachine):
         key = data.draw(self.keys)
         self.both(lambda m: m.delete(key))
 
+    @rule(data=st.data())
+    def pop(self, data: st.DataObject) -> None:
+        key = data.draw(self.keys)
+        self.both(lambda m: m.pop(key, "none"))
+        self.both(lambda m: m.pop(key))
+
     @rule(data=st.data(), value=VALUES)
     def update_batch(self, data: st.DataObject, value: Any) -> None:
         """In order, up to the first that cannot be written."""

@@ -29,6 +29,7 @@ from pyciliumlib.kernel.xdp import attach_xdp, attached_xdp
 from pyciliumlib.net import NetNS
 from tests.bpf.compiled import compile_bpf
 from tests.expect import expect
+from tests.scale import examples
 
 SOURCE = """
 struct {
@@ -468,9 +469,10 @@ def test_xdp_taken(obj: Object, veth: str, first: str, second: str) -> None:
 def test_xdp_mode_not_supported(obj: Object, device: str) -> None:
     """A mode that the driver lacks is a FeatureError that names it."""
     expect("link_xdp")
-    with pytest.raises(errors.FeatureError, match="generic") as caught:
-        attach_xdp(obj.programs["xdp_pass"], device, "native")
-    assert caught.value.feature == "xdp_native"
+    for mode in ("native", "offload"):
+        with pytest.raises(errors.FeatureError, match="generic") as caught:
+            attach_xdp(obj.programs["xdp_pass"], device, mode)
+        assert caught.value.feature == f"xdp_{mode}"
     with pytest.raises(errors.InvalidError):
         attach_xdp(obj.programs["xdp_pass"], device, "fast")  # type: ignore[arg-type]
     with pytest.raises(errors.KernelError, match="no XDP program"):
@@ -623,6 +625,25 @@ def test_no_descriptor_leaks(obj: Object, device: str) -> None:
                 with Link.from_id(link.info.id):
                     pass
     assert len(list(descriptors.iterdir())) == before
+
+
+def test_a_thousand_filters_and_pins_leak_nothing(obj: Object, device: str, bpffs: Path) -> None:
+    """clsact attached and removed, a link pinned, opened and unpinned: as many as before."""
+    program = obj.programs["tc_1"]
+    TcFilter.attach(program, device, "ingress").close()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(examples(1000)):
+        TcFilter.attach(program, device, "ingress").close()
+    assert TcFilter.find(device, "ingress") is None
+    with attach_xdp(obj.programs["xdp_pass"], device) as link:
+        for _ in range(examples(1000)):
+            link.pin(bpffs / "link")
+            Link.from_pin(bpffs / "link").close()
+            link.unpin()
+        assert link.attached
+    assert len(list(descriptors.iterdir())) == before
+    assert not (bpffs / "link").exists()
 
 
 def test_netkit(obj: Object, device: str) -> None:

@@ -173,6 +173,27 @@ def test_lookup_and_delete_takes_all(type_: MapType, batches: bool) -> None:
         assert len(m) == len(taken[0]) == len(taken[1]) == 0
 
 
+@pytest.mark.parametrize("type_", [*HASHES, *PER_CPU_HASHES, MapType.LPM_TRIE])
+def test_pop(type_: MapType) -> None:
+    """The value, once; the other entries stay."""
+    keys, values = rows(type_, 3)
+    with new_map(type_) as m:
+        m.update_batch(keys, values)
+        expected = m[keys[1]]
+        assert m.pop(keys[1]) == expected
+        assert m.pop(keys[1], 5) == 5
+        with pytest.raises(NOT_FOUND, match="has no"):
+            m.pop(keys[1])
+        assert as_sets(*m.lookup_batch()) == as_sets(keys[::2], values[::2])
+
+
+@pytest.mark.parametrize("type_", [MapType.ARRAY, MapType.PERCPU_ARRAY])
+def test_an_array_pops_nothing(type_: MapType) -> None:
+    """Its entries cannot be deleted, whether they are asked for with a default or without."""
+    with new_map(type_, 4) as m, pytest.raises(errors.InvalidError, match="write zero"):
+        m.pop(1, 0)
+
+
 def test_reading_grows_past_the_first_buffer(batches: bool) -> None:
     """A map many times as large as the first buffer comes whole."""
     count = 100_000

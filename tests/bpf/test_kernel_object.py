@@ -16,6 +16,7 @@ import pytest
 from pyciliumlib import errors
 from pyciliumlib.kernel import Map, MapType, Object, ObjectSpec, Program, unpin
 from tests.bpf.compiled import compile_bpf
+from tests.scale import examples
 
 SOURCE = """
 struct key { __u32 a; __u16 b; __u16 pad; };
@@ -349,20 +350,51 @@ def test_threads_load_side_by_side(bad: ObjectSpec, spec: ObjectSpec) -> None:
     assert failures == []
 
 
-def test_loading_leaks_nothing(spec: ObjectSpec, bad: ObjectSpec) -> None:
+def test_loading_leaks_nothing(path: Path, bad: ObjectSpec) -> None:
     """A thousand times open, load and close leave as many descriptors as before."""
-    with spec.load():
-        pass
+    ObjectSpec.open(path).load().close()
     gc.collect()
     before = open_files()
-    for _ in range(1000):
+    for _ in range(examples(1000)):
         with Map.create(MapType.HASH, "u4", "u4", 1) as m:
             m[1] = 1
-    for _ in range(100):
-        spec.load().close()
+    for _ in range(examples(1000)):
+        ObjectSpec.open(path).load().close()
+    for _ in range(examples(100)):
         with pytest.raises(errors.VerifierError):
             bad.load()
     assert open_files() == before
+
+
+def test_pins_leak_nothing(spec: ObjectSpec, bpffs: Path) -> None:
+    """Pinned, opened again and unpinned many times, one by one and with the object."""
+    with spec.load() as loaded:
+        before = open_files()
+        for _ in range(examples(300)):
+            loaded.maps["table"].pin(bpffs / "table")
+            loaded.programs["tail"].pin(bpffs / "tail")
+            Map.from_pin(bpffs / "table", loaded.maps["table"].spec).close()
+            Program.from_pin(bpffs / "tail").close()
+            assert unpin(bpffs / "table") and unpin(bpffs / "tail")
+        for _ in range(examples(100)):
+            spec.load(pins=bpffs).close()
+            spec.load(pins=bpffs).close()  # which adopts them
+            for name in pinned(bpffs):
+                unpin(bpffs / name)
+        assert open_files() == before and pinned(bpffs) == []
+
+
+def test_names_that_are_not_there(spec: ObjectSpec) -> None:
+    """The error names the nearest one, of maps and of programs, loaded or not."""
+    with spec.load() as loaded:
+        for call in (
+            lambda: loaded.map("tabel"),
+            lambda: loaded.program("tial"),
+            lambda: spec.load(reuse={"tabel": loaded.map("table")}),
+            lambda: spec.load(pins={"tabel": "/nowhere"}),
+        ):
+            with pytest.raises(errors.NotFoundError, match="did you mean"):
+                call()
 
 
 def test_closed_things_say_so(spec: ObjectSpec) -> None:

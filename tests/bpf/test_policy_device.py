@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6ND_RS, IPv6
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
 from pyciliumlib.flow import DropReason
@@ -144,15 +144,28 @@ def test_the_link_works_whatever_the_policy(device: Rig) -> None:
     """ARP and neighbour discovery pass both hooks, for nothing answers in their place."""
     frames = [arp(1, V4.client, V4.server), arp(2, V4.client, V4.server)] + [
         bytes(Ether() / IPv6(src=V6.client, dst=V6.server, hlim=255) / message)
-        for message in (ICMPv6ND_NS(tgt=V6.server), ICMPv6ND_NA(tgt=V6.server), ICMPv6ND_RS())
+        for message in (ICMPv6ND_NS(tgt=V6.server), ICMPv6ND_NA(tgt=V6.server))
     ]
+    frames += [V6.icmp_message(V6.client, V6.server, kind) for kind in (130, 131, 132, 143)]
     for frame in frames:
         for send in (out, into):
             outcome = send(device, frame)
             assert (outcome.action, outcome.packet, outcome.events) == (OK, frame, ())
 
 
-@pytest.mark.parametrize("kind", [138, 139, 142, 144, 160, 200, 255])
+def test_the_subject_finds_routers_and_is_none(device: Rig) -> None:
+    """It may ask for routers and hear them. What would make others send through it is judged."""
+    ask, tell, redirect = (V6.icmp_message(V6.client, V6.peer, kind) for kind in (133, 134, 137))
+    told, asked = (V6.icmp_message(V6.peer, V6.client, kind) for kind in (134, 133))
+    assert out(device, ask).action == into(device, told).action == OK
+    for outcome in (out(device, tell), out(device, redirect), into(device, asked)):
+        assert outcome.drop == DropReason.POLICY
+    device.rule(SUBJECT, EGRESS, proto=58, port=134)
+    assert out(device, tell).action == OK
+    assert out(device, redirect).drop == DropReason.POLICY
+
+
+@pytest.mark.parametrize("kind", [137, 138, 139, 142, 144, 160, 200, 255])
 def test_other_icmpv6_is_for_policy(device: Rig, kind: int) -> None:
     """Types above neighbour discovery can be routed: they are no way around an empty policy."""
     frame = V6.icmp_message(V6.client, V6.world, kind)

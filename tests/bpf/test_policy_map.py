@@ -6,10 +6,12 @@ import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyciliumlib import PolicyMap, Repository, Verdict
-from pyciliumlib.errors import InvalidError, KernelError, PolicyError, UnitError
+from pyciliumlib.errors import InvalidError, KernelError, MapFullError, PolicyError, UnitError
+from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE, PolicyEntries
 from pyciliumlib.policy.program import PolicyTries
 
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
@@ -76,6 +78,14 @@ def test_what_it_refuses(policy: PolicyMap) -> None:
         policy.lookup("ingress", 0, "80-90/TCP")
     with pytest.raises(InvalidError, match="facing"):
         policy.attach("lo", facing="north")  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match="identity 4294967296"):
+        policy.remove("egress", identity=1 << 32)
+    keys, values = np.zeros(65, KEY_DTYPE), np.zeros(65, VALUE_DTYPE)
+    keys["prefixlen"], keys["identity"] = 64, range(1, 66)
+    with pytest.raises(MapFullError, match="64 entries"):
+        policy.replace(PolicyEntries(keys, values))
+    with pytest.raises(InvalidError, match="entries is 0"):
+        PolicyMap(entries=0)
     assert len(policy) == 0
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from attrs import frozen
 
 from pyciliumlib.datapath import Datapath
 from pyciliumlib.lab import Node, Pod
+from pyciliumlib.loadbalancer import Service
 from pyciliumlib.net import NetNS
 from pyciliumlib.types import parse_address
 from tests.lab.scenes import BareNode
@@ -39,15 +40,26 @@ class Controller:
 
 @contextlib.contextmanager
 def controlled(
-    pin_root: Path, node: Node, pods: list[Pod], documents: list[Any]
+    pin_root: Path,
+    node: Node,
+    pods: list[Pod],
+    documents: list[Any],
+    hooks: Mapping[str, tuple[Path, str]] | None = None,
+    services: Mapping[str, list[str]] | None = None,
 ) -> Iterator[Controller]:
-    """Another process has the datapath of `node`; each pod is an endpoint with its name as app."""
+    """Another process has the datapath of `node`; each pod is an endpoint with its name as app.
+
+    `hooks` are users' programs by slot: an object file and the program's name. `services` are
+    backends by frontend.
+    """
     plan = {
         "pin_root": str(pin_root),
         "netns": str(node.netns.name),
         "addresses": [str(address) for address in node.addresses],
         "pods": {pod.name: str(pod.netns.name) for pod in pods},
         "documents": documents,
+        "services": dict(services or {}),
+        "hooks": {slot: [str(obj), name] for slot, (obj, name) in (hooks or {}).items()},
     }
     argv = [sys.executable, "-m", "tests.lab.controller", json.dumps(plan)]
     with subprocess.Popen(
@@ -67,6 +79,12 @@ def main(plan: dict[str, Any]) -> None:
     for name, guest in plan["pods"].items():
         dp.add_endpoint(name, {"app": name}, netns=guest)
     dp.policy.apply(plan["documents"])
+    dp.services.apply(
+        Service(f"service-{number}", [frontend], backends)
+        for number, (frontend, backends) in enumerate(plan["services"].items())
+    )
+    for slot, (obj, program) in plan["hooks"].items():
+        dp.hooks.attach(slot, obj, program)
     numbers = {str(entry.prefix): entry.identity for entry in dp.ipcache}
     print(json.dumps(numbers), flush=True)
     sys.stdin.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,8 @@ import pytest
 
 from pyciliumlib.conntrack import FlowEntry, FlowKey
 from pyciliumlib.datapath import DatapathConfig
-from pyciliumlib.lab import Lab
+from pyciliumlib.errors import KernelError
+from pyciliumlib.lab import ConnectResult, Lab
 from pyciliumlib.types import Protocol
 from tests.lab import scenes
 from tests.lab.scenes import VERSIONS, Scene, at
@@ -101,17 +103,22 @@ def test_the_end_of_a_connection(scene: Scene, version: int) -> None:
 
 @VERSIONS
 def test_a_port_that_is_used_again(scene: Scene, version: int) -> None:
-    """A new connection from the same port right after a reset starts anew, with its own verdict."""
-    for _ in range(3):
-        result = scene.web.connect(at(scene.api, version), "80/TCP", source_port=45679)
-        assert result.ok
+    """A connection from the port of one that just ended starts anew, with its own verdict."""
+
+    def connect(timeout: float = 1.0) -> ConnectResult:
+        while True:
+            try:
+                return scene.web.connect(
+                    at(scene.api, version), "80/TCP", source_port=45679, timeout=timeout
+                )
+            except KernelError as error:  # the server has not ended the one before yet
+                assert error.errno == errno.EADDRNOTAVAIL
+
+    assert all(connect().ok for _ in range(3))
     scene.dp.policy.apply(
         scenes.policy("api", {"app": "api"}, ingress=[scenes.apps("from", "nobody")])
     )
-    result = scene.web.connect(
-        at(scene.api, version), "80/TCP", source_port=45679, timeout=scenes.SILENCE
-    )
-    assert result.error == "timeout"
+    assert connect(scenes.SILENCE).error == "timeout"
 
 
 @VERSIONS

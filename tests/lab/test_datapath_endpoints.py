@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import ipaddress
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,6 +165,43 @@ def test_a_full_policy_map(node: Node) -> None:
         with pytest.raises(errors.MapFullError):
             dp.policy.apply([everybody, scenes.policy("other", {}, ingress=[{}])])
         assert scenes.traces(dp, node) == before
+
+
+@VERSIONS
+def test_what_a_full_map_cannot_keep_out_is_dropped(version: int) -> None:
+    """An identity that no longer fits into one endpoint's map: MapFullError, and the endpoint is
+    locked down, for old connections too; it opens when the identity is gone again."""
+    deny = scenes.policy("api", {"app": "api"}, ingress=[{"fromEntities": ["all"]}],
+                         ingressDeny=[scenes.apps("from", "bad")])  # fmt: skip
+    bad = ["k8s:app=bad", "k8s:io.kubernetes.pod.namespace=default",
+           "k8s:io.cilium.k8s.policy.cluster=default"]  # fmt: skip
+    with (
+        Lab() as lab,
+        scenes.scene(lab, config=DatapathConfig(policy=16)) as scene,
+        scenes.tcp_pair(scene.web, scene.api, version) as (near, far),
+    ):
+        scene.dp.policy.apply(deny)
+        during: list[object] = []
+
+        def look(added: object, _: object) -> None:
+            if added:
+                during.append(scene.verdict("web", "api", "80/TCP", version))
+                during.append(scene.verdict("web", "db", "80/TCP", version))
+                during.append(scenes.arrives(near, far))
+
+        with pytest.raises(errors.MapFullError, match="policy"):
+            for number in itertools.count():
+                scene.dp.identities.allocate([f"k8s:n={number}", *bad])
+        assert number > 8
+        stop = scene.dp.identities.observe(look)
+        during.clear()
+        with pytest.raises(errors.MapFullError):
+            scene.dp.identities.allocate(["k8s:n=more", *bad])
+        stop()
+        assert during == [int(DropReason.ENDPOINT_NOT_READY), OPEN, False]
+        assert scenes.comes(far, 3.0)  # what was sent meanwhile
+        assert scene.verdict("web", "api", "80/TCP", version) == OPEN
+        assert not scene.dp.drift()
 
 
 _BAD: dict[str, tuple[type[Exception], str, Callable[[Datapath, Scene], object]]] = {

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 
 from pyciliumlib import errors
+from pyciliumlib.datapath import Outcome
 from pyciliumlib.flow import DropReason
-from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.kernel import ObjectSpec, attached_tc
 from pyciliumlib.lab import Lab
 from pyciliumlib.resources import include_dir
 from tests.bpf.compiled import compile_bpf
 from tests.lab import scenes
-from tests.lab.scenes import OPEN, POLICY, VERSIONS, Scene, apps, arrives
+from tests.lab.scenes import OPEN, POLICY, VERSIONS, Scene, apps, arrives, at
 
 SOURCE = """
 #include <lib/hooks.h>
@@ -58,6 +63,34 @@ int counts(struct __sk_buff *skb)
 	else
 		bpf_map_update_elem(&packets, &key, &one, BPF_ANY);
 	return TC_ACT_UNSPEC;
+}
+
+/* Drops what its own map names, and remembers in a variable how often this test asked it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u16);
+	__type(value, __u64);
+} closed SEC(".maps");
+
+__u64 asked;
+
+SEC("tc")
+int gate(struct __sk_buff *skb)
+{
+	const struct hook_args *packet = hook_packet();
+	__u16 port;
+	__u64 *refused;
+
+	if (!packet)
+		return TC_ACT_UNSPEC;
+	asked += packet->sport == bpf_htons(40000);
+	port = bpf_ntohs(packet->dport);
+	refused = bpf_map_lookup_elem(&closed, &port);
+	if (!refused)
+		return TC_ACT_UNSPEC;
+	__sync_fetch_and_add(refused, 1);
+	return TC_ACT_SHOT;
 }
 
 SEC("xdp")
@@ -122,7 +155,7 @@ def test_a_program_that_counts(scene: Scene, obj: Path, version: int) -> None:
             for _ in range(5):
                 assert connection.exchange().ok
         assert scene.verdict("db", "api", "80/TCP", version) == POLICY
-        assert dict(hook.maps["packets"].items()) == {  # type: ignore[attr-defined]  # a Map
+        assert dict(hook.maps["packets"].items()) == {
             ids["web"] << 32 | ids["api"]: 5,
             ids["api"] << 32 | ids["web"]: 5,
         }
@@ -138,10 +171,131 @@ def test_both_slots_at_once(scene: Scene, obj: Path) -> None:
         late = scene.dp.endpoints["late"].identity
         assert scene.verdict("late", "api", "81/TCP", 6) == DropReason.HOOK
         packets = counting.maps["packets"]
-        assert not [key for key in packets if key >> 32 == late]  # type: ignore[attr-defined]
+        assert not [key for key in packets if key >> 32 == late]
         assert scene.verdict("late", "api", "80/TCP", 6) == OPEN
-        assert [key for key in packets if key >> 32 == late]  # type: ignore[attr-defined]
+        assert [key for key in packets if key >> 32 == late]
         scene.dp.remove_endpoint("late")
+
+
+def programs(scene: Scene) -> set[int]:
+    """The programs on the device of web."""
+    attached = lambda way: attached_tc(scene.web.ifindex, way)  # noqa: E731
+    ways = scene.node.call(lambda: [*attached("ingress"), *attached("egress")])
+    return {one.prog_id for one in ways}
+
+
+def test_slots_cost_nothing_before_and_after(scene: Scene, obj: Path) -> None:
+    """The devices run programs that know of slots only while one is used."""
+    before = programs(scene)
+    with scene.dp.hooks.attach("after-policy", obj, "counts"):
+        hooked = programs(scene)
+        assert not before & hooked
+        with scene.dp.hooks.attach("before-policy", obj, "drops"):
+            assert programs(scene) == hooked
+        assert programs(scene) == hooked
+    assert programs(scene) == before
+    with pytest.raises(errors.VerifierError):
+        scene.dp.hooks.attach("after-policy", obj_that_the_verifier_rejects(obj.parent))
+    assert programs(scene) == before
+
+
+def obj_that_the_verifier_rejects(folder: Path) -> Path:
+    (folder / "bad").mkdir(exist_ok=True)
+    source = """
+#include <lib/hooks.h>
+SEC("tc") int reads(struct __sk_buff *skb) { return *(__u8 *)(long)skb->data; }
+"""
+    return compile_bpf(source, folder / "bad", include_dir())
+
+
+def test_slots_are_a_mapping(scene: Scene, obj: Path) -> None:
+    """By name, those in use; and drift tells of what was changed behind the datapath's back."""
+    hooks = scene.dp.hooks
+    assert not hooks and repr(hooks) == "<Hooks none>"
+    with hooks.attach("after-policy", obj, "counts") as hook:
+        assert dict(hooks) == {"after-policy": hook} and hook.program == "counts"
+        for slot, words in (("before-policy", "is empty"), ("after-polcy", 'mean "after-policy"')):
+            with pytest.raises(errors.NotFoundError, match=words):
+                hooks[slot]
+        assert not scene.dp.drift()
+        scene.dp._programs.maps["hooks"].delete(1)
+        assert "slot after-policy: holds program None" in str(scene.dp.drift())
+    assert not hooks and not scene.dp.drift()
+    assert repr(hook) == "<Hook after-policy: counts closed>"
+
+
+@VERSIONS
+def test_a_simulation_calls_copies(scene: Scene, obj: Path, version: int) -> None:
+    """Of the program, its constants and its maps as they are now; the live ones see nothing."""
+    spec = ObjectSpec.open(obj)
+    spec.config["closed_port"] = 7777
+    packet = functools.partial(tcp_syn, scene, version)
+    with (
+        scene.dp.hooks.attach("before-policy", spec, "drops"),
+        scene.dp.hooks.attach("after-policy", obj, "gate") as gate,
+    ):
+        assert scene.dp.simulate(packet(80), at="web").outcome is Outcome.TO_ENDPOINT
+        gate.maps["closed"][80] = 5
+        before = [sorted(map(str, gate.maps[name].items())) for name in ("closed", ".bss")]
+        for port, reason in ((7777, DropReason.HOOK), (80, DropReason.HOOK), (81, None)):
+            assert scene.dp.simulate(packet(port), at="web").reason == reason
+        assert before == [sorted(map(str, gate.maps[name].items())) for name in ("closed", ".bss")]
+        assert scene.verdict("web", "api", "80/TCP", version) == DropReason.HOOK
+        assert gate.maps["closed"][80] > 5
+    assert scene.dp.simulate(packet(80), at="web").allowed
+
+
+TELLS = """
+#include <lib/hooks.h>
+#include <lib/event.h>
+
+/* Tells of each packet, on the datapath's own ring, what the datapath has no name for. */
+SEC("tc")
+int tells(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return TC_ACT_UNSPEC;
+	work->event = (struct event_context){ .type = 77, .rule = 7 };
+	event_send(skb);
+	return TC_ACT_UNSPEC;
+}
+"""
+
+
+def test_a_program_that_shares_every_map(scene: Scene, tmp_path: Path) -> None:
+    """Whatever their sizes, also in a simulation, whose maps have others; what it tells on the
+    datapath's ring is passed over, there and here."""
+    obj = compile_bpf(TELLS, tmp_path, include_dir())
+    scene.drain()
+    with scene.dp.hooks.attach("before-policy", obj) as hook:
+        assert set(hook.maps) <= set(scene.dp._programs.maps) | {".rodata"}
+        before = scene.dp._flows.unknown
+        assert scene.dp.simulate(tcp_syn(scene, 4, 80), at="web").outcome is Outcome.TO_ENDPOINT
+        assert scene.dp._flows.unknown == before
+        assert scene.verdict("web", "api", "80/TCP", 4) == OPEN
+        assert list(scene.dp.flows())
+        assert scene.dp._flows.unknown > before
+
+
+def tcp_syn(scene: Scene, version: int, port: int) -> bytes:
+    network = IP if version == 4 else IPv6
+    ends = {"src": str(at(scene.web, version)), "dst": str(at(scene.api, version))}
+    link = Ether(src=scene.web.mac, dst=scene.web.host_mac)
+    return bytes(link / network(**ends) / TCP(sport=40000, dport=port))
+
+
+def test_an_endpoint_whose_device_vanished_is_in_nobodys_way(scene: Scene, obj: Path) -> None:
+    """The others are switched to and fro; what is missing is told by drift."""
+    gone = scene.dp.add_endpoint("gone", {"app": "gone"})
+    scene.node.netlink.delete_link(gone.ifindex)
+    with scene.dp.hooks.attach("before-policy", obj, "drops"):
+        assert scene.verdict("web", "api", "81/TCP", 4) == DropReason.HOOK
+        assert "gone: its programs are not on device" in str(scene.dp.drift())
+    assert scene.verdict("web", "api", "81/TCP", 4) == OPEN
+    scene.dp.remove_endpoint("gone")
+    assert not scene.dp.drift()
 
 
 def test_refusals(scene: Scene, obj: Path, tmp_path: Path) -> None:
@@ -152,7 +306,7 @@ def test_refusals(scene: Scene, obj: Path, tmp_path: Path) -> None:
         with pytest.raises(errors.ExistsError, match="after-policy"):
             attach("after-policy", obj, "drops")
     for program, kind, words in (
-        (None, errors.NotFoundError, "counts, drops|drops, counts"),
+        (None, errors.NotFoundError, "drops, counts, gate"),
         ("count", errors.NotFoundError, 'did you mean "counts"'),
         ("of_another_kind", errors.InvalidError, "kind"),
     ):
@@ -189,7 +343,7 @@ def test_closing_twice_and_late(scene: Scene, obj: Path) -> None:
     with scene.dp.hooks.attach("after-policy", obj, "counts") as second:
         first.close()
         assert scene.verdict("web", "api", "53/UDP", 4) == OPEN
-        assert len(second.maps["packets"])  # type: ignore[arg-type]  # a Map
+        assert len(second.maps["packets"])
 
 
 def test_headers_compile_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from pyciliumlib import errors
 from pyciliumlib.datapath import Datapath, DatapathConfig
+from pyciliumlib.kernel import Map, Program
 from pyciliumlib.lab import Lab, Node, Outside, Pod
 from tests.lab import scenes
 from tests.lab.controller import controlled
@@ -256,7 +258,7 @@ def test_another_layout(node: BareNode, pin_root: Path) -> None:
     foreign = pin_root / "v99"
     foreign.mkdir(parents=True)
     for _ in range(2):
-        with pytest.raises(errors.LayoutError, match="layout 99"):
+        with pytest.raises(errors.LayoutError, match="layout v99"):
             Datapath.open(pin_root, node)
     assert [path.name for path in pin_root.iterdir()] == ["v99"]
     foreign.rmdir()
@@ -274,6 +276,23 @@ def test_other_sizes(node: BareNode, pin_root: Path) -> None:
     assert "flows" in text and "4096" in text and "ipcache" in text and "1024" in text
     assert sorted(pin_root.rglob("*")) == pinned
     Datapath.open(pin_root, node).close()
+
+
+def test_every_size_is_the_next_ones_too(
+    place: tuple[Node, Pod, Pod, Outside], pin_root: Path
+) -> None:
+    """Maps of sizes of one's own are adopted as they are, the endpoints' policies among them."""
+    node, web, *_ = place
+    config = DatapathConfig(
+        max_endpoints=16, flows=1024, pending=512, fragments=128, ipcache=1024,
+        ipcache_cells=64, policy=512, event_bytes=1 << 14,
+    )  # fmt: skip
+    with Datapath(node, pin_root=pin_root, config=config) as dp:
+        dp.add_endpoint("web", {"app": "web"}, pod=web)
+        dp.policy.apply(DOCUMENTS)
+        dp.keep()
+    with Datapath.open(pin_root, node, config=config) as dp:
+        assert list(dp.endpoints) == ["web"] and not dp.drift()
 
 
 def test_pins_removed_by_hand(place: tuple[Node, Pod, Pod, Outside], pin_root: Path) -> None:
@@ -300,6 +319,47 @@ def test_close_leaves_no_pin(node: BareNode, pin_root: Path) -> None:
             assert not dp.policy.documents
             dp.policy.apply(DOCUMENTS)
         assert not pin_root.exists() and not state.exists()
+
+
+def test_many_lives_leak_nothing(place: tuple[Node, Pod, Pod, Outside], pin_root: Path) -> None:
+    """Made, kept, taken over and closed again and again: no descriptor, no pin, and nothing that
+    the kernel still holds of the last one."""
+    node, web, api, _ = place
+    small = DatapathConfig(flows=64, pending=64, event_bytes=4096, ipcache=64, tc="clsact")
+
+    def life() -> list[tuple[type[Map] | type[Program], int]]:
+        dp = Datapath(node, pin_root=pin_root, config=small)
+        for pod in (web, api):
+            dp.add_endpoint(pod.name, {"app": pod.name}, pod=pod)
+        dp.policy.apply(DOCUMENTS)
+        dp.keep()
+        with Datapath.open(pin_root, node, config=small) as dp:
+            assert len(dp.endpoints) == 2
+            made = dp._programs
+            tries = [Map.from_id(number) for number in made.maps["policies"].values()]
+            held = [(Map, found.info.id) for found in (*made.maps.values(), *tries)]
+            for trie in tries:
+                trie.close()
+            return [*held, *((Program, program.id) for program in made.plain.programs.values())]
+
+    life()
+    gc.collect()
+    before = scenes.descriptors(), threading.active_count()
+    for _ in range(5):
+        left = life()
+        assert not pin_root.exists()
+    gc.collect()
+    assert (scenes.descriptors(), threading.active_count()) == before
+    assert len(left) > 20
+
+    def is_gone(kind: type[Map] | type[Program], number: int) -> bool:
+        try:
+            kind.from_id(number).close()
+        except errors.NotFoundError:
+            return True
+        return False
+
+    assert scenes.eventually(lambda: all(is_gone(*each) for each in left))
 
 
 def test_assigned_prefixes_are_known_again(

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pyciliumlib import errors
 from pyciliumlib.flow import DropReason
 from pyciliumlib.kernel.xdp import attached_xdp
 from pyciliumlib.loadbalancer import Backend, LoadBalancerConfig, Service, ServiceKey, Why
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, Sizes
+from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, write_sysctls
 from tests.lab import balancer_scene
 from tests.lab.balancer_scene import CLIENT, DIRECTOR, VIP, Scene, backend_address
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+AT_TC = LoadBalancerConfig("maglev", "dsr", "ipip", acceleration="disabled")
 SIZES = Sizes(services=64, frontends=64, backends=64, slots=1 << 18, flows=4096)
 
 
@@ -110,6 +112,19 @@ def test_where_says_who_answers(place: Place, version: int) -> None:
         assert (before.why, after.why) == (Why.MAGLEV, Why.CONNECTION)
         assert before.backend == after.backend
         assert str(after.backend.address) == backend_address(int(answered[1]), version)
+
+
+@VERSIONS
+def test_where_knows_the_clients(place: Place, version: int) -> None:
+    """With session affinity a client meets its backend again, from any port."""
+    place.serve(web(version, affinity_timeout=60))
+    met = {place.scene.ask(version).split()[0] for _ in range(5)}
+    placed = place.balancer.where(at(CLIENT[version], 1).partition("/")[0], at(VIP[version], 80))
+    assert (placed.why, len(met)) == (Why.AFFINITY, 1)
+    assert str(placed.backend.address) == backend_address(int(met.pop()[1]), version)
+    place.balancer.quarantine(placed.backend)
+    other = place.balancer.where(at(CLIENT[version], 1).partition("/")[0], at(VIP[version], 80))
+    assert other.why is Why.MAGLEV and other.backend.key != placed.backend.key
 
 
 @VERSIONS
@@ -287,11 +302,10 @@ def test_counts_and_connections(place: Place) -> None:
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    "snat": (web(4, forwarding="snat"), errors.ServiceError, "SNAT"),
     "another port": (
-        Service("a", [at(VIP[4], 80)], ["10.0.0.1:8080"]), errors.ServiceError, "frontend's port",
+        Service("a", [at(VIP[4], 80)], ["10.0.0.1:8080"], dispatch="ipip"), errors.ServiceError,
+        "cannot change a port",
     ),
-    "option": (web(4, dispatch="opt"), errors.ServiceError, "ipip"),
     "delegation": (
         web(4, proxy_delegation="delegate-if-local"), errors.ServiceError, "delegation",
     ),
@@ -316,9 +330,31 @@ def test_refused(place: Place, service: Service, error: type[Exception], said: s
 
 
 def test_a_device_runs_one_balancer(place: Place) -> None:
-    """The second is told of the first."""
+    """The second is told of the first, in XDP and at tc."""
     with pytest.raises(errors.ExistsError, match="loadbalancer"):
         place.scene.director.call(lambda: LoadBalancer("eth0"))
+    with place.scene.client.call(lambda: LoadBalancer("eth0", config=AT_TC)):
+        with pytest.raises(errors.ExistsError, match="loadbalancer_tc"):
+            place.scene.client.call(lambda: LoadBalancer("eth0", config=AT_TC))
+
+
+@VERSIONS
+def test_at_tc(scene: Scene, version: int) -> None:
+    """A device whose driver has no XDP: the same answers."""
+    with scene.director.call(lambda: LoadBalancer("eth0", config=AT_TC)) as balancer:
+        place = Place(scene, balancer)
+        place.serve(web(version), dns(version))
+        assert balancer.hook is Hook.TC
+        assert len(scene.who(version, 20)) == 3
+        assert scene.ask_udp(version).split()[1] == CLIENT[version]
+
+
+def test_best_effort(scene: Scene) -> None:
+    """The driver where it can, tc where it cannot."""
+    config = evolve(AT_TC, acceleration="best-effort")
+    for device, hook in (("eth0", Hook.NATIVE), ("lo", Hook.TC)):
+        with scene.client.call(lambda device=device: LoadBalancer(device, config=config)) as made:
+            assert made.hook is hook
 
 
 @pytest.mark.parametrize(
@@ -326,7 +362,6 @@ def test_a_device_runs_one_balancer(place: Place) -> None:
     [
         ("none0", {}, errors.DeviceError, "none0"),
         ("lo", {}, errors.FeatureError, "generic"),
-        ("eth0", {"acceleration": "disabled"}, errors.InvalidError, "generic"),
     ],
 )
 def test_devices_that_cannot(
@@ -361,6 +396,20 @@ def test_closed(place: Place) -> None:
     ):
         with pytest.raises(errors.ClosedError):
             ask()
+
+
+def test_html(place: Place) -> None:
+    """For notebooks: a row for each service, with the states of its backends and its packets."""
+    place.serve(web(4), web(6))
+    place.balancer.quarantine(web(4).backends[0])
+    place.scene.ask(4)
+    page = place.balancer._repr_html_()
+    assert page.count("<tr><td>") == 2
+    assert "default/web-4" in page and "2 active, 1 quarantined" in page
+    packets = place.balancer.service_counts()[web(4).key].packets
+    assert f"{packets} packets" in page and "0 packets" in page
+    place.balancer.close()
+    assert "closed" in place.balancer._repr_html_()
 
 
 def test_plan_is_what_apply_does(place: Place) -> None:

@@ -11,12 +11,12 @@ import pytest
 from attrs import frozen
 
 from pyciliumlib import errors
-from pyciliumlib.flow import Direction as FlowDirection
 from pyciliumlib.flow import DropReason
 from pyciliumlib.kernel.tc import attach_tc
 from pyciliumlib.lab import Lab, Node, Outside, Pod
 from pyciliumlib.policy import Repository, Verdict
 from pyciliumlib.policy.program import PolicyMap, policy_map
+from pyciliumlib.types import Direction
 from tests.lab import scenes
 from tests.lab.scenes import SILENCE, VERSIONS, arrives, at, comes
 
@@ -73,7 +73,7 @@ def test_empty_denies_all(place: Place, version: int) -> None:
     assert result.error == "timeout"
     seen = {(flow.drop_reason, flow.direction) for flow in place.policy.flows.read()
             if flow.dropped}  # fmt: skip
-    assert seen == {(DropReason.POLICY, way) for way in FlowDirection}
+    assert seen == {(DropReason.POLICY, way) for way in Direction}
     assert place.policy.metrics().packets(DropReason.POLICY) >= 4
 
 

@@ -50,7 +50,7 @@ def test_shared_services(scene: Scene, both: tuple[LoadBalancer, SocketBalancer]
     vip = "203.0.113.10"
     with contextlib.ExitStack() as stack:
         for pod in scene.backends:
-            side = pod.call(lambda: DSRBackend("eth0", [vip], mode="generic"))
+            side = pod.call(lambda: DSRBackend("eth0", [vip], acceleration="generic"))
             stack.callback(side.close)
             address = [parse_address(vip)]
             server = pod.lab.servers.serve(pod.netns, pod.name, address, "8080/TCP", pod.name)
@@ -83,9 +83,9 @@ def from_outside(world: Host, address: str) -> set[str]:
 def test_both_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -> None:
     """What one of them cannot serve is refused, whoever is asked."""
     packets, at_sockets = both
-    other_port = Service("web", ["203.0.113.10:80"], ["10.244.1.3:8080"])
+    other_port = Service("web", ["203.0.113.10:80"], ["10.244.1.3:8080"], dispatch="ipip")
     for balancer in both:
-        with pytest.raises(errors.ServiceError, match="frontend's port"):
+        with pytest.raises(errors.ServiceError, match="cannot change a port"):
             balancer.upsert(other_port)
     at_sockets.close()
     packets.upsert(Service("web", ["203.0.113.10:80"], ["10.244.1.3:80"]))

@@ -14,6 +14,7 @@ from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.types import MapLike, Protocol, address_to_bytes, parse_address
 
 MAGLEV, DENY, OTHER, CLUSTER_IP = 1, 2, 4, 8
+MAGLEV_INSIDE = 256
 EXTERNAL, INTERNAL = 0, 1
 
 
@@ -49,8 +50,10 @@ class Reader:
             return 0, {self._address(int(found))}
         return 0, {self._address(int(found)) for found in slots}
 
-    def ask_inside(self, to: str, dport: int, protocol: str) -> tuple[int, set[str]]:
-        """The same of a client in the cluster: whom it may meet by chance."""
+    def ask_inside(
+        self, to: str, dport: int, protocol: str, client: tuple[str, int] | None = None
+    ) -> tuple[int, set[str]]:
+        """The same of a client in the cluster; without one, of a socket: chance chooses for it."""
         number, address = Protocol.parse(protocol), address_to_bytes(parse_address(to))
         entry = (
             self._entry(address, dport, number, INTERNAL)
@@ -62,6 +65,10 @@ class Reader:
         found = self._slots(entry)
         if entry.flags & OTHER or not len(found):
             return DropReason.NO_SERVICE_BACKEND, set()
+        if client is not None and entry.flags & MAGLEV_INSIDE:
+            flow = FlowTuple(*client, dport, number)
+            slot = self._hash.of(flow, affinity=bool(entry.affinity)) % len(found)
+            return 0, {self._address(int(found[slot]))}
         return 0, {self._address(int(backend)) for backend in found}
 
     def check_links(self) -> None:
@@ -73,9 +80,23 @@ class Reader:
                 member = {"service": entry.id, "backend": backend}
                 assert self._maps["lb_members"].lookup(member) in (0, 1, 2, 3)
 
+    def _check_frontends(self) -> None:
+        """Every entry's number is its address's alone, and both know the same of it."""
+        whose: dict[int, tuple[str, int, int]] = {}
+        for key, entry in self._maps["lb_services"].items():
+            if entry.flags & OTHER:
+                continue
+            place = str(key.addr), key.port, key.proto
+            assert entry.frontend and whose.setdefault(entry.frontend, place) == place
+            row = self._maps["lb_frontends"].lookup(entry.frontend)
+            assert (str(row.addr), row.port, row.proto) == place
+            assert row.revision == entry.frontend_revision
+            assert (row.service, row.affinity) == (entry.id, entry.affinity)
+
     def check(self, services: Iterable[Service]) -> None:
         """Exactly these services are there, by their frontends; nothing else is left."""
         self.check_links()
+        self._check_frontends()
         wanted = {(str(f.address), f.port) for one in services for f in one.frontends}
         others = {(address, 0) for address, _ in wanted}
         there = {(str(key.addr), key.port) for key, _ in self._maps["lb_services"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,37 @@ BACKENDS = st.lists(
     max_size=12,
     unique_by=lambda backend: backend.hash_string,
 )
+
+
+#: Also runs of zeros of every length and place, and what is v4-mapped or nearly so.
+ADDRESSES = st.one_of(
+    st.ip_addresses(v=4),
+    st.ip_addresses(v=6),
+    st.tuples(*[st.sampled_from([0, 0, 0, 1, 0x10, 0xFFFF])] * 8).map(
+        lambda words: ipaddress.IPv6Address(b"".join(word.to_bytes(2, "big") for word in words))
+    ),
+    st.integers(0, 0x1FFFF_FFFF_FFFF).map(ipaddress.IPv6Address),
+    st.integers(0, 0xFFFFFFFF).map(lambda last: ipaddress.IPv6Address(0xFFFF << 32 | last)),
+)
+
+
+@given(
+    ADDRESSES,
+    st.integers(1, 65535),
+    st.sampled_from(["TCP", "UDP", "SCTP"]),
+    st.integers(0, 255),
+    st.booleans(),
+)
+def test_texts(address, port, protocol, cluster, internal):
+    """The compiled text of a backend, beside one put together here."""
+    host = str(address)
+    if address.version == 6 and address.ipv4_mapped:
+        host = f"::ffff:{address.ipv4_mapped}"  # as Go has it, whatever this Python does
+    host += f"@{cluster}" if cluster else ""
+    host = f"[{host}]" if address.version == 6 else host
+    scope = "/i" if internal else ""
+    backend = Backend(address, port, protocol, cluster_id=cluster, internal=internal)
+    assert backend.hash_string == f"[{host}:{port}/{protocol}{scope},State:active]"
 
 
 def naive_table(maglev: Maglev, backends: list[Backend]) -> list[Backend]:

@@ -6,8 +6,9 @@ import itertools
 from typing import Any
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pyciliumlib.policy import Party, Repository, Verdict
+from pyciliumlib.policy import Party, PolicySettings, Repository, Verdict
 from pyciliumlib.policy.analysis.rows import CODES
 from tests.property import strategies
 from tests.property.strategies import Target
@@ -19,10 +20,12 @@ PARTIES = {
 
 
 @settings(max_examples=40, deadline=None)
-@given(strategies.document_sets(), strategies.targets())
-def test_the_matrix_is_the_model(documents: list[dict[str, Any]], target: Target) -> None:
+@given(strategies.document_sets(), strategies.targets(), st.booleans())
+def test_the_matrix_is_the_model(
+    documents: list[dict[str, Any]], target: Target, audit: bool
+) -> None:
     """Each cell, both sides by themselves; and what the pair comes to."""
-    repository = Repository()
+    repository = Repository(PolicySettings(audit=audit))
     repository.apply(documents)
     port = f"{target.port}/{target.protocol}"
     found = repository.reachability(PARTIES, port)

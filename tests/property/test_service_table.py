@@ -70,11 +70,16 @@ def services(draw: st.DrawFn) -> list[Service]:
     return made
 
 
+_SIZES = {
+    "lb_backends": 64, "lb_revisions": 64, "lb_slots": 512, "lb_filter": 64, "lb_frontends": 64,
+}  # fmt: skip
+
+
 def kernel() -> FakeKernel:
-    spec = ObjectSpec.open(object_path("loadbalancer"))
-    for name, entries in {"lb_backends": 64, "lb_slots": 512, "lb_filter": 64}.items():
+    spec = ObjectSpec.open(object_path("endpoint"))
+    for name, entries in _SIZES.items():
         spec.resize(name, entries)
-    return FakeKernel(spec.maps.values())
+    return FakeKernel(found for name, found in spec.maps.items() if name.startswith("lb_"))
 
 
 @given(st.lists(services(), min_size=1, max_size=4), st.integers(1, 65535))

@@ -69,6 +69,16 @@ class StoreMachine(RuleBasedStateMachine):
         if expected:
             del self.model[key]
 
+    @rule(changes=st.dictionaries(KEYS, st.none() | VALUES, max_size=4))
+    def write(self, changes: dict[str, str | None]) -> None:
+        for store in self.stores:
+            store.write(changes)
+        for key, value in changes.items():
+            if value is None:
+                self.model.pop(key, None)
+            else:
+                self.model[key] = (value, None)
+
     @rule()
     def open_session(self) -> None:
         self.sessions.append([store.session(600, keep_alive=False) for store in self.stores])

@@ -300,15 +300,24 @@ def test_refresh_mends_the_store() -> None:
         assert before == keys(store)
 
 
-def test_a_master_in_use_is_put_back() -> None:
-    """A deletion by somebody else does not take an identity from its user."""
-    with MemoryStore() as store, node(store, "a") as allocator:
+@pytest.mark.parametrize("value", [None, API.sorted_text, "garbage"])
+def test_a_master_in_use_is_put_back(value: str | None) -> None:
+    """What somebody else deletes or overwrites does not take an identity from its user."""
+    with MemoryStore() as store, node(store, "a") as allocator, node(store, "b") as other:
         web = allocator.allocate(WEB)
         allocator.poll()
-        store.delete(f"{BASE_PATH}/id/{web.id}")
+        master = f"{BASE_PATH}/id/{web.id}"
+        store.delete(master) if value is None else store.put(master, value)
+        other.poll()
+        assert other.find(WEB) is None
         assert allocator.poll() == 0
         assert allocator.get(web.id) == web
-        assert f"/id/{web.id}" in keys(store)
+        entry = store.get(master)
+        assert entry is not None
+        assert entry.value == WEB.sorted_text
+        other.poll()
+        assert other.find(WEB) == web and other.find(API) is None
+        assert allocator.poll() == 0
 
 
 def test_nonsense_in_the_store_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
@@ -337,6 +346,19 @@ class Watcher:
         self.known = (self.known | set(added)) - set(removed)
 
 
+class Refuser:
+    """Has no room for some labels, so many times."""
+
+    def __init__(self, labels: Labels, times: int) -> None:
+        self._labels = labels
+        self._times = times
+
+    def __call__(self, added: Sequence[Identity], removed: Sequence[Identity]) -> None:
+        if self._times and any(identity.labels == self._labels for identity in added):
+            self._times -= 1
+            raise StateError("no room")
+
+
 def test_observers_hear_everything_once() -> None:
     """First all that is known, then each change, from here and from other nodes."""
     with MemoryStore() as store, node(store, "a") as one, node(store, "b") as other:
@@ -360,17 +382,10 @@ def test_observers_hear_everything_once() -> None:
 @pytest.mark.parametrize("labels", [WEB, PREFIX], ids=["global", "local"])
 def test_an_observer_that_refuses_undoes_the_allocation(labels: Labels) -> None:
     """Else the next to ask would get a number that the observers were never told of."""
-    refusals = [True]
-
-    def refuse(added: Sequence[Identity], removed: Sequence[Identity]) -> None:
-        if any(identity.labels == labels for identity in added) and refusals:
-            refusals.pop()
-            raise StateError("no room")
-
     with MemoryStore() as store, node(store, "a") as allocator:
         first, last = Watcher(), Watcher()
         allocator.observe(first)
-        allocator.observe(refuse)
+        allocator.observe(Refuser(labels, times=1))
         with pytest.raises(StateError, match="no room"):
             allocator.allocate(labels)
         assert allocator.find(labels) is None
@@ -380,6 +395,41 @@ def test_an_observer_that_refuses_undoes_the_allocation(labels: Labels) -> None:
         identity = allocator.allocate(labels)
         assert identity in first.known & last.known
         assert allocator.release(identity)
+
+
+def test_what_other_nodes_did_is_told_again_after_a_refusal() -> None:
+    """Until then nobody knows of it, also not those who did not refuse."""
+    with MemoryStore() as store, node(store, "a") as one, node(store, "b") as other:
+        first, last = Watcher(), Watcher()
+        for observer in (first, Refuser(WEB, times=2), last):
+            one.observe(observer)
+        gone, web = other.allocate(["k8s:app=gone"]), other.allocate(WEB)
+        with pytest.raises(StateError, match="no room"):
+            one.poll()
+        assert one.get(web.id) is None and one.find(WEB) is None
+        assert first.known == last.known == set(one.identities())
+        api = other.allocate(API)
+        store.delete(f"{BASE_PATH}/id/{gone.id}")
+        with pytest.raises(StateError, match="no room"):
+            one.poll(timeout=60.0)  # with something to tell it does not wait
+        assert first.known == last.known == set(one.identities())
+        assert one.poll() == 2
+        assert {web, api} <= first.known == last.known == set(one.identities())
+        assert one.poll() == 0
+
+
+def test_what_was_refused_can_be_allocated_here() -> None:
+    """It is introduced then, and not told a second time."""
+    with MemoryStore() as store, node(store, "a") as one, node(store, "b") as other:
+        seen = Watcher()
+        one.observe(Refuser(WEB, times=1))
+        one.observe(seen)
+        web = other.allocate(WEB)
+        with pytest.raises(StateError):
+            one.poll()
+        assert one.allocate(WEB) == web
+        assert one.poll() == 0
+        assert web in seen.known == set(one.identities())
 
 
 def test_garbage_goes_in_the_second_round() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pyciliumlib.errors import PolicyError, UnsupportedError
+from pyciliumlib.errors import PolicyError
 from pyciliumlib.identity.labels import Labels
 from pyciliumlib.policy import Direction, PolicySettings, Repository, Verdict, parse
 from pyciliumlib.policy.l7 import Parser
@@ -110,7 +110,7 @@ def test_wrong_documents_are_refused_with_the_path(case: str) -> None:
 def test_nodes_need_the_setting() -> None:
     """As `toNodes` does; then they are remote nodes with these labels."""
     document = to({"nodes": {"matchLabels": {"zone": "a"}}})
-    with pytest.raises(UnsupportedError, match="node_selectors"):
+    with pytest.raises(PolicyError, match="node_selectors"):
         parse(document)
     (policy,) = parse(document, PolicySettings(node_selectors=True)).policies
     (selector,) = policy.rules[0].clauses[0].peers or ()

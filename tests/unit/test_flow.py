@@ -13,6 +13,7 @@ from pyciliumlib.flow import (
     Direction,
     DropReason,
     Flow,
+    FlowService,
     FlowType,
     TracePoint,
     Verdict,
@@ -119,6 +120,15 @@ def test_many_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields", [{"type": 77}, {"type": 4, "reason": 99}, {"direction": 3}, {"type": 0}], ids=str
+)
+def test_what_a_newer_program_tells_is_passed_over(fields: dict[str, int]) -> None:
+    """An event of an unknown kind, place or direction; those beside it are told in order."""
+    rows = np.concatenate([event(dport=1), event(**fields), event(dport=2), event(**fields)])
+    assert [found.dport for found in decode(rows, 0.0)] == [1, 2]
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({}, "10.0.0.1:40000 (1001) -> 10.0.0.2:80 (1002)  drop egress TCP SYN  DROPPED: Policy "
@@ -130,8 +140,8 @@ def test_many_at_once() -> None:
          "fd00::1 (1001) -> fd00::2 (1002)  policy-verdict ingress ICMPv6 type 128  FORWARDED"),
         ({"flags": 2, "type": 4, "reason": 3, "tcp_flags": 0x12},
          "10.0.0.2:80 (1002) <- 10.0.0.1:40000 (1001)  to-stack TCP SYN,ACK  FORWARDED"),
-        ({"proto": 47, "reason": 142},
-         "10.0.0.1 (1001) -> 10.0.0.2 (1002)  drop egress 47  DROPPED: Unknown L4 protocol (142)"),
+        ({"proto": 99, "reason": 142},
+         "10.0.0.1 (1001) -> 10.0.0.2 (1002)  drop egress 99  DROPPED: Unknown L4 protocol (142)"),
     ],
     ids=["drop", "trace", "verdict", "reply", "unknown protocol"],
 )  # fmt: skip
@@ -196,3 +206,22 @@ def test_metrics_as_text() -> None:
     assert len(lines) == 4 and lines[3].split() == [
         "egress", "2", "108", "Policy", "denied", "(133)",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("10.96.0.10", "kube-system/dns 10.96.0.10:53"),
+        ("fd96::10", "kube-system/dns [fd96::10]:53"),
+    ],
+)
+def test_the_service_of_a_flow(address: str, text: str) -> None:
+    """What stands behind the frontend's number, between the ends and what was seen."""
+    dns = FlowService("kube", "dns", parse_address(address), 53)
+    known = {7: dns}
+    (found,) = decode(event(frontend=7), 0.0, services=known.get)
+    assert found.service == dns
+    assert f"10.0.0.2:80 (1002) by {text}  drop" in str(found)
+    (none,) = decode(event(), 0.0, services=known.get)
+    (unasked,) = decode(event(frontend=7), 0.0)
+    assert (none.service, unasked.service) == (None, None)

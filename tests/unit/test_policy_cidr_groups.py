@@ -120,3 +120,22 @@ def test_bad_input(document: dict[str, Any], message: str) -> None:
     with pytest.raises(PolicyError) as caught:
         Repository().apply(document)
     assert re.search(message, "\n".join(caught.value.problems))
+
+
+def test_a_group_of_a_cloud_is_filled_in_by_name() -> None:
+    """Rules name it as the provider does; its prefixes come as a CiliumCIDRGroup."""
+    repository = Repository()
+    named = {"aws": {"securityGroupsIds": ["sg-2", "sg-1"], "region": "eu-west-1"}}
+    same = {"aws": {"region": "eu-west-1", "securityGroupsIds": ["sg-1", "sg-2"]}}
+    document = rule()
+    document["spec"]["ingress"] = [{"fromGroups": [named]}]
+    repository.apply(document)
+    ((name, known_by),) = repository.cloud_groups().items()
+    assert known_by["aws"]["securityGroupsIds"] == ["sg-1", "sg-2"]
+    assert verdict(repository, "192.0.2.7") is Verdict.DENY
+    repository.apply(group(name, "192.0.2.0/24"))
+    assert verdict(repository, "192.0.2.7") is Verdict.ALLOW
+    document["spec"]["ingress"] = [{"fromGroups": [same]}]
+    repository.apply(document)
+    assert list(repository.cloud_groups()) == [name]
+    assert verdict(repository, "192.0.2.7") is Verdict.ALLOW

@@ -109,6 +109,19 @@ def test_the_text_in_full(repository: Repository) -> None:
     ]
 
 
+def test_what_an_audit_lets_pass_says_what_it_would_be(repository: Repository) -> None:
+    """The verdict is allow, and the text has the denial, its reason and the rule that lacks."""
+    audited = Party(party("web").labels, name="web", audit=True)
+    found = repository.explain(audited, party("db"), "9/TCP")
+    assert found.verdict is Verdict.DENY  # that of db, which is not audited
+    assert found.egress is not None and found.egress.audited
+    assert found.egress.verdict is Verdict.ALLOW and found.egress.reason is Reason.DEFAULT_DENY
+    assert "egress of web: allow for the audit, else deny: no rule allows it" in str(found)
+    assert "missing: an egress rule of a policy that selects web" in str(found)
+    said = repository.explain(audited, party("api"), "8080/TCP").egress
+    assert said is not None and not said.audited
+
+
 def test_html_is_escaped_and_capped() -> None:
     """Names come from users: no markup of theirs reaches a notebook, and rows end."""
     many = [{"fromEndpoints": [select(f"a{n}")], "toPorts": to("80")} for n in range(80)]

@@ -52,6 +52,10 @@ EMPTY_VALUES = {
         "host",
     ),
     "fromCIDR: []": (document(ingress=[{"fromCIDR": []}]), "host"),
+    "fromGroups: [] with a port": (
+        document(ingress=[{"fromGroups": [], "toPorts": TO_80}]),
+        "client other host world",
+    ),
     "fromEndpoints: null": (document(ingress=[{"fromEndpoints": None}]), "host"),
     "a port alone": (document(ingress=[{"toPorts": TO_80}]), "client other host world"),
     "toPorts: []": (document(ingress=[{"toPorts": []}]), "host"),
@@ -73,6 +77,10 @@ EMPTY_VALUES = {
     ),
     "NetworkPolicy ingress: []": (document("NetworkPolicy", ingress=[]), "host"),
     "NetworkPolicy policyTypes alone": (document("NetworkPolicy", policyTypes=["Ingress"]), "host"),
+    "NetworkPolicy of egress with rules of ingress": (
+        document("NetworkPolicy", policyTypes=["Egress"], ingress=[{"from": SOME}]),
+        "client host",
+    ),
     "NetworkPolicy of egress": (
         document("NetworkPolicy", policyTypes=["Egress"], egress=[]),
         "client other host world",
@@ -135,7 +143,14 @@ SELECTORS = [
     ),
     (document(), {"matchLabels": {"reserved:host": ""}}, "reserved:host"),
     (document(CCNP), {}, f"{CLUSTER},exists({NAMESPACE})"),
-]
+    (
+        document(CCNP),  # "not of team t" is true of the world too
+        {"matchExpressions": [
+            {"key": "io.cilium.k8s.namespace.labels.team", "operator": "NotIn", "values": ["t"]}
+        ]},
+        f"any:io.cilium.k8s.namespace.labels.team notin (t),{CLUSTER},exists({NAMESPACE})",
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("policy", "selector", "expected"), SELECTORS)
@@ -165,7 +180,10 @@ TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
         ({"port": "80"}, tuple(PortMatch(p, 80, 80) for p in (TCP, UDP, SCTP))),
         ({"port": "80", "endPort": 90, "protocol": "UDP"}, (PortMatch(UDP, 80, 90),)),
         ({"port": "80", "endPort": 80, "protocol": "UDP"}, (PortMatch(UDP, 80, 80),)),
+        ({"port": "90", "endPort": 80, "protocol": "UDP"}, (PortMatch(UDP, 90, 90),)),
         ({"port": "0", "protocol": "TCP"}, (PortMatch(TCP),)),
+        ({"port": "0", "endPort": 90, "protocol": "TCP"}, (PortMatch(TCP, 0, 90),)),
+        ({"port": "0", "endPort": 65535, "protocol": "TCP"}, (PortMatch(TCP),)),
         ({"port": "HTTP", "protocol": "TCP", "endPort": 9}, (PortMatch(TCP, name="http"),)),
     ],
 )

@@ -84,17 +84,66 @@ def test_a_contradiction_changes_nothing(repository: Repository) -> None:
     )
 
 
-def test_a_third_proxy_is_compared_too(repository: Repository) -> None:
-    """TLS alone goes with either parser, so it must not hide that two parsers contradict."""
-    tls = l7("http", {})
-    tls["toPorts"][0] = {"ports": tls["toPorts"][0]["ports"], "serverNames": ["a"]}
-    wrong = [
-        cnp("a", "web", egress=[tls]),
-        cnp("b", "web", egress=[l7("http", {"path": "/"})]),
-        cnp("c", "web", egress=[l7("dns", {"matchName": "a"})]),
-    ]
-    with pytest.raises(PolicyError, match="different proxies"):
-        repository.apply(wrong)
+def proxied(**what: Any) -> dict[str, Any]:
+    """An entry about port 443 of clients, with rules, server names or a listener."""
+    ports = [{"port": "443", "protocol": "TCP"}]
+    return {**TO_CLIENT, "toPorts": [{"ports": ports, **what}]}
+
+
+TO_CLIENT = {"toEndpoints": [{"matchLabels": {"app": "client"}}]}
+DENIED = cnp("a", "web", egressDeny=[proxied()])
+GET = proxied(rules={"http": [{"method": "GET"}]})
+ASKED = proxied(rules={"dns": [{"matchPattern": "*"}]})
+NAMED = proxied(serverNames=["a.test"])
+OPENED = proxied(serverNames=["a.test"], terminatingTLS={"secret": {"name": "s"}})
+
+
+def listening(name: str, priority: int = 0, kind: str = "CiliumEnvoyConfig") -> dict[str, Any]:
+    config = {"kind": kind, "name": "c"}
+    return proxied(listener={"envoyConfig": config, "name": name, "priority": priority})
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([GET, ASKED], "different proxies"),
+        ([NAMED, GET, ASKED], "different proxies"),
+        ([NAMED, ASKED], "different proxies"),
+        ([GET, listening("x", priority=1)], "different proxies"),
+        ([NAMED, listening("x")], "different proxies"),
+        ([listening("x"), listening("y")], "different proxies"),
+        ([listening("x", 3), listening("y", 3)], "different proxies"),
+        ([listening("x"), listening("x", kind="CiliumClusterwideEnvoyConfig")], "different"),
+        ([listening("x"), listening("y", 126 - 26)], ""),
+        ([listening("x", 1), listening("x", 2)], ""),
+        ([GET, GET, NAMED], "needs terminatingTLS"),
+        ([NAMED, GET], ""),
+        ([GET, OPENED, NAMED], ""),
+        ([GET, {"toEntities": ["all"], **{k: ASKED[k] for k in ("toPorts",)}}], ""),
+    ],
+)  # fmt: skip
+def test_what_one_proxy_cannot_do(
+    repository: Repository, entries: list[dict[str, Any]], words: str
+) -> None:
+    """Of one selector and port; as Cilium merges rules, so their order counts for server names."""
+    documents = [cnp(f"p{n}", "web", egress=[entry]) for n, entry in enumerate(entries)]
+    if not words:
+        assert len(repository.apply(documents).policies)
+        return
+    with pytest.raises(PolicyError, match=words):
+        repository.apply(documents)
+    assert not repository.documents
+
+
+@pytest.mark.parametrize("later", [ASKED, {**GET, "authentication": {"mode": "required"}}])
+def test_after_a_deny_there_is_nothing_to_contradict(
+    repository: Repository, later: dict[str, Any]
+) -> None:
+    """What comes after it, in the order of names, is denied anyway."""
+    first = {**GET, "authentication": {"mode": "disabled"}}
+    with pytest.raises(PolicyError):
+        repository.apply([cnp("b", "web", egress=[first]), cnp("c", "web", egress=[later])])
+    repository.apply([DENIED, cnp("b", "web", egress=[first]), cnp("c", "web", egress=[later])])
 
 
 def test_a_prefix_is_a_key_of_any_source_too() -> None:

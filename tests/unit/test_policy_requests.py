@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyciliumlib.errors import PolicyError
-from pyciliumlib.policy import HTTPRequest, KafkaRequest, Party, Repository, Verdict
+from pyciliumlib.policy import HTTPRequest, KafkaRequest, Party, PolicySettings, Repository, Verdict
 
 NAMESPACE = "k8s:io.kubernetes.pod.namespace=default"
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
@@ -171,3 +171,16 @@ def test_both_proxies_have_to_agree() -> None:
 def test_one_kind_of_request_at_a_time() -> None:
     with pytest.raises(PolicyError, match="one kind of request"):
         Repository().explain(WEB, API, "80/TCP", http=ITEMS, dns="a.test")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_local_host_may_ask_for_anything(allowed: bool) -> None:
+    """Its allowance is of the kind that lets every request pass, and goes with the setting."""
+    repository = Repository(PolicySettings(allow_localhost=allowed))
+    peer = {"fromEntities": ["host"]}
+    repository.apply([policy(ingress=[{**peer, "toPorts": entry(GET)["toPorts"]}])])
+    host = Party(["reserved:host"], name="host")
+    said = repository.explain(host, API, "80/TCP", http=ADMIN)
+    assert (said.verdict is Verdict.ALLOW) is allowed
+    assert ("every request of the local host passes" in str(said)) is allowed
+    assert repository.explain(host, API, "80/TCP", http=ITEMS).verdict is Verdict.ALLOW

@@ -9,9 +9,23 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from pyciliumlib.errors import ExistsError, InvalidError, KernelError, MapFullError
+from pyciliumlib.errors import (
+    ExistsError,
+    InvalidError,
+    KernelError,
+    MapFullError,
+    NotFoundError,
+)
+from pyciliumlib.flow import DropReason
 from pyciliumlib.kernel import ObjectSpec
-from pyciliumlib.loadbalancer import Backend, Frontend, LoadBalancerConfig, LocalNode, Service
+from pyciliumlib.loadbalancer import (
+    Backend,
+    Frontend,
+    LoadBalancerConfig,
+    LocalNode,
+    Service,
+    ServiceKey,
+)
 from pyciliumlib.loadbalancer.filter import FRAGMENTS, OTHER_PORTS, FilterTable, port_bit
 from pyciliumlib.loadbalancer.numbers import Numbers, Rows
 from pyciliumlib.loadbalancer.rows import range_rows
@@ -30,6 +44,7 @@ SIZES = {
     "lb_slots": 64,
     "lb_members": 64,
     "lb_filter": 64,
+    "lb_frontends": 16,
 }
 
 
@@ -44,10 +59,10 @@ class Time:
 
 
 def maps(**sizes: int) -> FakeKernel:
-    spec = ObjectSpec.open(object_path("loadbalancer"))
+    spec = ObjectSpec.open(object_path("endpoint"))
     for name, entries in {**SIZES, **sizes}.items():
         spec.resize(name, entries)
-    return FakeKernel(spec.maps.values())
+    return FakeKernel(found for name, found in spec.maps.items() if name.startswith("lb_"))
 
 
 @pytest.fixture
@@ -197,6 +212,26 @@ def test_a_failure_at_any_write_changes_nothing(change: str) -> None:
     Reader(kernel, CONFIG).check(after)
 
 
+def test_flows_of_a_failed_change_are_decided_again(
+    kernel: FakeKernel, table: ServiceTable
+) -> None:
+    """What programs decided before it was undone does not count for the next change."""
+    serve(table, web(1, source_ranges=["10.0.0.0/8"]))
+    spot = next(iter(kernel["lb_services"]))
+    seen: list[int] = []
+
+    def fail(_: int) -> None:
+        if not seen:
+            seen.append(kernel["lb_services"].lookup(spot).revision)
+            raise KernelError(5, "broken")
+
+    spy(kernel["lb_revisions"], "update_batch", fail)
+    with pytest.raises(KernelError):
+        serve(table, web(1))
+    serve(table, web(1, source_ranges=["11.0.0.0/8"]))
+    assert kernel["lb_revisions"].lookup(1) == kernel["lb_services"].lookup(spot).revision > seen[0]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_at_every_moment_there_is_a_way(
     kernel: FakeKernel, table: ServiceTable, change: str
@@ -234,6 +269,86 @@ def test_slots_are_shared(kernel: FakeKernel, table: ServiceTable) -> None:
     assert table.free_slots == free - 512
     serve(table)
     assert table.free_slots == free
+
+
+def quarantine(table: ServiceTable, *backends: str, out: bool = False) -> str:
+    plan = table.plan_quarantine(map(Backend.parse, backends), out=out)
+    table.apply(plan)
+    return str(plan)
+
+
+def test_quarantine(kernel: FakeKernel, table: ServiceTable) -> None:
+    """In all services, until it is let out; what was given is what it was."""
+    both = [web(1, 2), Service("other", [OTHER], ["10.0.0.2:80"])]
+    serve(table, *both)
+    assert quarantine(table, "10.0.0.2:80").splitlines() == [
+        "~ default/web: 10.0.0.2:80/TCP active to quarantined",
+        "~ default/other: 10.0.0.2:80/TCP active to quarantined",
+    ]
+    assert quarantine(table, "10.0.0.2:80") == "nothing to do"
+    assert list(table.services.values()) == both
+    assert [str(b.state) for b in table.in_force[web().key].backends] == ["active", "quarantined"]
+    reader = Reader(kernel, CONFIG)
+    assert reader.ask("198.51.100.7", 1, "203.0.113.10", 80, "TCP") == (0, {"10.0.0.1"})
+    assert reader.ask("198.51.100.7", 1, "203.0.113.11", 80, "TCP") == (
+        DropReason.NO_SERVICE_BACKEND, set(),
+    )  # fmt: skip
+    quarantine(table, "10.0.0.2:80", out=True)
+    assert dict(table.in_force) == dict(table.services)
+    assert reader.ask("198.51.100.7", 1, "203.0.113.11", 80, "TCP") == (0, {"10.0.0.2"})
+
+
+def test_quarantine_outlasts_what_is_given(table: ServiceTable) -> None:
+    """Services given anew do not end it; a backend that has gone and comes back is a new one."""
+    serve(table, web(1, 2))
+    quarantine(table, "10.0.0.2:80")
+    serve(table, web(1, 2, 3))
+    assert not table.plan([web(1, 2, 3)])
+    assert states(table) == ["active", "quarantined", "active"]
+    serve(table, web(1))
+    serve(table, web(1, 2))
+    assert states(table) == ["active", "active"]
+
+
+def states(table: ServiceTable) -> list[str]:
+    return [str(backend.state) for backend in table.in_force[web().key].backends]
+
+
+def test_quarantine_is_for_the_active(table: ServiceTable) -> None:
+    """One that terminates goes on doing so; a state that was given stays when it is let out."""
+    given = [Backend("10.0.0.1", 80, state="terminating"),
+             Backend("10.0.0.2", 80, state="quarantined")]  # fmt: skip
+    serve(table, web().with_backends(given))
+    assert quarantine(table, "10.0.0.1:80", "10.0.0.2:80") == "nothing to do"
+    assert quarantine(table, "10.0.0.2:80", out=True) == "nothing to do"
+    assert states(table) == ["terminating", "quarantined"]
+
+
+def test_a_failed_quarantine_is_none(kernel: FakeKernel, table: ServiceTable) -> None:
+    """What could not be written is not remembered either."""
+    serve(table, web(1, 2))
+
+    def fail(_: int) -> None:
+        raise KernelError(5, "broken")
+
+    original = kernel["lb_members"].update_batch
+    spy(kernel["lb_members"], "update_batch", fail)
+    with pytest.raises(KernelError):
+        quarantine(table, "10.0.0.2:80")
+    assert states(table) == ["active", "active"]
+    kernel["lb_members"].update_batch = original  # type: ignore[method-assign]
+    serve(table, web(2, 1))
+    assert states(table) == ["active", "active"]
+
+
+def test_who_is_not_there(table: ServiceTable) -> None:
+    """Backends and services that nobody has given are NotFoundError."""
+    serve(table, web(1))
+    with pytest.raises(NotFoundError, match=r"no service has the backend 10\.0\.0\.9:80/TCP"):
+        quarantine(table, "10.0.0.1:80", "10.0.0.9:80")
+    assert states(table) == ["active"]
+    with pytest.raises(NotFoundError, match=r"default/wbe.*default/web"):
+        table.plan_deletion([ServiceKey("default", "wbe")])
 
 
 def test_numbers_rest_before_they_are_used_again(table: ServiceTable, clock: Time) -> None:

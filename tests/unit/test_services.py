@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from attrs import fields
 
 from pyciliumlib.errors import InvalidError, ServiceError, UnitError
 from pyciliumlib.loadbalancer import (
@@ -16,11 +18,17 @@ from pyciliumlib.loadbalancer import (
     Frontend,
     FrontendType,
     LoadBalancerConfig,
+    LocalNode,
+    LocalRedirect,
     Maglev,
+    Mesh,
+    NodeExposure,
     Service,
     ServiceKey,
 )
+from pyciliumlib.loadbalancer.saved import Saved, as_row
 
+BARE = Service("bare", [])
 VIP = "203.0.113.10:80"
 
 
@@ -40,6 +48,55 @@ def test_services_are_values() -> None:
     other = Service("web", [VIP], ["10.0.0.1:80"], source_ranges=["10.0.0.0/8"])
     assert one == other and hash(one) == hash(other)
     assert one.with_backends(["10.0.0.2:80"]).backends == (Backend("10.0.0.2", 80),)
+
+
+FULL = Service(
+    "web",
+    [Frontend("203.0.113.10", 80), Frontend("2001:db8::10", 80, type="NodePort")],
+    [
+        Backend("10.0.0.1", 8080, weight=7, state="terminating-not-serving", node="n1"),
+        Backend("fd00::1", 8080, cluster_id=3, internal=True),
+    ],
+    namespace="shop",
+    port_name="http",
+    algorithm="maglev",
+    forwarding="dsr",
+    dispatch="geneve",
+    affinity_timeout=60,
+    source_ranges=["10.0.0.0/8", "fd00::/8"],
+    source_ranges_policy="deny",
+    external_policy="Local",
+    internal_policy="Local",
+    proxy_delegation="delegate-if-local",
+    mesh=Mesh(True, True, "remote", False),
+    exposure=NodeExposure("n1", "zone=a"),
+    redirect=LocalRedirect("shop/local", [Backend("10.0.0.9", 8080, node="n1")], True),
+    health_port=30080,
+)
+
+
+@pytest.mark.parametrize("service", [FULL, Service("plain", []), Service("s", [VIP])])
+def test_a_service_is_stored_and_read(service: Service) -> None:
+    """Everything comes back as it was, with its numbers."""
+    saved = Saved(service, 7, 0, tuple(range(len(service.backends))))
+    assert Saved.from_json(saved.to_json()) == saved
+    if service is FULL:  # a field that is new has to be here too
+        differs = {
+            f.name for f in fields(Service) if getattr(FULL, f.name) != getattr(BARE, f.name)
+        }
+        assert differs == {f.name for f in fields(Service)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LoadBalancerConfig("maglev", "dsr", "ipip", table_size=251, node_ports="1000-2000"),
+        LocalNode("n1", ["192.0.2.1", "2001:db8::1"], {"zone": "a"}, "z"),
+    ],
+)
+def test_settings_are_stored_and_read(value: Any) -> None:
+    """By way of JSON, as a restart reads them."""
+    assert type(value)(**json.loads(json.dumps(as_row(value)))) == value
 
 
 BAD: dict[str, tuple[Any, str]] = {

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,17 @@ def test_revisions(store: Store) -> None:
     assert not store.delete("a")
     assert store.get("a") is None
     assert store.revision > second
+
+
+def test_several_changes_at_once(store: Store) -> None:
+    """All of them or none; a key that is not there may be deleted."""
+    store.put("a", "1")
+    store.write({"a": None, "b": "2", "missing": None})
+    assert [(entry.key, entry.value) for entry in store.entries("")] == [("b", "2")]
+    for bad in ({"c": "3", "": "x"}, {"c": "3", "d": 4}):
+        with pytest.raises(InvalidError):
+            store.write(bad)
+    assert store.get("c") is None
 
 
 def test_prefixes_are_text_not_patterns(store: Store) -> None:
@@ -278,6 +291,35 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(LayoutError, match="layout 99"):
         SQLiteStore(tmp_path / "new.db")
+
+
+class Interrupted(sqlite3.Connection):
+    """Meets Ctrl-C right after a statement, once."""
+
+    after = ""
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        cursor = super().execute(statement, *arguments)
+        if self.after and statement.startswith(self.after):
+            self.after = ""
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE counters", "INSERT OR REPLACE"])
+def test_ctrl_c_leaves_no_transaction_open(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it cut short is undone, and the store works on."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Interrupted))
+    with SQLiteStore(tmp_path / "store.db") as store:
+        store.put("before", "1")
+        assert isinstance(store._db, Interrupted)
+        store._db.after = statement
+        with pytest.raises(KeyboardInterrupt):
+            store.put("cut short", "1")
+        assert store.put("after", "1") == 2
+        assert [entry.key for entry in store.entries("")] == ["after", "before"]
 
 
 def test_a_fork_may_not_use_the_parents_file(tmp_path: Path) -> None:

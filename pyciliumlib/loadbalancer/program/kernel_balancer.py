@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import itertools
+import html
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
-from pyciliumlib.errors import ClosedError, NotFoundError, ServiceError
-from pyciliumlib.kernel import Map
+from pyciliumlib.errors import ClosedError, ServiceError, StateError
+from pyciliumlib.kernel import Link, Map, TcFilter
+from pyciliumlib.loadbalancer import notebook
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
-from pyciliumlib.loadbalancer.balancer import Balancer
+from pyciliumlib.loadbalancer.balancer import Balancer, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.plan import ServicePlan
+from pyciliumlib.loadbalancer.program.kept import Kept, StoredServices
+from pyciliumlib.loadbalancer.quarantine import Quarantine
+from pyciliumlib.loadbalancer.restore import RestoredTable
+from pyciliumlib.loadbalancer.saved import Journal, Saved
 from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.table import ServiceTable
+from pyciliumlib.net import NetNS
+from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,6 +49,7 @@ class HeldServices:
     maps: Mapping[str, Map]
     config: LoadBalancerConfig
     node: LocalNode
+    kept: StoredServices | None = None
     lock: threading.RLock = field(factory=threading.RLock)
     balancers: list[KernelBalancer] = field(factory=list)
     table: ServiceTable = field(init=False)
@@ -49,21 +59,38 @@ class HeldServices:
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
 
+    def restore(self) -> None:
+        """Go on with what an earlier process kept; ServiceError if that cannot be served."""
+        if self.kept is not None:
+            self.check(self.balancers, self.kept.services())
+            self.table = self.kept.restore(self._restored)
+            self.model = Balancer(self.table.in_force.values(), self.config, self.node)
+
+    def _restored(self, saved: Iterable[Saved], quarantine: Quarantine) -> ServiceTable:
+        return RestoredTable(self.maps, saved, self.config, self.node, quarantine)
+
+    def mend(self) -> None:
+        """Make the maps hold what they should, whatever they hold."""
+        self.table = self._restored(self.table.saved(), self.table.quarantine)
+
     def check(self, balancers: Iterable[KernelBalancer], services: Iterable[Service]) -> None:
         """ServiceError with all reasons why a balancer cannot serve a service."""
+        wanted = list(services)
+        versions = {backend.address.version for one in wanted for backend in one.backends}
         reasons = (
             reason
-            for service, balancer in itertools.product(services, balancers)
-            for reason in balancer._refusals(service)
+            for balancer in balancers
+            for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
+            for reason in found
         )
-        problems = list(dict.fromkeys(reasons))
+        problems = list(dict.fromkeys((*_redirects(wanted), *reasons)))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
 
     def apply(self, plan: ServicePlan) -> None:
         """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
         self.check(self.balancers, [service for _, service in plan.upserts.values()])
-        applied = self.table.apply(plan)
+        applied = self.table.apply(plan, self.kept or Journal())
         for key in plan.deletes:
             self.model.delete(key)
         for key in [key for key in plan.upserts if key in self.model.services]:
@@ -73,15 +100,81 @@ class HeldServices:
         for balancer in self.balancers:
             balancer._applied(applied)
 
+    def by_affinity(self, placed: Placement, met: Callable[[int, int], int]) -> Placement:
+        """A placement, or the candidate that its client met before, if the service has affinity.
+
+        `met` gives that backend's number for the service's number and timeout. The lock is held.
+        """
+        if placed.service is None or not placed.candidates:
+            return placed
+        timeout = self.table.in_force[placed.service].affinity_timeout
+        number = met(self.table.service_id(placed.service), timeout) if timeout else 0
+        known = self.table.backends.get(number)
+        for backend in placed.candidates:
+            if known is not None and backend.key == known.key:
+                return evolve(placed, why=Why.AFFINITY, backend=backend)
+        return placed
+
+
+def _states(service: Service) -> str:
+    """How many backends are in which state: "2 active, 1 quarantined"."""
+    counts = Counter(backend.state for backend in service.backends)
+    return ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
+
+
+def _redirects(services: Iterable[Service]) -> Iterator[str]:
+    for service in services:
+        if service.redirect is not None:
+            policy = service.redirect.policy
+            yield f"{service.key}: local redirect ({policy}) is not implemented in programs"
+
 
 class KernelBalancer(abc.ABC):
     """A balancer whose services are in maps of the kernel, its own or another balancer's."""
 
     _held: HeldServices
+    _netns: NetNS
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Kept | None = None) -> None:
+        """With `kept` it goes on where an earlier process ended, and outlives this one."""
         self._resources = contextlib.ExitStack()
         self._closed = False
+        self._kept = kept
+        self._is_new = kept is None or not kept.settings
+        self._links: dict[str, Link | TcFilter] = {}
+
+    def _attach(
+        self,
+        name: str,
+        attach: Callable[[], Link | TcFilter],
+        adopt: Callable[[Path], Link | TcFilter | None],
+    ) -> None:
+        """Have a program at its hook: by the link that an earlier process kept, or by a new one."""
+        pin = self._kept.link(name) if self._kept else None
+        link = None if pin is None or self._is_new else adopt(pin)
+        if link is None:
+            link = attach()
+        self._links[name] = link
+        self._resources.callback(self._netns.call, link.close)
+        if pin is not None:
+            link.keep(pin)
+
+    def _give_up(self) -> None:
+        """It could not be made: of a new one nothing stays, of an earlier one everything."""
+        if self._kept is None:
+            self._resources.close()
+        elif self._is_new:
+            self._end()
+        else:
+            self._resources.close()
+            self._kept.close()
+
+    def _end(self) -> None:
+        for link in self._links.values():
+            self._netns.call(link.detach)
+        self._resources.close()  # a thread of it may be waiting for the lock
+        if self._kept is not None:
+            self._kept.remove()
 
     def _join(self, held: HeldServices) -> None:
         """Have these services; ServiceError if one that is there cannot be served."""
@@ -101,6 +194,10 @@ class KernelBalancer(abc.ABC):
     def _refusals(self, service: Service) -> Iterator[str]:
         """Why this balancer's programs cannot serve a service that the model knows."""
 
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why no backend of some of these families can be reached; by default each can."""
+        return iter(())
+
     @abc.abstractmethod
     def _applied(self, applied: Applied) -> None:
         """The maps have changed; the lock is held."""
@@ -119,8 +216,13 @@ class KernelBalancer(abc.ABC):
 
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
-        """The services by their keys."""
+        """The services by their keys, as they were given."""
         return dict(self._held.table.services)
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The services as they are served: with the states of backends in quarantine."""
+        return dict(self._held.table.in_force)
 
     def upsert(self, *services: Service) -> ServicePlan:
         """Add services, or put them in the place of those of their keys; what was done.
@@ -133,16 +235,9 @@ class KernelBalancer(abc.ABC):
 
     def delete(self, *names: str | ServiceKey) -> ServicePlan:
         """Remove services by key or "namespace/name[:port]"; NotFoundError for one not there."""
+        keys = list(map(ServiceKey.parse, names))
         with self._held.lock:
-            present = {str(key): key for key in self.services}
-            for name in map(str, names):
-                if name not in present:
-                    raise NotFoundError(
-                        f"there is no service {name}; there are {', '.join(present) or 'none'}"
-                    )
-            gone = set(map(str, names))
-            rest = [one for key, one in self.services.items() if str(key) not in gone]
-            return self._apply(self._held.table.plan(rest))
+            return self._apply(self._held.table.plan_deletion(keys))
 
     def plan(self, services: Iterable[Service]) -> ServicePlan:
         """What `apply` would do."""
@@ -158,25 +253,57 @@ class KernelBalancer(abc.ABC):
         """Give a backend no new connections, in all services; those that it has stay.
 
         It is then terminating, so it is asked still where no other is left. NotFoundError if no
-        service has it, InvalidError if it drains already.
+        service has it, InvalidError if it is in maintenance.
         """
         wanted = Backend.parse(backend)
         with self._held.lock:
-            changed = []
-            for service in self.services.values():
-                if any(one.key == wanted.key for one in service.backends):
-                    changed.append(service.with_backends(
-                        one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
-                        for one in service.backends
-                    ))  # fmt: skip
-            if not changed:
-                raise NotFoundError(f"no service has the backend {wanted}")
+            changed = [
+                service.with_backends(
+                    one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
+                    for one in service.backends
+                )
+                for service in self._held.table.serves(wanted)
+            ]
             return self._apply(self._held.table.plan(changed, whole=False))
+
+    def quarantine(self, *backends: str | Backend) -> ServicePlan:
+        """Give backends no new connections until `restore`, in all services, also if given anew.
+
+        Connections that they have stay. Where all backends of a service are quarantined, its new
+        connections are dropped. NotFoundError for a backend that no service has.
+        """
+        return self._quarantine(backends, out=False)
+
+    def restore(self, *backends: str | Backend) -> ServicePlan:
+        """Let backends out of quarantine; NotFoundError for one that no service has."""
+        return self._quarantine(backends, out=True)
+
+    def _quarantine(self, backends: Iterable[str | Backend], *, out: bool) -> ServicePlan:
+        parsed = list(map(Backend.parse, backends))
+        with self._held.lock:
+            return self._apply(self._held.table.plan_quarantine(parsed, out=out))
 
     def _apply(self, plan: ServicePlan) -> ServicePlan:
         self._check_open()
         self._held.apply(plan)
         return plan
+
+    # ------------------------------------------------------------------ what is served
+
+    @abc.abstractmethod
+    def service_counts(self) -> Mapping[ServiceKey, object]:
+        """What this balancer's programs counted for each service."""
+
+    def _repr_html_(self) -> str:
+        """The services, for notebooks: their frontends, their backends' states and counts."""
+        if self._closed:
+            return f"<p>{html.escape(repr(self))}, closed</p>"
+        counts = self.service_counts()
+        rows = [
+            (str(key), ", ".join(map(str, one.frontends)), _states(one), str(counts.get(key, "")))
+            for key, one in self.in_force.items()
+        ]
+        return notebook.table(repr(self), ("service", "frontends", "backends", "counted"), rows)
 
     # ------------------------------------------------------------------ by number
 
@@ -192,7 +319,49 @@ class KernelBalancer(abc.ABC):
         with self._held.lock:
             return dict(self._held.table.backends)
 
+    # ------------------------------------------------------------------ what the kernel holds
+
+    def drift(self) -> Drift:
+        """How the kernel differs from what is meant; false where it does not."""
+        self._check_open()
+        with self._held.lock:
+            off = [name for name, link in self._links.items() if not self._is_at_hook(link)]
+            return Drift(
+                (
+                    *(f"hook {name}: the program is not there" for name in off),
+                    *self._held.table.differences(),
+                )
+            )
+
+    def _is_at_hook(self, link: Link | TcFilter) -> bool:
+        return self._netns.call(lambda: link.attached)
+
+    def mend(self) -> Drift:
+        """Make the maps hold what they should, and return what was not as it should be.
+
+        Connections keep their backends where these are still meant to have them. What is not at
+        its hook any more comes back with the next balancer.
+        """
+        with self._held.lock:
+            found = self.drift()
+            if found:
+                self._held.mend()
+        return found
+
     # ------------------------------------------------------------------ life
+
+    def keep(self) -> None:
+        """Close this handle and let programs, maps and services go on at the pin root.
+
+        Raises StateError without a pin root: nothing would hold them.
+        """
+        self._check_open()
+        if self._kept is None:
+            raise StateError("this balancer has no pin_root: nothing of it can outlive the process")
+        with self._held.lock:
+            self._closed = True
+        self._resources.close()
+        self._kept.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -201,12 +370,15 @@ class KernelBalancer(abc.ABC):
             raise ClosedError(f"{self._held.owner!r}, whose services these are, is closed")
 
     def close(self) -> None:
-        """Take the programs off their hooks and free what is held; a second call does nothing."""
+        """Take the programs off their hooks and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
         if self._closed:
             return
         with self._held.lock:
             self._closed = True
-        self._resources.close()  # a thread of it may be waiting for the lock
+        self._end()
 
     def __enter__(self) -> Self:
         return self

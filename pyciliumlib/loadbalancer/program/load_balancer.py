@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from attrs import evolve
 
 from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import DeviceError, InvalidError
+from pyciliumlib.errors import DeviceError, FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.kernel import attach_xdp
-from pyciliumlib.kernel.xdp import XdpMode
+from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.pinroot import PinLayout
+from pyciliumlib.loadbalancer.affinity import KnownClients
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -21,36 +24,40 @@ from pyciliumlib.loadbalancer.connections import Connection, Connections
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import (
-    Acceleration,
-    DSRDispatch,
     ForwardingMode,
     FrontendType,
     ProxyDelegation,
 )
-from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero
+from pyciliumlib.loadbalancer.program.collector import CollectingThread
+from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
+from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
-from pyciliumlib.loadbalancer.program.loading import Place, Sizes, load
+from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, Place, Sizes, load
 from pyciliumlib.loadbalancer.program.neighbours import NeighbourKeeper, wake
+from pyciliumlib.loadbalancer.program.own_ports import OwnPorts
+from pyciliumlib.loadbalancer.program.settings import Settings
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.net import Netlink, NetNS, read_sysctl
+from pyciliumlib.types import PortProto
 
 #: What a stand-alone balancer does where nothing else is said.
 DEFAULTS: Final = LoadBalancerConfig(
     algorithm="maglev", mode="dsr", dispatch="ipip", acceleration="native"
 )
-_XDP_MODES: Final[dict[Acceleration, XdpMode]] = {
-    Acceleration.NATIVE: "native",
-    Acceleration.BEST_EFFORT: "auto",
-    Acceleration.GENERIC: "generic",
-}
+
+#: Its number counts changes of what is pinned that an older or newer version cannot use.
+_LAYOUT: Final = PinLayout("LoadBalancer", "loadbalancer-v1")
 
 
 class LoadBalancer(KernelBalancer):
     """Balances connections that arrive at one device over backends behind it or beside it.
 
-    Packets go on in an outer IP header (DSR by IP in IP), so backends see the client's address and
-    answer it themselves; each of them needs a `DSRBackend` and the service's address. Connections
-    that are known keep their backend while it is there, whatever else changes.
+    By default packets go on in an outer IP header (DSR by IP in IP), so backends see the client's
+    address and answer it themselves; each of them needs a `DSRBackend` and the service's address.
+    With `mode="snat"` of the config they are translated: backends see the balancer's address,
+    need nothing, may listen at another port, and answer by way of this device; `hybrid` is DSR for
+    TCP and SNAT for the rest. Connections that are known keep their backend while it is there,
+    whatever else changes.
 
         with LoadBalancer("eth0") as balancer:
             balancer.upsert(Service("web", ["203.0.113.10:80"], ["10.0.0.1:80", "10.0.0.2:80"]))
@@ -66,59 +73,156 @@ class LoadBalancer(KernelBalancer):
         config: LoadBalancerConfig = DEFAULTS,
         sizes: Sizes | None = None,
         node: LocalNode | None = None,
+        pin_root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Balance at `device` of the calling thread's network namespace.
 
-        `node` is this one, for NodePorts and traffic policies; by default it has the device's
-        addresses and no name. Raises DeviceError, ExistsError where the device runs another XDP
-        program, FeatureError where its driver cannot, InvalidError, PrivilegeError.
+        `config.acceleration` says where it runs: in the driver's XDP ("native"), in the stack's
+        ("generic"), at tc ("disabled"), or in the driver if that can, else at tc ("best-effort");
+        `hook` tells which it became. `node` is this one, for NodePorts and traffic policies; by
+        default it has the device's addresses and no name.
+
+        Without `pin_root` everything ends with `close()` or the process. With it, a directory below
+        /sys/fs/bpf, program, maps and services go on, and the next balancer takes them over:
+        this class with the same `pin_root`, or `open`. Raises then what `open` does, too.
+
+        Raises DeviceError, ExistsError where the device runs another balancer or XDP program,
+        FeatureError where its driver cannot, InvalidError, PrivilegeError.
         """
-        mode = _xdp_mode(config)
-        super().__init__()
+        super().__init__(None if pin_root is None else Kept(pin_root, _LAYOUT))
         self.device = device
         try:
             self._netns = self._resources.enter_context(NetNS.current())
-            self._place, found = _place_of(self._netns, device)
-            self._object = self._resources.enter_context(
-                load(config, self._place, sizes or Sizes())
-            )
+            self._ports = self._resources.enter_context(OwnPorts(self._netns, config))
+            self._place, found = _place_of(self._netns, device, self._ports.ports)
+            settings = Settings(device, self._netns.inode, config, sizes or Sizes(), node)
+            self._object, self.hook = self._start(settings)
             maps = self._object.maps
-            self._join(HeldServices(self, maps, config, node or found))
-            self._flows = Connections(maps, kernel_clock())
-            self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
-            link = attach_xdp(self._object.programs["loadbalancer"], device, mode)
-            self._resources.callback(link.close)
+            self._join(HeldServices(self, maps, config, node or found, self._kept))
+            if not self._is_new:
+                self._held.restore()
+                self._go_on(settings)
+            sources = {4: self._place.ipv4, 6: self._place.ipv6}
+            self._flows = Connections(maps, kernel_clock(), sources)
+            self._clients = KnownClients(maps, kernel_clock())
+            self._keeper = NeighbourKeeper(
+                self._netns, maps, self._backends_now, lasting=pin_root is not None
+            )
+            self._resources.callback(self._keeper.close)
+            self._resources.enter_context(CollectingThread(maps))
         except BaseException:
-            self._resources.close()
+            self._give_up()
             raise
+
+    @classmethod
+    def open(
+        cls,
+        pin_root: str | os.PathLike[str],
+        *,
+        config: LoadBalancerConfig | None = None,
+        sizes: Sizes | None = None,
+        node: LocalNode | None = None,
+    ) -> LoadBalancer:
+        """Take over what an earlier process left at `pin_root`; its traffic goes on meanwhile.
+
+        To be called in the same network namespace. Device and settings are as they were; a
+        `config` or `node` that is given takes their place. The device gets this version's program
+        in one step, over the same maps: known connections keep their backends. A change that was
+        cut short is carried out.
+
+        Raises NotFoundError if nothing is kept there, LockedError if another process has it,
+        LayoutError for another version's pins, MismatchError for other `sizes`, StateError in
+        another namespace and for a device or hook other than before, ServiceError if a service
+        cannot be served any more. Then all is as it was.
+        """
+        was = Settings.from_json(kept_settings(pin_root, _LAYOUT))
+        return cls(
+            was.device,
+            config=config or was.config,
+            sizes=sizes or was.sizes,
+            node=node or was.node,
+            pin_root=pin_root,
+        )
+
+    def _start(self, settings: Settings) -> tuple[Object, Hook]:
+        """A new balancer's program is at its device then, and passes everything by.
+
+        Where an earlier one is at the device, that stays there for now.
+        """
+        if self._kept is not None and not self._is_new:
+            hook = Settings.from_json(self._kept.settings).goes_on_as(settings)
+            return self._load(hook, settings), hook
+        *better, last = HOOKS[settings.config.acceleration]
+        for hook in better:
+            with contextlib.suppress(FeatureError):
+                return self._start_at(hook, settings), hook
+        return self._start_at(last, settings), last
+
+    def _start_at(self, hook: Hook, settings: Settings) -> Object:
+        loaded = self._load(hook, settings)
+        try:
+            self._remember(hook, settings)
+            self._hang(hook, loaded)
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
+
+    def _load(self, hook: Hook, settings: Settings) -> Object:
+        pins = self._kept.maps if self._kept else None
+        loaded = load(settings.config, self._place, settings.sizes, hook, pins)
+        self._resources.callback(loaded.close)
+        return loaded
+
+    def _hang(self, hook: Hook, loaded: Object) -> None:
+        program = loaded.programs[hook.program]
+        self._attach(
+            str(hook),
+            lambda: hook.attach(program, self.device),
+            lambda pin: hook.adopt(program, self.device, pin),
+        )
+
+    def _remember(self, hook: Hook, settings: Settings) -> None:
+        if self._kept is not None:
+            self._kept.remember(evolve(settings, hook=hook).to_json())
+
+    def _go_on(self, settings: Settings) -> None:
+        """The maps are an earlier process's, and hold what they should: now the program."""
+        self._hang(self.hook, self._object)
+        self._remember(self.hook, settings)
+        table = self._held.table
+        zero_others(self._object.maps["lb_service_counters"], map(table.service_id, table.services))
+        zero_others(self._object.maps["lb_backend_counters"], table.backends)
+        zero_others(self._object.maps["lb_hops"], table.backends)
+        wake(self._netns, {backend.address for backend in table.backends.values()})
 
     # ------------------------------------------------------------------ services
 
     def _refusals(self, service: Service) -> Iterator[str]:
         key, config = service.key, self.config
-        if config.forwarding_of(service) is not ForwardingMode.DSR:
-            yield f'{key}: it is forwarded by SNAT, and only DSR is implemented; write mode="dsr"'
-        else:
-            try:
-                if config.dispatch_of(service) is not DSRDispatch.IPIP:
-                    yield (
-                        f"{key}: only the dispatch ipip is implemented, and that needs backends "
-                        "with the frontend's port"
-                    )
-            except InvalidError as error:
-                yield f"{key}: {error}"
+        try:
+            if config.forwarding_of(service) is ForwardingMode.SNAT:
+                self._ports.protect()
+            else:
+                config.dispatch_of(service)
+        except InvalidError as error:
+            yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
-        for version in sorted({backend.address.version for backend in service.backends}):
+
+    def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
+        """Why the device cannot send to backends of these families."""
+        for version in sorted(versions):
             if self._place.source(version) is None:
-                yield f"{key}: {self.device} has no IPv{version} address to send from"
+                yield f"{self.device} has no IPv{version} address to send from; give it one"
             elif not _forwards(self._netns, self.device, version):
                 name = f"net.ipv{version}.conf.{self.device}.forwarding"
-                yield f"{key}: forwarding is off at the device; run `sysctl -w {name}=1`"
+                yield f"forwarding is off at {self.device}; run `sysctl -w {name}=1`"
 
     def _applied(self, applied: Applied) -> None:
         zero(self._object.maps["lb_service_counters"], applied.unused_services)
         zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        zero(self._object.maps["lb_hops"], applied.unused_backends)
         wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
@@ -126,16 +230,18 @@ class LoadBalancer(KernelBalancer):
     def where(self, client: str | Client, to: str | Frontend) -> Placement:
         """Where a client's connection goes, and why: "192.0.2.7:40000" to "203.0.113.10:80".
 
-        A connection that the kernel knows has its backend; for any other it is the model's answer
-        for its first packet, less the clients that the kernel remembers.
+        A connection that the kernel knows has its backend, and so has a client that it remembers
+        for session affinity; for any other it is the model's answer for its first packet.
         """
         self._check_open()
         caller, target = Client.parse(client), Frontend.parse(to, FrontendType.HOST_PORT)
         with self._held.lock:
             placed = self._held.model.where(caller, target)
             backend = self._flows.backend_of(caller, target, self._held.table.backends)
-        if backend is None or placed.service is None:
-            return placed
+            if backend is None or placed.service is None:
+                return self._held.by_affinity(
+                    placed, lambda *of: self._clients.of_address(caller.address, *of)
+                )
         return evolve(placed, why=Why.CONNECTION, backend=backend, candidates=())
 
     def connections(self) -> Iterator[Connection]:
@@ -158,20 +264,20 @@ class LoadBalancer(KernelBalancer):
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
 
+    def close(self) -> None:
+        """Take the program off its device and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
+        if not self._closed:
+            self._keeper.release()
+        super().close()
+
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"
 
 
-def _xdp_mode(config: LoadBalancerConfig) -> XdpMode:
-    if config.acceleration not in _XDP_MODES:
-        raise InvalidError(
-            "acceleration is disabled, and this balancer is XDP; write native, best-effort, or "
-            "generic for a device whose driver has none"
-        )
-    return _XDP_MODES[config.acceleration]
-
-
-def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
+def _place_of(netns: NetNS, device: str, ports: PortProto) -> tuple[Place, LocalNode]:
     with Netlink(netns) as netlink:
         link = netlink.link(device)
         addresses = [interface.ip for interface in netlink.addresses(device)]
@@ -180,7 +286,7 @@ def _place_of(netns: NetNS, device: str) -> tuple[Place, LocalNode]:
     ipv6 = next((a for a in usable if isinstance(a, ipaddress.IPv6Address)), None)
     if ipv4 is None and ipv6 is None:
         raise DeviceError(errno.EADDRNOTAVAIL, f"{device} has no address to send from; give it one")
-    return Place(ipv4, ipv6, link.mtu), LocalNode(addresses=usable)
+    return Place(ipv4, ipv6, link.mtu, ports), LocalNode(addresses=usable)
 
 
 def _forwards(netns: NetNS, device: str, version: int) -> bool:

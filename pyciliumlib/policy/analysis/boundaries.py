@@ -42,7 +42,9 @@ def boundaries(
     for rule in rules:
         for clause in rule.clauses:
             for match in clause.ports:
-                if not match.name and match.protocol in starts:
+                if match.protocol.extended:
+                    starts[match.protocol] = {0}
+                elif not match.name and match.protocol in starts:
                     starts[match.protocol] |= {match.first, match.last + 1}
     for ports in named_ports:
         for number, protocol in ports.values():
@@ -53,7 +55,7 @@ def boundaries(
 
 def _ranges(starts: Mapping[Protocol, set[int]]) -> Iterable[PortRange]:
     for protocol, found in starts.items():
-        last = _ICMP_TYPE_MAX if protocol in _ICMP else PORT_MAX
+        last = 0 if protocol.extended else _ICMP_TYPE_MAX if protocol in _ICMP else PORT_MAX
         edges = sorted(start for start in found if start <= last)
         for first, following in zip(edges, [*edges[1:], last + 1], strict=True):
             yield PortRange(protocol, first, following - 1)

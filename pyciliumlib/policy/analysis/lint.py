@@ -13,15 +13,8 @@ from pyciliumlib.identity.labels import SOURCE_CIDR, SOURCE_FQDN, SOURCE_RESERVE
 from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.l7 import DNSMatcher, DNSRule, Parser
-from pyciliumlib.policy.model import (
-    ALL_PORTS,
-    Clause,
-    Direction,
-    PortMatch,
-    Rule,
-    Source,
-)
-from pyciliumlib.types import Protocol
+from pyciliumlib.policy.model import ALL_PORTS, Clause, PortMatch, Rule, Source
+from pyciliumlib.types import Direction, Protocol
 
 _DNS_PORT: Final = 53
 

@@ -14,9 +14,9 @@ from pyciliumlib.policy.analysis.picture import data_url
 from pyciliumlib.policy.analysis.rows import CODES, VERDICTS, Peers, row
 from pyciliumlib.policy.enforcement import INIT
 from pyciliumlib.policy.explain import Target, parse_target
-from pyciliumlib.policy.model import Direction, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt

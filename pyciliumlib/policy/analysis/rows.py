@@ -14,12 +14,17 @@ import numpy as np
 from attrs import define, field
 
 from pyciliumlib.identity.selector import Selector
-from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default, is_enforced
+from pyciliumlib.policy.enforcement import (
+    admits_localhost,
+    denies_by_default,
+    is_audited,
+    is_enforced,
+)
 from pyciliumlib.policy.identity_index import IdentityIndex
-from pyciliumlib.policy.model import Clause, Direction, Level, Party, PortMatch, Rule, Verdict
+from pyciliumlib.policy.model import Clause, Level, Party, PortMatch, Rule, Verdict
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import covers_port
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -115,6 +120,8 @@ def row(
         undecided &= ~peers.hosts
     if denies_by_default(rules, settings, subject, direction):
         found[undecided] = _DENY
+    if is_audited(settings, subject):
+        found[found == _DENY] = _ALLOW
     return found
 
 

@@ -18,9 +18,9 @@ from pyciliumlib.identity.labels import (
     prefix_of_key,
 )
 from pyciliumlib.policy.cilium import CNP
-from pyciliumlib.policy.model import Direction, Party
+from pyciliumlib.policy.model import Party
 from pyciliumlib.policy.peers import CLUSTER_KEY, NAMESPACE_KEY
-from pyciliumlib.types import Network, Protocol, parse_network
+from pyciliumlib.types import Direction, Network, Protocol, parse_network
 
 #: Labels that say which copy a pod is, or that Cilium adds: no policy should name them.
 _PASSING: Final = frozenset(

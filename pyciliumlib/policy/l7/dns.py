@@ -39,6 +39,8 @@ def pattern_of(rule: DNSRule, *, subdomains: bool = True) -> str:
     """
     if rule.match_name:
         return absolute(rule.match_name).replace(".", "[.]")
+    if not rule.match_pattern:
+        return ""  # no absolute name is empty
     text = absolute(rule.match_pattern)
     if not text.strip("*.") and text.startswith("*"):
         return _ANY_NAME

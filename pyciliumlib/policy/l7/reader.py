@@ -67,14 +67,17 @@ def _check_regex(text: str, path: str, problems: Problems) -> None:
 
 
 def read_fqdns(values: list[Any], path: str, problems: Problems) -> Iterator[DNSRule]:
-    """The selectors of `toFQDNs`, or the rules of `dns`, as they are written."""
+    """The selectors of `toFQDNs`, or the rules of `dns`, as they are written.
+
+    One without a name means no name: it is kept, since no rules at all would allow every request.
+    """
     for item, where in fields.FQDN.read_list(values, path, problems):
         name, pattern = item.get("matchName", ""), item.get("matchPattern", "")
         if name and pattern:
             problems.add(where, "matchName and matchPattern exclude each other; use two entries")
-        elif not name and not pattern:
-            problems.add(where, "matchName or matchPattern is missing; '*' matches every name")
         else:
+            if not name and not pattern:
+                problems.warn(where, "no name is meant; matchPattern '*' would mean every name")
             _check_fqdn(name, f"{where}.matchName", _FQDN_NAME, "'.', '-' and '_'", problems)
             _check_fqdn(
                 pattern, f"{where}.matchPattern", _FQDN_PATTERN, "'.', '-', '_' and '*'", problems

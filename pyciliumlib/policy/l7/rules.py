@@ -41,7 +41,7 @@ class DNSRule:
     match_pattern: str = ""
 
     def __str__(self) -> str:
-        return self.match_name or self.match_pattern
+        return self.match_name or self.match_pattern or "no name"
 
 
 @frozen

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.conntrack import Conntrack
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import ClosedError, InvalidError
@@ -26,11 +26,11 @@ from pyciliumlib.policy.entries import (
     priority_of,
 )
 from pyciliumlib.policy.explain import Target, parse_target
-from pyciliumlib.policy.model import NORMAL, Direction
+from pyciliumlib.policy.model import NORMAL
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
-from pyciliumlib.types import PortProto, Protocol
+from pyciliumlib.types import Direction, PortProto, Protocol
 
 DirectionName: TypeAlias = Literal["ingress", "egress"]
 Facing: TypeAlias = Literal["subject", "world"]
@@ -38,12 +38,13 @@ _SUBJECT: Final = 1
 _TRIES: Final = 2
 
 
-class PolicyMap:
+class PolicyMap(Closeable):
     """A policy in the kernel, filled by hand or from a resolved one, and put on one device.
 
     Who the other ends are, `ipcache` says; an address that it does not know is the world. Replies
     of what was allowed pass, and stop when the entry goes. What no entry allows is dropped, so an
-    empty policy drops everything but ARP and neighbour discovery.
+    empty policy drops everything but what the link itself needs: ARP, neighbour discovery, the
+    search for routers, and multicast listeners.
 
         with PolicyMap() as policy:
             policy.allow("ingress", port="443/TCP")
@@ -53,8 +54,18 @@ class PolicyMap:
     Needs CAP_BPF and CAP_NET_ADMIN, or root. Least kernel: 5.10.
     """
 
-    def __init__(self, *, entries: int = 16384, flows: int = 16384, identity: int = 0) -> None:
-        """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's."""
+    def __init__(
+        self,
+        *,
+        entries: int = 16384,
+        flows: int = 16384,
+        identity: int = 0,
+        extended_protocols: bool = False,
+    ) -> None:
+        """`entries` and `flows` are sizes of maps; flows show `identity` as the subject's.
+
+        Without `extended_protocols` GRE and the like are dropped as unknown, whatever is allowed.
+        """
         for name, size in (("entries", entries), ("flows", flows)):
             if type(size) is not int or not 1 <= size <= 1 << 24:
                 raise InvalidError(f"{name} is {size!r}; it must be 1 to {1 << 24}")
@@ -77,6 +88,7 @@ class PolicyMap:
                 "max_endpoints": _TRIES,
                 "jiffies_per_second": clock.hz,
                 "subject_identity": identity,
+                "extended_protocols": extended_protocols,
             }
         )
         self._programs = spec.load()
@@ -210,17 +222,6 @@ class PolicyMap:
         """Take the policy off its devices and free its maps; a second call does nothing."""
         self._closed = True
         self._resources.close()
-
-    def __enter__(self) -> PolicyMap:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _direction(name: str) -> Direction:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pyciliumlib.errors import ExhaustedError, NotFoundError
+from pyciliumlib.kernel import Map
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyciliumlib.kernel import Map, MapSpec
+    from pyciliumlib.kernel import MapSpec
 
 #: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
 Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
@@ -47,6 +48,8 @@ class PolicyTries:
         self._spare: list[int] = []
         #: Endpoints whose slot in the half that is not in force holds an older trie.
         self._behind: set[int] = set()
+        #: Endpoints whose slots are empty, so that the programs drop all of their packets.
+        self._locked: set[int] = set()
         self._adopt()
 
     def close(self) -> None:
@@ -67,9 +70,12 @@ class PolicyTries:
         return self._spare.pop(0)
 
     def claim(self, endpoint: int) -> None:
-        """Take a given id, as after a restart; NotFoundError if it has no trie."""
+        """Take a given id, as after a restart.
+
+        One whose slots are empty was locked down; it stays closed, with a trie that denies all.
+        """
         if endpoint not in self._tries:
-            raise NotFoundError(f"endpoint {endpoint} has no policy in the pinned maps")
+            self._make([endpoint])
         if endpoint in self._spare:
             self._spare.remove(endpoint)
 
@@ -77,6 +83,9 @@ class PolicyTries:
         """Empty the trie of an endpoint that is gone, and let its id be used again."""
         trie = self._trie(endpoint)
         trie.delete_batch(trie.lookup_batch()[0])
+        if endpoint in self._locked:
+            self._write({**self._slots(0, {endpoint: trie}), **self._slots(1, {endpoint: trie})})
+            self._locked.remove(endpoint)
         self.bump([endpoint])
         self._spare.append(endpoint)
 
@@ -86,9 +95,13 @@ class PolicyTries:
             raise ExhaustedError(
                 f"all {self._max_endpoints - 1} endpoint ids are taken; raise max_endpoints"
             )
+        self._make(free)
+
+    def _make(self, endpoints: Iterable[int]) -> None:
+        """Empty tries for ids that have none."""
         made: dict[int, Map] = {}
         try:
-            for endpoint in free:
+            for endpoint in endpoints:
                 made[endpoint] = self._template.create()
             self._write({**self._slots(0, made), **self._slots(1, made)})
         except BaseException:
@@ -96,7 +109,7 @@ class PolicyTries:
                 trie.close()
             raise
         self._tries.update(made)
-        self._spare.extend(free)
+        self._spare.extend(made)
 
     def clear_spare(self) -> None:
         """Empty the tries of ids that nobody has: a crash may have left something in them."""
@@ -128,6 +141,26 @@ class PolicyTries:
         if len(keys):
             self._trie(endpoint).delete_batch(keys)
 
+    def lock_down(self, endpoint: int) -> None:
+        """Let every packet of an endpoint be dropped (ENDPOINT_NOT_READY), until it is replaced.
+
+        For one whose trie cannot hold what it should: without an entry that denies, a packet might
+        pass.
+        """
+        self._locked.add(endpoint)
+        self._hide([endpoint], halves=(0, 1))
+        self.bump([endpoint])
+
+    @property
+    def locked(self) -> frozenset[int]:
+        """The endpoints that are locked down."""
+        return frozenset(self._locked)
+
+    def _hide(self, endpoints: Iterable[int], halves: Iterable[int]) -> None:
+        for half in halves:
+            for slot in self._slots(half, {n: self._trie(n) for n in endpoints}):
+                self._policies.delete(slot)
+
     def replace(self, policies: Mapping[int, Entries]) -> None:
         """Give several endpoints new policies at one moment.
 
@@ -150,12 +183,16 @@ class PolicyTries:
                     made[endpoint].update_batch(keys, values)
             self._write(self._slots(now + 1, made))
         except BaseException:
-            self._write(self._slots(now + 1, {e: self._tries[e] for e in made}))
-            for trie in made.values():
-                trie.close()
+            self._behind.update(made)
+            try:
+                self._catch_up(now)
+            finally:
+                for trie in made.values():
+                    trie.close()
             raise
         self._generation[0] = now + 1
         # In force from here on: what is left must happen, now or, if it fails, at the next call.
+        self._locked.difference_update(made)
         for endpoint, trie in made.items():
             self._tries[endpoint].close()
             self._tries[endpoint] = trie
@@ -166,11 +203,12 @@ class PolicyTries:
         self._behind.difference_update(made)
 
     def _catch_up(self, now: int) -> None:
-        """Finish a replacement that failed after its policies were in force."""
-        behind = {endpoint: self._tries[endpoint] for endpoint in self._behind}
+        """Put the tries in force into the other half too: a replacement that failed did not."""
+        behind = {endpoint: self._tries[endpoint] for endpoint in self._behind - self._locked}
         self.bump(behind)
         self._wait_for_programs()
         self._write(self._slots(now + 1, behind))
+        self._hide(self._behind & self._locked, halves=[now + 1])
         self._behind.clear()
 
     def bump(self, endpoints: Iterable[int]) -> None:
@@ -212,7 +250,7 @@ class PolicyTries:
         for slot in slots:
             endpoint = slot - half
             if 0 < endpoint < self._max_endpoints:
-                self._tries[endpoint] = self._policies.open_inner(slot)
+                self._tries[endpoint] = Map.from_id(self._policies[slot], self._template)
                 self._spare.append(endpoint)
         if self._tries:
             self._write(self._slots(self.generation + 1, self._tries))

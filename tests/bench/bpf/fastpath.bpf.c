@@ -14,6 +14,10 @@
 
 CONFIG(__u32, flows_in_use, "packets go round this many flows, a power of two") = 1;
 CONFIG(bool, ipv6, "the packet's family") = false;
+CONFIG(bool, answers, "the packet is of the flow's other end: its destination's port differs") = false;
+CONFIG(__u16, server_port, "the lowest port of the flow's other end") = 80;
+CONFIG(bool, translated, "one address of the packet is not any more what it was") = false;
+CONFIG(__u64, address[2], "that address, of IPv4 in the last word, as it lies in the packet") = {};
 CONFIG(__be16, ipv4_check, "checksum of the IPv4 header as it was") = 0;
 
 struct {
@@ -30,6 +34,17 @@ struct {
 	__type(value, __u64);
 } turns SEC(".maps");
 
+/* Undoes a translation, by stores as wide as the loads that follow. */
+static __always_inline void restore_address(void *place)
+{
+	if (ipv6) {
+		((packet_word *)place)[0] = address[0];
+		((packet_word *)place)[1] = address[1];
+	} else {
+		*(packet_half *)place = address[1] >> 32;
+	}
+}
+
 /* Where the TCP header is, after the packet was made as it first was; NULL if it is not there. */
 static __always_inline struct tcphdr *restore(struct __sk_buff *skb)
 {
@@ -44,6 +59,8 @@ static __always_inline struct tcphdr *restore(struct __sk_buff *skb)
 		if ((void *)(tcp + 1) > end)
 			return NULL;
 		ip->hop_limit = 64;
+		if (translated)
+			restore_address(answers ? &ip->saddr : &ip->daddr);
 	} else {
 		struct iphdr *ip = (void *)(eth + 1);
 
@@ -52,6 +69,8 @@ static __always_inline struct tcphdr *restore(struct __sk_buff *skb)
 			return NULL;
 		ip->ttl = 64;
 		ip->check = ipv4_check;
+		if (translated)
+			restore_address(answers ? &ip->saddr : &ip->daddr);
 	}
 	__builtin_memset(eth->h_dest, 2, 12);
 	skb->mark = 0;
@@ -69,8 +88,8 @@ int wrap(struct __sk_buff *skb)
 	if (!turn || !tcp)
 		return TC_ACT_SHOT;
 	flow = (*turn)++ & (flows_in_use - 1);
-	tcp->source = bpf_htons(flow);
-	tcp->dest = bpf_htons(80 + (flow >> 16));
+	tcp->source = bpf_htons(answers ? server_port : flow);
+	tcp->dest = bpf_htons(answers ? flow : server_port + (flow >> 16));
 	bpf_tail_call(skb, &under_test, 0);
 	return TC_ACT_SHOT;
 }

@@ -1,0 +1,230 @@
+"""The tries of several endpoints: replaced at one moment, whole or not at all, whatever fails."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyciliumlib.errors import ExhaustedError, KernelError, MapFullError, NotFoundError
+from pyciliumlib.kernel import Map, Object, ObjectSpec
+from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE
+from pyciliumlib.policy.program import PolicyTries
+from pyciliumlib.resources import object_path
+
+MAX_ENDPOINTS, ENTRIES = 8, 4
+ONE, TWO = 1, 2
+
+
+@pytest.fixture
+def loaded() -> Iterator[Object]:
+    spec = ObjectSpec.open(object_path("policy"))
+    spec.resize("policies", 2 * MAX_ENDPOINTS)
+    spec.resize("policy_rev", MAX_ENDPOINTS)
+    spec.resize("policy_template", ENTRIES)
+    with spec.load() as made:
+        yield made
+
+
+@pytest.fixture
+def tries(loaded: Object) -> Iterator[PolicyTries]:
+    """Two endpoints, each with one entry: their own number as the cookie."""
+    made = adopt(loaded)
+    for endpoint in (ONE, TWO):
+        assert made.allocate() == endpoint
+        made.add(endpoint, policy(endpoint))
+    yield made
+    made.close()
+
+
+def adopt(loaded: Object) -> PolicyTries:
+    maps = loaded.maps
+    template = maps["policy_template"].spec
+    return PolicyTries(
+        maps["policies"], maps["policy_generation"], maps["policy_rev"], template, MAX_ENDPOINTS
+    )
+
+
+def policy(*cookies: int) -> tuple[Any, Any]:
+    """One entry for each cookie."""
+    keys, values = np.zeros(len(cookies), KEY_DTYPE), np.zeros(len(cookies), VALUE_DTYPE)
+    keys["prefixlen"], keys["identity"] = 64, cookies
+    values["rule"] = cookies
+    return keys, values
+
+
+def in_force(loaded: Object, half: int = 0) -> dict[int, list[int]]:
+    """The cookies that a program finds by endpoint; `half` 1: in the half that is not in force."""
+    maps = loaded.maps
+    first = ((maps["policy_generation"][0] + half) & 1) * MAX_ENDPOINTS
+    found = {}
+    for endpoint in (ONE, TWO):
+        number = maps["policies"][first + endpoint]
+        with Map.from_id(number, maps["policy_template"].spec) as trie:
+            found[endpoint] = sorted(trie.lookup_batch()[1]["rule"].tolist())
+    return found
+
+
+def revisions(loaded: Object) -> list[int]:
+    return [loaded.maps["policy_rev"][cell] for cell in (0, ONE, TWO)]
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, times: int = 1, after: int = 0) -> None:
+    """Let a method of `PolicyTries` fail so many times, from its call number `after` on."""
+    real: Callable[..., Any] = getattr(PolicyTries, name)
+    calls = iter(range(1000))
+
+    def fail(self: PolicyTries, *arguments: Any) -> Any:
+        if after <= next(calls) < after + times:
+            raise KernelError(errno.ENOMEM, "no memory")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PolicyTries, name, fail)
+
+
+def test_both_at_one_moment(tries: PolicyTries, loaded: Object) -> None:
+    """The programs find the new ones, in both halves, and every flow of theirs is looked at."""
+    before, held = revisions(loaded), descriptors()
+    tries.replace({ONE: policy(11), TWO: policy(21, 22)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: [21, 22]}
+    assert revisions(loaded) == [number + 1 for number in before]
+    assert tries.generation == 1 and descriptors() == held
+    tries.replace({TWO: policy()})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: []}
+    assert not tries.misplaced(ONE) and not tries.misplaced(TWO)
+
+
+def test_one_that_does_not_fit(tries: PolicyTries, loaded: Object) -> None:
+    """Nothing changes for the others either."""
+    held = descriptors()
+    with pytest.raises(MapFullError):
+        tries.replace({ONE: policy(11), TWO: policy(*range(ENTRIES + 1))})
+    with pytest.raises(NotFoundError, match="no endpoint 99"):
+        tries.replace({ONE: policy(11), 99: policy(1)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [ONE], TWO: [TWO]}
+    assert tries.generation == 0 and descriptors() == held
+
+
+def test_what_fails_before_the_switch(
+    tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new ones never come into force: not even by the next call, which is of another endpoint.
+
+    Here the half that is to be switched to cannot even be written back at once.
+    """
+    held = descriptors()
+    with monkeypatch.context() as patch:
+        failing(patch, "bump")  # of the way back
+        real = PolicyTries._write
+
+        def write_and_fail(self: PolicyTries, slots: Any) -> None:
+            real(self, slots)
+            patch.setattr(PolicyTries, "_write", real)
+            raise KernelError(errno.EINTR, "cut short")
+
+        patch.setattr(PolicyTries, "_write", write_and_fail)
+        with pytest.raises(KernelError, match="no memory") as caught:
+            tries.replace({ONE: policy(11)})
+    assert "cut short" in str(caught.value.__context__)
+    assert in_force(loaded) == {ONE: [ONE], TWO: [TWO]}
+    assert in_force(loaded, half=1)[ONE] == [11]
+    tries.replace({TWO: policy(21)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [ONE], TWO: [21]}
+    assert descriptors() == held
+
+
+@pytest.mark.parametrize("step", ["bump", "_wait_for_programs", "_write"])
+def test_what_fails_after_the_switch(
+    step: str, tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new ones are in force; the next call, of whatever endpoint, finishes what was left."""
+    before, held = revisions(loaded), descriptors()
+    with monkeypatch.context() as patch:
+        failing(patch, step, after=1 if step == "_write" else 0)
+        with pytest.raises(KernelError, match="no memory"):
+            tries.replace({ONE: policy(11)})
+    assert in_force(loaded) == {ONE: [11], TWO: [TWO]}
+    assert in_force(loaded, half=1) == {ONE: [ONE], TWO: [TWO]}
+    assert tries.misplaced(ONE) and tries.generation == 1
+    tries.replace({TWO: policy(21)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: [21]}
+    after = revisions(loaded)
+    assert after[1] > before[1] and after[2] > before[2]
+    assert not tries.misplaced(ONE) and descriptors() == held
+
+
+def test_what_was_left_is_finished_by_the_next_process(
+    tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adopts the maps makes both halves those in force."""
+    with monkeypatch.context() as patch:
+        failing(patch, "_wait_for_programs")
+        with pytest.raises(KernelError):
+            tries.replace({ONE: policy(11)})
+    next_one = adopt(loaded)
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: [TWO]}
+    next_one.close()
+
+
+def hidden(loaded: Object) -> set[tuple[int, int]]:
+    """The endpoints of which a program finds nothing, with the half."""
+    slots = loaded.maps["policies"]
+    ends = [(half, endpoint) for half in (0, 1) for endpoint in (ONE, TWO)]
+    return {(h, e) for h, e in ends if slots.get(h * MAX_ENDPOINTS + e) is None}
+
+
+def test_locked_down(tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found of it, whatever happens to others, until it is replaced."""
+    before, held = revisions(loaded), descriptors()
+    tries.lock_down(ONE)
+    assert hidden(loaded) == {(0, ONE), (1, ONE)} and tries.locked == {ONE}
+    assert revisions(loaded)[:2] == [before[0] + 1, before[1] + 1]
+    assert tries.misplaced(ONE)
+    tries.replace({TWO: policy(21)})
+    with pytest.raises(MapFullError):
+        tries.replace({ONE: policy(*range(ENTRIES + 1))})
+    for step in ("_write", "bump"):
+        with monkeypatch.context() as patch, pytest.raises(KernelError, match="no memory"):
+            failing(patch, step)
+            tries.replace({ONE: policy(11)} if step == "_write" else {TWO: policy(22)})
+    tries.replace({TWO: policy(23)})
+    assert hidden(loaded) == {(0, ONE), (1, ONE)} and tries.locked == {ONE}
+    tries.replace({ONE: policy(11)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [11], TWO: [23]}
+    assert not tries.locked and not tries.misplaced(ONE) and descriptors() == held
+
+
+def test_locked_down_and_gone(tries: PolicyTries, loaded: Object) -> None:
+    """Its id comes back empty and open; the next process finds it closed."""
+    tries.lock_down(ONE)
+    tries.lock_down(TWO)
+    tries.release(ONE)
+    assert hidden(loaded) == {(0, TWO), (1, TWO)} and tries.locked == {TWO}
+    assert len(tries.read(ONE)[0]) == 0 and not tries.misplaced(ONE)
+    next_one = adopt(loaded)
+    next_one.claim(TWO)
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [], TWO: []}
+    next_one.replace({TWO: policy(21)})
+    assert in_force(loaded) == {ONE: [], TWO: [21]}
+    next_one.close()
+
+
+def test_ids(tries: PolicyTries, loaded: Object) -> None:
+    """Each is given once, comes back empty, and there are as many as were asked for."""
+    ids = [tries.allocate() for _ in range(3, MAX_ENDPOINTS)]
+    with pytest.raises(ExhaustedError, match="max_endpoints"):
+        tries.allocate()
+    revision = loaded.maps["policy_rev"][ids[0]]
+    tries.add(ids[0], policy(5))
+    tries.release(ids[0])
+    assert tries.allocate() == ids[0]
+    assert len(tries.read(ids[0])[0]) == 0
+    assert loaded.maps["policy_rev"][ids[0]] == revision + 1
