@@ -47,6 +47,7 @@ static __always_inline bool dsr_rewrite(struct __sk_buff *skb, const struct lb_p
 		.l4_off = packet->l4_off,
 		.proto = packet->key.proto,
 		.ipv6 = packet->ipv6,
+		.skip = packet->quoted_skip,
 	};
 	struct headers error = {
 		.l4_off = packet->l4_off,

@@ -309,7 +309,12 @@ static __always_inline int dsr_take_any(CTX *ctx, struct lb_packet *packet, stru
 	if (reason)
 		return reason;
 	*packet = (struct lb_packet){};
-	dsr_parse(ctx, packet);
+	/*
+	 * Datagrams that are yet to be cut keep it that they were in a tunnel, and so the stack would
+	 * cut them at the wrong place and lose them. Their sender's device can cut them (see the docs).
+	 */
+	if (dsr_parse(ctx, packet) && packet->key.proto == IPPROTO_UDP && ctx_segment(ctx))
+		return DROP_DSR_UNSUPPORTED;
 	return 0;
 }
 

@@ -35,6 +35,7 @@ static __always_inline bool lb_to_backend(CTX *ctx, const struct lb_packet *pack
 		.l4_off = packet->fragment == FRAGMENT_LATER ? 0 : packet->l4_off,
 		.proto = packet->key.proto,
 		.ipv6 = packet->ipv6,
+		.skip = packet->quoted_skip,
 	};
 	struct headers error = {
 		.l4_off = packet->l4_off,

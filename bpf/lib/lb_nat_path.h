@@ -4,6 +4,7 @@
 #define PCL_LB_NAT_PATH_H
 
 #include "lb_count.h"
+#include "lb_nat_mates.h"
 #include "lb_nat_packet.h"
 #include "lb_nat_port.h"
 

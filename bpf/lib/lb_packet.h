@@ -25,8 +25,10 @@ struct lb_packet {
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 fragment;		/* enum fragment */
-	__u8 quoted;		/* an ICMP error; the key is that of the flow which it quotes */
-	__u8 first;		/* of its flow that this backend gets */
+	/* Two bits, since the stack has no byte to spare. */
+	__u8 quoted : 1;	/* an ICMP error; the key is that of the flow which it quotes */
+	__u8 first : 1;		/* of its flow that this backend gets */
+	__u8 quoted_skip;	/* bytes between the quoted IP header and its transport */
 };
 
 static __always_inline bool lb_is_opening(const struct lb_packet *packet)
@@ -81,7 +83,10 @@ static __always_inline bool lb_parse_icmpv4(struct cursor *at, struct lb_packet 
 	if (!icmp || (icmp[0] != 3 && icmp[0] != 11 && icmp[0] != 12))
 		return false;
 	ip = TAKE(at, sizeof(*ip));
-	if (!ip || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x1fff))
+	if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(0x1fff))
+		return false;
+	packet->quoted_skip = (ip->ihl * 4 - 20) & 0x3c;
+	if (!TAKE(at, packet->quoted_skip))
 		return false;
 	addr_from_v4(&packet->key.service, ip->saddr);
 	addr_from_v4(&packet->key.client, ip->daddr);
@@ -91,7 +96,7 @@ static __always_inline bool lb_parse_icmpv4(struct cursor *at, struct lb_packet 
 
 static __always_inline bool lb_parse_icmpv6(struct cursor *at, struct lb_packet *packet)
 {
-	__u8 *icmp = TAKE(at, 8);
+	__u8 *icmp = TAKE(at, 8), *fragment;
 	struct ipv6hdr *ip;
 
 	if (!icmp || icmp[0] == 0 || icmp[0] > 4)
@@ -102,6 +107,13 @@ static __always_inline bool lb_parse_icmpv6(struct cursor *at, struct lb_packet 
 	__builtin_memcpy(&packet->key.service, &ip->saddr, 16);
 	__builtin_memcpy(&packet->key.client, &ip->daddr, 16);
 	packet->key.proto = ip->nexthdr;
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		fragment = TAKE(at, 8);
+		if (!fragment || bpf_ntohs(*(__be16 *)&fragment[2]) >> 3)
+			return false;
+		packet->key.proto = fragment[0];
+		packet->quoted_skip = 8;
+	}
 	return lb_parse_quoted_l4(at, packet);
 }
 

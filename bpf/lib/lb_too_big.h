@@ -7,9 +7,10 @@
 #define PCL_LB_TOO_BIG_H
 
 #include "lb_encap.h"
+#include "rewrite.h"
 
-/* What is quoted of the packet: the headers that its sender needs, and a little more. */
-#define LB_QUOTED 64
+/* What is quoted of the packet: the headers that its sender needs, also long ones, and a little more. */
+#define LB_QUOTED 96
 /* Answers a CPU may give within a second, as the kernel's own are limited. */
 #define LB_ANSWERS 1000
 
@@ -65,7 +66,43 @@ static __always_inline bool make_room(CTX *ctx, struct ethhdr *came, __u32 room)
 	return ctx_cut(ctx, sizeof(*eth) + LB_QUOTED) && ctx_room(ctx, room);
 }
 
-static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
+#ifdef PCL_TC
+
+/*
+ * The quoted packet's checksum may be left to a device, which then sums up what there is of it, and
+ * writes that into the quote, when the answer's own checksum is made already. So the last two bytes
+ * are chosen such that it writes what is there. `quoted` has LB_QUOTED bytes.
+ */
+static __always_inline bool settle_quote(const struct lb_packet *packet, void *quoted, void *end)
+{
+	__u32 begin = packet->l4_off - ETHER_LEN, at = checksum_at(packet->key.proto);
+	__u16 *check = quoted + (begin & 0x7f) + at;
+	__u16 *last = quoted + LB_QUOTED - sizeof(*last);
+	const __u32 *words = quoted;
+	__u64 sum = 0;
+
+	if (!at || packet->fragment)
+		return true;
+	if (begin > LB_QUOTED - 24 || (void *)(check + 1) > end)
+		return false;
+	*last = 0;
+#pragma unroll
+	for (__u32 i = 0; i < LB_QUOTED / 4; i++)
+		sum += i * 4 >= begin ? words[i] : 0;
+	*last = checksum_fold((__u16)~*check + (__u16)~checksum_fold(sum));
+	return true;
+}
+
+#else
+
+static __always_inline bool settle_quote(const struct lb_packet *packet, void *quoted, void *end)
+{
+	return true;
+}
+
+#endif
+
+static __always_inline bool lb_too_big_ipv4(CTX *ctx, const struct lb_packet *packet, __u32 fits)
 {
 	struct icmp_too_big *icmp;
 	struct iphdr *ip, *quoted;
@@ -77,7 +114,8 @@ static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
 	ip = (void *)(eth + 1);
 	icmp = (void *)(ip + 1);
 	quoted = (void *)(icmp + 1);
-	if ((void *)quoted + LB_QUOTED > (void *)(long)ctx->data_end)
+	if ((void *)quoted + LB_QUOTED > (void *)(long)ctx->data_end ||
+	    !settle_quote(packet, quoted, (void *)(long)ctx->data_end))
 		return false;
 	turn_ethernet(eth, &came);
 	__builtin_memset(ip, 0, sizeof(*ip));
@@ -97,7 +135,7 @@ static __always_inline bool lb_too_big_ipv4(CTX *ctx, __u32 fits)
 	return true;
 }
 
-static __always_inline bool lb_too_big_ipv6(CTX *ctx, __u32 fits)
+static __always_inline bool lb_too_big_ipv6(CTX *ctx, const struct lb_packet *packet, __u32 fits)
 {
 	struct ipv6hdr *ip, *quoted;
 	struct icmp_too_big *icmp;
@@ -110,7 +148,8 @@ static __always_inline bool lb_too_big_ipv6(CTX *ctx, __u32 fits)
 	ip = (void *)(eth + 1);
 	icmp = (void *)(ip + 1);
 	quoted = (void *)(icmp + 1);
-	if ((void *)quoted + LB_QUOTED > (void *)(long)ctx->data_end)
+	if ((void *)quoted + LB_QUOTED > (void *)(long)ctx->data_end ||
+	    !settle_quote(packet, quoted, (void *)(long)ctx->data_end))
 		return false;
 	turn_ethernet(eth, &came);
 	*(__be32 *)ip = bpf_htonl(0x60000000);
@@ -135,7 +174,7 @@ static __always_inline bool lb_too_big(CTX *ctx, const struct lb_packet *packet,
 {
 	if (packet->quoted || !lb_may_answer())
 		return false;
-	return packet->ipv6 ? lb_too_big_ipv6(ctx, fits) : lb_too_big_ipv4(ctx, fits);
+	return packet->ipv6 ? lb_too_big_ipv6(ctx, packet, fits) : lb_too_big_ipv4(ctx, packet, fits);
 }
 
 #endif

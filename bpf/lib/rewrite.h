@@ -29,6 +29,7 @@ struct headers {
 	__u32 l4_off;
 	__u8 proto;
 	__u8 ipv6;
+	__u8 skip;		/* of a quoted packet: bytes of options, between IP and transport */
 };
 
 /* Where a transport header has its checksum, 0: nowhere, or one that cannot follow (SCTP's). */
@@ -190,16 +191,16 @@ static __always_inline bool rewrite_end(CTX *ctx, const struct headers *headers,
 }
 
 /*
- * Another address and port in the packet that an ICMP error quotes, which is of `quoted->proto` and
- * has no IP options; `quoted->l4_off` is where the error begins. The quote may end before the
- * transport's checksum.
+ * Another address and port in the packet that an ICMP error quotes, of which `quoted` tells; but its
+ * `l4_off` is where the error begins. The quote may end before the transport's checksum.
  */
 static __always_inline bool rewrite_quoted(CTX *ctx, const struct headers *quoted,
 					   enum end_kind end, const struct addr *to, __be16 port)
 {
 	__u32 begin = quoted->l4_off & REWRITE_REACH, at = checksum_at(quoted->proto);
 	void *error = (void *)(long)ctx->data + begin, *end_of_data = (void *)(long)ctx->data_end;
-	void *l4 = error + 8 + (quoted->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	__u32 header = (quoted->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + quoted->skip;
+	void *l4 = error + 8 + header;
 	__u16 *ip_check = error + 8 + offsetof(struct iphdr, check), *check = l4 + at, was;
 	__be16 *place = l4 + port_at(quoted->proto, end);
 	__u64 addresses, inside, grown;

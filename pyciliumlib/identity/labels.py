@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from attrs import field, frozen
 
@@ -92,25 +92,32 @@ def check_source(source: str, where: str) -> str:
     return source
 
 
-@frozen(order=True, cache_hash=True)
-class Label:
+class _LabelFields(NamedTuple):
+    source: str
+    key: str
+    value: str = ""
+
+
+class Label(_LabelFields):
     """One label. `Label.parse` reads the text form; the fields are taken as they are.
+
+    A tuple, since labels are looked up by the million.
 
     >>> Label.parse("k8s:app=web")
     Label('k8s:app=web')
     """
 
-    source: str
-    key: str
-    value: str = ""
+    __slots__ = ()
 
-    def __attrs_post_init__(self) -> None:
-        if not self.key:
-            raise LabelError(f"label {str(self)!r}: the key is empty; write source:key=value")
-        if self.source == SOURCE_CIDR:
-            if self.value:
-                raise LabelError(f"label {str(self)!r}: a cidr label has no value")
-            prefix_of_key(self.key)
+    def __new__(cls, source: str, key: str, value: str = "") -> Label:
+        label = super().__new__(cls, source, key, value)
+        if not key:
+            raise LabelError(f"label {str(label)!r}: the key is empty; write source:key=value")
+        if source == SOURCE_CIDR:
+            if value:
+                raise LabelError(f"label {str(label)!r}: a cidr label has no value")
+            prefix_of_key(key)
+        return label
 
     @classmethod
     def parse(cls, text: str) -> Label:
@@ -231,7 +238,7 @@ class Labels:
         """
         if isinstance(labels, Labels):
             return labels
-        if isinstance(labels, str):
+        if isinstance(labels, (str, Label)):
             raise LabelError(f"labels {labels!r}: expected a list of labels; write [{labels!r}]")
         if not isinstance(labels, Iterable):
             raise LabelError(f"labels {labels!r}: expected a list of labels, or keys and values")

@@ -22,8 +22,15 @@ from pyciliumlib.loadbalancer.kinds import (
     TrafficPolicy,
 )
 from pyciliumlib.loadbalancer.maglev import Maglev, MaglevSeed
-from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable
-from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
+from pyciliumlib.loadbalancer.maglev_table import Disruption, MaglevTable, Share
+from pyciliumlib.loadbalancer.service import (
+    Frontend,
+    LocalRedirect,
+    Mesh,
+    NodeExposure,
+    Service,
+    ServiceKey,
+)
 from pyciliumlib.loadbalancer.sockets import SocketConnection
 
 __all__ = [
@@ -44,6 +51,7 @@ __all__ = [
     "FrontendType",
     "LoadBalancerConfig",
     "LocalNode",
+    "LocalRedirect",
     "Maglev",
     "MaglevSeed",
     "MaglevTable",
@@ -56,6 +64,7 @@ __all__ = [
     "Service",
     "ServiceDocuments",
     "ServiceKey",
+    "Share",
     "SocketConnection",
     "SourceRangesPolicy",
     "TrafficPolicy",

@@ -25,7 +25,13 @@ from pyciliumlib.loadbalancer.service import Mesh, NodeExposure
 _W = TypeVar("_W", bound=Word)
 PREFIX: Final = "service.cilium.io/"
 _IPAM: Final = ("lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips")
-_TOPOLOGY_MODE: Final = "service.kubernetes.io/topology-mode"
+_IPAM_PREFIX: Final = "lbipam.cilium.io/"
+_IPAM_KNOWN: Final = ("ips", "sharing-key", "sharing-cross-namespace")
+#: The older name counts where both are there.
+_TOPOLOGY: Final = (
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+)
 #: Annotation -> the older or invented spellings that mean the same.
 _ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "global": ("io.cilium/global-service",),
@@ -91,7 +97,8 @@ class _Annotations:
         if found is None:
             return None
         try:
-            return kind(found[0])
+            # Cilium takes those that are in lower case in any
+            return kind(found[0] if kind is FrontendType else found[0].lower())
         except InvalidError as error:
             self.reader.problem(found[1], str(error))
             return None
@@ -145,7 +152,7 @@ def read_service_annotations(
             read.flag("global-sync-endpoint-slices"),
         ),
         addresses=_addresses(values),
-        topology=values.get(_TOPOLOGY_MODE, "").strip().lower() == "auto",
+        topology=_topology(values, path, reader),
     )
 
 
@@ -180,6 +187,16 @@ def _if_enabled(
     return wanted
 
 
+def _topology(values: Mapping[str, str], path: str, reader: Reader) -> bool:
+    for key in _TOPOLOGY:
+        if key in values:
+            text = values[key].strip().lower()
+            if text not in ("auto", "disabled", ""):
+                reader.problem(f"{path}[{key!r}]", f"{values[key]!r}: write Auto or Disabled")
+            return text == "auto"
+    return False
+
+
 def _addresses(values: Mapping[str, str]) -> tuple[str, ...]:
     for key in _IPAM:
         if key in values:
@@ -192,6 +209,9 @@ def _refuse_unknown(values: Mapping[str, str], path: str, reader: Reader) -> Non
         name = key.removeprefix(PREFIX)
         if name != key and name not in _KNOWN:
             reader.problem(f"{path}[{key!r}]", f"unknown annotation{nearest(name, _KNOWN)}")
+        name = key.removeprefix(_IPAM_PREFIX)
+        if name != key and name not in _IPAM_KNOWN:
+            reader.problem(f"{path}[{key!r}]", f"unknown annotation{nearest(name, _IPAM_KNOWN)}")
     if PREFIX + "weight" in values:
         reader.problem(
             f"{path}[{PREFIX + 'weight'!r}]", "it belongs on an EndpointSlice, not on a Service"

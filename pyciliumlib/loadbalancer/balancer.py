@@ -73,7 +73,10 @@ class Placement:
     """Where a connection goes.
 
     `backend` is None if it goes nowhere, or to any of `candidates` at random. `forwarding` and
-    `dispatch` say how its packets get there, `reason` why they are dropped.
+    `dispatch` say how its packets get there, `reason` why they are dropped. `redirect` is the
+    CiliumLocalRedirectPolicy that keeps it on this node. `hairpin` is true of a pod that meets
+    itself: it sees its packets come from a loopback address (169.254.42.1, fe80::1), so that the
+    replies come back this way.
     """
 
     why: Why
@@ -83,6 +86,8 @@ class Placement:
     candidates: tuple[Backend, ...] = ()
     forwarding: ForwardingMode | None = None
     dispatch: DSRDispatch | None = None
+    redirect: str = ""
+    hairpin: bool = False
 
     @property
     def reason(self) -> DropReason:
@@ -160,7 +165,9 @@ class Balancer:
         if selection.is_installed(service, self.node):
             for frontend in service.frontends:
                 self._frontends[_place(frontend)] = service, frontend
-                self._addresses[frontend.address] = self._addresses.get(frontend.address, 0) + 1
+                if _has_address(frontend):
+                    count = self._addresses.get(frontend.address, 0)
+                    self._addresses[frontend.address] = count + 1
         if known is not None:
             self._part(service.key, {backend.key for backend in service.backends})
 
@@ -197,7 +204,7 @@ class Balancer:
     def _forget(self, service: Service) -> None:
         self._tables = {k: table for k, table in self._tables.items() if k[0] != service.key}
         for frontend in service.frontends:
-            if self._frontends.pop(_place(frontend), None):
+            if self._frontends.pop(_place(frontend), None) and _has_address(frontend):
                 self._addresses[frontend.address] -= 1
                 if not self._addresses[frontend.address]:
                     del self._addresses[frontend.address]
@@ -240,7 +247,9 @@ class Balancer:
         client = Client.parse(client)
         placed = self.where(client, to, direction=direction, opening=opening, now=now)
         if placed.why is Why.RANDOM and placed.backend is None:
-            placed = evolve(placed, backend=self._random.choice(placed.candidates))
+            backend = self._random.choice(placed.candidates)
+            hairpin = _is_hairpin(client, backend, Direction(direction))
+            placed = evolve(placed, backend=backend, hairpin=hairpin)
         if placed.backend is not None and placed.service is not None:
             target = Frontend.parse(to, FrontendType.HOST_PORT)
             self._connections[client, target] = placed.service, placed.backend.key
@@ -251,7 +260,7 @@ class Balancer:
     def connections(self) -> Iterator[tuple[Client, Frontend, Backend]]:
         """What is remembered of connections whose backend is still there."""
         for (client, target), (key, wanted) in self._connections.items():
-            for backend in self._services[key].backends:
+            for backend in self._services[key].all_backends:
                 if backend.key == wanted:
                     yield client, target, backend
 
@@ -275,6 +284,9 @@ class Balancer:
         now: float,
     ) -> Placement:
         config, node = self.config, self.node
+        redirected = selection.redirected(service, frontend, direction, client.address)
+        if frontend.type is FrontendType.LOCAL_REDIRECT and not redirected:
+            return Placement(Why.NO_SERVICE)
         if selection.hidden_cluster_ip(frontend, direction, config):
             return Placement(Why.CLUSTER_IP)
         outside = direction is Direction.NORTH_SOUTH
@@ -285,18 +297,21 @@ class Balancer:
         ):
             return Placement(Why.SOURCE_RANGE)
         kept = self._connections.get((client, target))
-        for backend in service.backends:
+        for backend in service.all_backends:
             if kept == (service.key, backend.key) and selection.keeps(backend, opening=opening):
-                return self._to(backend, Why.CONNECTION, service, direction)
-        found = selection.candidates(service, frontend, direction, node)
+                hairpin = _is_hairpin(client, backend, direction)
+                placed = self._to(backend, Why.CONNECTION, service, direction)
+                return evolve(placed, hairpin=hairpin)
+        found = redirected or selection.candidates(service, frontend, direction, node)
         if not found:
             return Placement(Why.NO_BACKEND)
         chosen, why = self._choose(service, frontend, client, direction, found, now)
+        placed = evolve(self._to(chosen or found[0], why, service, direction), candidates=found)
+        if redirected and service.redirect is not None:
+            placed = evolve(placed, redirect=service.redirect.policy)
         if chosen is None:
-            placed = evolve(self._to(found[0], why, service, direction), backend=None)
-        else:
-            placed = self._to(chosen, why, service, direction)
-        return evolve(placed, candidates=found)
+            return evolve(placed, backend=None)
+        return evolve(placed, hairpin=_is_hairpin(client, chosen, direction))
 
     def _choose(
         self,
@@ -332,6 +347,15 @@ class Balancer:
         dsr = forwarding is ForwardingMode.DSR
         dispatch = self.config.dispatch_of(service) if dsr else None
         return Placement(why, backend, forwarding=forwarding, dispatch=dispatch)
+
+
+def _is_hairpin(client: Client, backend: Backend, direction: Direction) -> bool:
+    return direction is Direction.EAST_WEST and client.address == backend.address
+
+
+def _has_address(frontend: Frontend) -> bool:
+    """Whether its address is a service's, with all its ports; that of a redirect is not."""
+    return frontend.type is not FrontendType.LOCAL_REDIRECT
 
 
 def _place(frontend: Frontend) -> tuple[Address, int, Protocol]:

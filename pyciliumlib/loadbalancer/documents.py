@@ -1,4 +1,4 @@
-"""Reading Service and EndpointSlice objects of Kubernetes.
+"""Reading Service and EndpointSlice objects of Kubernetes, Pods, and Cilium's local redirects.
 
 https://kubernetes.io/docs/reference/kubernetes-api/service-resources/
 """
@@ -15,7 +15,13 @@ from attrs import field, frozen
 from pyciliumlib.errors import InvalidError, NotFoundError, ServiceError
 from pyciliumlib.loadbalancer.annotations import only_on_nodes
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
+from pyciliumlib.loadbalancer.pod_reader import PodObject, read_pod
 from pyciliumlib.loadbalancer.reader import Reader
+from pyciliumlib.loadbalancer.redirect_reader import (
+    RedirectPolicy,
+    apply_redirects,
+    read_redirect,
+)
 from pyciliumlib.loadbalancer.service import Service
 from pyciliumlib.loadbalancer.service_reader import ServiceObject, read_service
 from pyciliumlib.loadbalancer.slice_reader import Slice, read_slice
@@ -24,6 +30,7 @@ from pyciliumlib.types import Address, AddressLike, parse_address
 #: YAML text, a file or folder, one object, or several.
 ServiceInput: TypeAlias = "str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]"
 _SLICES: Final = "discovery.k8s.io/v1"
+_REDIRECTS: Final = "cilium.io/v2"
 _TEXT_MAX: Final = 64 << 20
 _ALIASES_MAX: Final = 1000
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -63,6 +70,7 @@ def read_services(
 ) -> ServiceDocuments:
     """The services that Service and EndpointSlice objects describe, one for each port.
 
+    Pods on this node add their host ports, and are what CiliumLocalRedirectPolicies redirect to.
     `addresses` gives addresses to services of type LoadBalancer that have none, under
     "namespace/name"; on a cluster some controller does that. Raises ServiceError with every
     problem of every document, NotFoundError for a path that is not there.
@@ -75,6 +83,8 @@ type=<FrontendType.CLUSTER_IP: 'ClusterIP'>),)
     config, node, reader = config or LoadBalancerConfig(), node or LocalNode(), Reader()
     objects: list[ServiceObject] = []
     slices: list[Slice] = []
+    pods: list[PodObject] = []
+    policies: list[RedirectPolicy] = []
     for where, data in _documents(source, reader):
         reader.document = where
         kind, version = data.get("kind"), data.get("apiVersion")
@@ -82,14 +92,25 @@ type=<FrontendType.CLUSTER_IP: 'ClusterIP'>),)
             objects.extend(read_service(data, config, reader))
         elif (kind, version) == ("EndpointSlice", _SLICES):
             slices.extend(read_slice(data, reader))
+        elif (kind, version) == ("Pod", "v1"):
+            pods.extend(read_pod(data, reader))
+        elif (kind, version) == ("CiliumLocalRedirectPolicy", _REDIRECTS):
+            policies.extend(read_redirect(data, reader))
         else:
             reader.problem(
-                "kind", f"{kind!r} of {version!r}: Services of v1 and EndpointSlices of {_SLICES}"
+                "kind",
+                f"{kind!r} of {version!r}: Services and Pods of v1, EndpointSlices of {_SLICES}, "
+                f"CiliumLocalRedirectPolicies of {_REDIRECTS}",
             )
     _check_unique(objects, reader)
     given = {name: tuple(values) for name, values in (addresses or {}).items()}
     _check_given(given, objects, reader)
     services = _join(objects, slices, config, node, given, reader)
+    _check_node(pods, policies, node, reader)
+    for pod in pods:
+        if pod.is_on(node):
+            services.extend(pod.host_ports(node, config, reader))
+    services = apply_redirects(policies, services, pods, node, reader)
     reader.raise_if_any()
     return ServiceDocuments(tuple(services), tuple(reader.warnings))
 
@@ -115,6 +136,17 @@ def _join(
             extra = given.get(f"{item.namespace}/{item.name}", ())
             services.extend(item.services(found_slices, config, node, extra))
     return services
+
+
+def _check_node(
+    pods: list[PodObject], policies: list[RedirectPolicy], node: LocalNode, reader: Reader
+) -> None:
+    """Host ports and redirects are for the pods of this node, so it has to have a name."""
+    local = [pod.document for pod in pods if pod.has_host_ports]
+    local += [policy.document for policy in policies]
+    if local and not node.name:
+        reader.document = local[0]
+        reader.problem("", 'say which node this is: node=LocalNode("its name")')
 
 
 def _check_unique(objects: list[ServiceObject], reader: Reader) -> None:

@@ -30,11 +30,12 @@ class FrontendType(Word):
     LOAD_BALANCER = "LoadBalancer"
     EXTERNAL_IPS = "externalIPs"
     HOST_PORT = "HostPort"
+    LOCAL_REDIRECT = "LocalRedirect"
 
     @property
     def external(self) -> bool:
         """Whether it is meant for those outside of the cluster."""
-        return self is not FrontendType.CLUSTER_IP
+        return self not in (FrontendType.CLUSTER_IP, FrontendType.LOCAL_REDIRECT)
 
 
 class TrafficPolicy(Word):
@@ -42,6 +43,14 @@ class TrafficPolicy(Word):
 
     CLUSTER = "Cluster"
     LOCAL = "Local"
+
+
+class TrafficDistribution(Word):
+    """Which backends a node prefers: those that hints give to its zone, or to the node itself."""
+
+    PREFER_CLOSE = "PreferClose"
+    PREFER_SAME_ZONE = "PreferSameZone"
+    PREFER_SAME_NODE = "PreferSameNode"
 
 
 class Algorithm(Word):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
 
 from pyciliumlib.errors import InvalidError, NotFoundError
+from pyciliumlib.loadbalancer import notebook
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.flow_hash import FlowHash, FlowTuple
+from pyciliumlib.loadbalancer.notebook import Bar
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_BAR_WIDTH: Final = 320
-_ROWS_MAX: Final = 40
+
+@frozen
+class Share:
+    """A backend's slots before a change and after it: those that it keeps, loses and gains."""
+
+    backend: Backend
+    kept: int
+    lost: int
+    gained: int
 
 
 @frozen
@@ -23,13 +32,26 @@ class Disruption:
     """What the change from one table to another moves, in slots.
 
     `ideal` is what has to move: the slots of backends that went, or those that new ones are due.
-    `extra` are slots whose backend is in both tables and lost them to another such one.
+    `extra` are slots whose backend is in both tables and lost them to another such one. `shares`
+    are those of each backend of either table, whoever changes most first.
     """
 
     size: int
     moved: int
     extra: int
     ideal: int
+    shares: tuple[Share, ...] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        """Bars for notebooks: the slots that a backend keeps, gains, and loses."""
+        most = max((one.kept + one.gained + one.lost for one in self.shares), default=1) or 1
+        return notebook.table(
+            str(self),
+            ("backend", "kept", "gained", "lost", ""),
+            [(str(one.backend), str(one.kept), str(one.gained), str(one.lost),
+              Bar((one.kept / most, one.gained / most, one.lost / most)))
+             for one in self.shares],
+        )  # fmt: skip
 
     def __str__(self) -> str:
         def share(slots: int) -> str:
@@ -114,7 +136,7 @@ class MaglevTable:
         """What replacing this table by `other` moves; InvalidError if their sizes differ."""
         if other.size != self.size:
             raise InvalidError(f"tables of {self.size} and {other.size} slots do not compare")
-        known: dict[Backend | None, int] = {}
+        known: dict[Backend, int] = {}
 
         def numbers(table: MaglevTable) -> npt.NDArray[np.int64]:
             named = [known.setdefault(_identity(b), len(known)) for b in table.backends]
@@ -127,28 +149,38 @@ class MaglevTable:
         new = ~np.isin(after, ours[:-1])
         ideal = int(np.count_nonzero(gone | new))
         extra = int(np.count_nonzero(moved & ~gone & ~new))
-        return Disruption(self.size, int(np.count_nonzero(moved)), extra, ideal)
+        shares = _shares(list(known), before, after)
+        return Disruption(self.size, int(np.count_nonzero(moved)), extra, ideal, shares)
 
     def __repr__(self) -> str:
         return f"<MaglevTable of {self.size} slots, {len(self.backends)} backends>"
 
     def _repr_html_(self) -> str:
-        """Bars of the backends' slots, for notebooks; the first 40 of them."""
+        """Bars of the backends' slots, for notebooks; the first of them."""
         counts = self.counts()
         most = max(counts.values(), default=1) or 1
-        rows = "".join(
-            f"<tr><td><code>{backend}</code></td><td style='text-align:right'>{backend.weight}</td>"
-            f"<td style='text-align:right'>{count}</td><td><div style='background:#4c78a8;"
-            f"height:.8em;width:{_BAR_WIDTH * count // most}px'></div></td></tr>"
-            for backend, count in list(counts.items())[:_ROWS_MAX]
-        )
-        left = len(counts) - _ROWS_MAX
-        more = f"<p>and {left} more</p>" if left > 0 else ""
-        return (
-            f"<p>{self.size} slots, {len(self.backends)} backends, the largest share "
-            f"{self.imbalance():.3f} of its due</p><table><tr><th>backend</th><th>weight</th>"
-            f"<th>slots</th><th></th></tr>{rows}</table>{more}"
-        )
+        return notebook.table(
+            f"{self.size} slots, {len(self.backends)} backends, the largest share "
+            f"{self.imbalance():.3f} of its due",
+            ("backend", "weight", "slots", ""),
+            [(str(backend), str(backend.weight), str(count), Bar((count / most,)))
+             for backend, count in counts.items()],
+        )  # fmt: skip
+
+
+def _shares(
+    backends: list[Backend], before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]
+) -> tuple[Share, ...]:
+    """Of each backend, by its number in the slots."""
+
+    def counted(numbers: npt.NDArray[np.int64]) -> list[int]:
+        found: list[int] = np.bincount(numbers[numbers >= 0], minlength=len(backends)).tolist()
+        return found
+
+    same = before == after
+    columns = counted(before[same]), counted(before[~same]), counted(after[~same])
+    found = (Share(*row) for row in zip(backends, *columns, strict=True))
+    return tuple(sorted(found, key=lambda one: -(one.lost + one.gained)))
 
 
 def _identity(backend: Backend) -> Backend:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import define, field
 
 from pyciliumlib.errors import InvalidError, ServiceError, nearest
+from pyciliumlib.loadbalancer.kinds import Word
+from pyciliumlib.types.ports import PORT_MAX
+
+_W = TypeVar("_W", bound=Word)
 
 
 @define
@@ -53,6 +57,27 @@ class Reader:
             where = f"{path}.{name}" if path else name
             self.problem(where, f"expected {_FORMS[kind]}, found {value!r:.60}{_mend(kind, value)}")
         return kind() if value is None or wrong else value
+
+    def word(self, found: Mapping[str, Any], name: str, kind: type[_W], path: str) -> _W | None:
+        """A text out of the list of `kind`, or None where it is missing or wrong."""
+        text = self.get(found, name, str, path)
+        try:
+            return kind(text) if text else None
+        except InvalidError as error:
+            self.problem(f"{path}.{name}", str(error))
+            return None
+
+    def port(self, found: Mapping[str, Any], name: str, path: str, *, text: bool = False) -> int:
+        """A port number, with `text` also a text of digits; 0 where it is wrong."""
+        value = found.get(name)
+        if text and isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        number: int = self.get({name: value}, name, int, path)
+        if not 1 <= number <= PORT_MAX:
+            if value is None or isinstance(value, int):  # else it was told already
+                self.problem(f"{path}.{name}", f"{value!r}: write 1 to {PORT_MAX}")
+            return 0
+        return number
 
     def objects(
         self, found: Mapping[str, Any], name: str, path: str

@@ -12,7 +12,14 @@ from attrs import frozen
 
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
 from pyciliumlib.loadbalancer.quarantine import Quarantine
-from pyciliumlib.loadbalancer.service import Frontend, Mesh, NodeExposure, Service, ServiceKey
+from pyciliumlib.loadbalancer.service import (
+    Frontend,
+    LocalRedirect,
+    Mesh,
+    NodeExposure,
+    Service,
+    ServiceKey,
+)
 
 _OPTIONS: Final = tuple(
     field.name for field in attrs.fields(Service) if field.name not in ("frontends", "backends")
@@ -52,7 +59,7 @@ class Saved:
         """What `to_json` wrote."""
         row = json.loads(text)
         options = {"name": _PLAIN.name, **row["options"]}
-        for name, kind in (("mesh", Mesh), ("exposure", NodeExposure)):
+        for name, kind in (("mesh", Mesh), ("exposure", NodeExposure), ("redirect", _redirect)):
             if name in options:
                 options[name] = kind(**options[name])
         service = Service(
@@ -71,13 +78,19 @@ def as_row(value: attrs.AttrsInstance) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, (Mesh, NodeExposure)):
+    if isinstance(value, (Mesh, NodeExposure, LocalRedirect)):
         return as_row(value)
+    if isinstance(value, Backend):
+        return _backend(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _redirect(backends: list[Any], **options: Any) -> LocalRedirect:
+    return LocalRedirect(backends=[_read_backend(*one) for one in backends], **options)
 
 
 def _frontend(frontend: Frontend) -> list[Any]:

@@ -42,6 +42,20 @@ def candidates(
     return _in_state(found, BackendState.ACTIVE) or _in_state(found, BackendState.TERMINATING)
 
 
+def redirected(
+    service: Service, frontend: Frontend, direction: Direction, client: Address
+) -> tuple[Backend, ...]:
+    """The backends on this node that a local redirect gives the client; none if it gives none."""
+    redirect = service.redirect
+    inside = direction is not Direction.NORTH_SOUTH and not frontend.type.external
+    if redirect is None or not inside:
+        return ()
+    if redirect.skip_from_backends and client in {b.address for b in redirect.backends}:
+        return ()
+    found = [b for b in redirect.backends if b.address.version == frontend.address.version]
+    return _in_state(found, BackendState.ACTIVE)
+
+
 def has_two_scopes(service: Service, frontend: Frontend) -> bool:
     """Whether clients in the cluster have other backends there than those outside of it."""
     outside = _policy(service, frontend, Direction.NORTH_SOUTH)

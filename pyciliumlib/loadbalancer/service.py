@@ -135,6 +135,21 @@ class NodeExposure:
     selector: str = ""
 
 
+@frozen
+class LocalRedirect:
+    """Backends on this node that take a service's connections from inside of the cluster.
+
+    `policy` is the CiliumLocalRedirectPolicy that says so, "namespace/name". It is for frontends of
+    type ClusterIP, whose own backends serve where none of these does, and for those of type
+    LocalRedirect, which have no others. With `skip_from_backends` these themselves are not
+    redirected: a cache of names can ask the service that it stands before.
+    """
+
+    policy: str
+    backends: tuple[Backend, ...] = field(converter=_backends)
+    skip_from_backends: bool = False
+
+
 @frozen(cache_hash=True)
 class Service:
     """One port of a service: frontends that share their backends.
@@ -170,6 +185,7 @@ class Service:
     )
     mesh: Mesh = field(factory=Mesh)
     exposure: NodeExposure = field(factory=NodeExposure)
+    redirect: LocalRedirect | None = None
     health_port: int = field(default=0, validator=number(0, PORT_MAX, "health check node port"))
 
     def __attrs_post_init__(self) -> None:
@@ -188,8 +204,13 @@ class Service:
         return next((part.protocol for part in self._parts), None)
 
     @property
+    def all_backends(self) -> tuple[Backend, ...]:
+        """Its own, and those that it is redirected to."""
+        return self.backends + (self.redirect.backends if self.redirect else ())
+
+    @property
     def _parts(self) -> tuple[Frontend | Backend, ...]:
-        return (*self.frontends, *self.backends)
+        return (*self.frontends, *self.all_backends)
 
     def with_backends(self, backends: Iterable[Backend | str]) -> Service:
         """The same service, served by others."""
@@ -213,7 +234,7 @@ def _check_together(service: Service) -> None:
         seen.add(backend.key)
         parse_address(backend.address)  # v4-mapped ones are for Maglev's texts alone
     families = {frontend.address.version for frontend in service.frontends}
-    for backend in service.backends:
+    for backend in service.all_backends:
         if families and backend.address.version not in families:
             raise InvalidError(
                 f"service {service.key}: backend {backend} is IPv{backend.address.version}, and no "

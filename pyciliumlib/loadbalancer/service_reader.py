@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from pyciliumlib.errors import InvalidError
 from pyciliumlib.loadbalancer.annotations import ServiceAnnotations, read_service_annotations
 from pyciliumlib.loadbalancer.backend import Backend, transport
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
-from pyciliumlib.loadbalancer.kinds import FrontendType, TrafficPolicy
+from pyciliumlib.loadbalancer.kinds import FrontendType, TrafficDistribution, TrafficPolicy
+from pyciliumlib.loadbalancer.pod_reader import node_frontends
 from pyciliumlib.loadbalancer.reader import Reader
 from pyciliumlib.loadbalancer.service import AFFINITY_DEFAULT, Frontend, Service
-from pyciliumlib.loadbalancer.slice_reader import Serving, Slice
+from pyciliumlib.loadbalancer.slice_reader import Serving, Slice, hinted
 from pyciliumlib.types import Network, Protocol, parse_address, parse_network
-from pyciliumlib.types.ports import PORT_MAX
 
 if TYPE_CHECKING:
     from pyciliumlib.loadbalancer.documents import LocalNode
 
 _PROXY_NAME: Final = "service.kubernetes.io/service-proxy-name"
+_HEADLESS: Final = "service.kubernetes.io/headless"
 _TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 _FIELDS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _SPEC: Final = (
@@ -32,7 +32,6 @@ _SPEC: Final = (
     "trafficDistribution", "type",
 )  # fmt: skip
 _PORT: Final = ("appProtocol", "name", "nodePort", "port", "protocol", "targetPort")
-_ANYWHERE: Final = {4: "0.0.0.0", 6: "::"}
 
 
 @frozen
@@ -64,11 +63,20 @@ class ServiceObject:
     internal_policy: TrafficPolicy
     families: tuple[int, ...]
     health_port: int
+    headless: bool
+    distribution: TrafficDistribution | None
     annotations: ServiceAnnotations
 
     def skipped_by(self, config: LoadBalancerConfig) -> bool:
-        """Whether another proxy is to serve it (service.kubernetes.io/service-proxy-name)."""
-        return self.proxy_name != config.service_proxy_name or self.type == "ExternalName"
+        """Whether it is nobody's to balance, or another proxy's (service-proxy-name)."""
+        ours = self.proxy_name == config.service_proxy_name
+        return not ours or self.headless or self.type == "ExternalName"
+
+    @property
+    def prefers_close(self) -> bool:
+        """Whether hints count, which say for which zones and nodes a backend is."""
+        wanted = self.annotations.topology or self.distribution is not None
+        return wanted and self.internal_policy is not TrafficPolicy.LOCAL
 
     def services(
         self,
@@ -122,14 +130,15 @@ class ServiceObject:
         ]
         if self.type == "LoadBalancer":
             sources.append((FrontendType.LOAD_BALANCER, ingress, port.port))
-        if port.node_port and self.type in ("NodePort", "LoadBalancer"):
-            own = tuple(str(a) for a in node.addresses if a.version in self.families)
-            anywhere = tuple(_ANYWHERE[family] for family in self.families)
-            sources.append((FrontendType.NODE_PORT, (*own, *anywhere), port.node_port))
         for type_, found, number in sources:
             if self.annotations.only_type in (None, type_):
                 for address in found:
                     yield Frontend(address, number, port.protocol, type_)
+        exposed = self.annotations.only_type in (None, FrontendType.NODE_PORT)
+        if port.node_port and self.type in ("NodePort", "LoadBalancer") and exposed:
+            yield from node_frontends(
+                node, set(self.families), port.node_port, port.protocol, FrontendType.NODE_PORT
+            )
 
     def _backends(
         self,
@@ -138,19 +147,17 @@ class ServiceObject:
         config: LoadBalancerConfig,
         node: LocalNode,
     ) -> list[Backend]:
-        found: dict[object, Serving] = {}
+        found: dict[bytes, Serving] = {}
         for item in slices:
-            for serving in item.ports.get((port.name, port.protocol), ()):
-                kept = found.get(serving.backend.key)
+            for one in item.ports.get((port.name, port.protocol), ()):
+                kept = found.get(one.backend.key)
                 # an address may be in two slices while it moves: the better state counts
-                if kept is None or serving.backend.state < kept.backend.state:
-                    found[serving.backend.key] = serving
-        serving_here = list(found.values())
-        if config.service_topology and self.annotations.topology and node.zone:
-            hinted = [one for one in serving_here if node.zone in one.zones]
-            if hinted and all(one.zones for one in serving_here):
-                serving_here = hinted
-        return [one.backend for one in serving_here]
+                if kept is None or one.backend.state < kept.backend.state:
+                    found[one.backend.key] = one
+        serving = list(found.values())
+        if config.service_topology and self.prefers_close:
+            serving = hinted(serving, node.name, node.zone)
+        return [one.backend for one in serving]
 
 
 def read_service(
@@ -186,12 +193,12 @@ def read_service(
         ingress_ips,
         tuple(_source_ranges(spec, reader)),
         _affinity(spec, reader),
-        _policy(spec, "externalTrafficPolicy", reader),
-        _policy(spec, "internalTrafficPolicy", reader),
+        reader.word(spec, "externalTrafficPolicy", TrafficPolicy, "spec") or TrafficPolicy.CLUSTER,
+        reader.word(spec, "internalTrafficPolicy", TrafficPolicy, "spec") or TrafficPolicy.CLUSTER,
         _families(spec, cluster_ips, reader),
-        _port_number(spec, "healthCheckNodePort", "spec", reader)
-        if spec.get("healthCheckNodePort")
-        else 0,
+        reader.port(spec, "healthCheckNodePort", "spec") if spec.get("healthCheckNodePort") else 0,
+        _HEADLESS in labels or spec.get("clusterIP") == "None",
+        reader.word(spec, "trafficDistribution", TrafficDistribution, "spec"),
         read_service_annotations(annotations, "metadata.annotations", config, reader),
     )
 
@@ -204,22 +211,14 @@ def _ports(spec: Mapping[str, Any], reader: Reader) -> Iterator[ServicePort]:
         name = reader.get(port, "name", str, path)
         with reader.catching(f"{path}.protocol"):
             protocol = transport(reader.get(port, "protocol", str, path) or "TCP")
-            number = _port_number(port, "port", path, reader)
-            node_port = _port_number(port, "nodePort", path, reader) if "nodePort" in port else 0
+            number = reader.port(port, "port", path)
+            node_port = reader.port(port, "nodePort", path) if port.get("nodePort") else 0
             if name in names:
                 reader.problem(f"{path}.name", f"{name!r} is there twice; each port has its own")
             elif number and (name, protocol) not in seen:
                 yield ServicePort(name, protocol, number, node_port)
             seen.add((name, protocol))
             names.append(name)
-
-
-def _port_number(port: Mapping[str, Any], name: str, path: str, reader: Reader) -> int:
-    value: int = reader.get(port, name, int, path)
-    if not 1 <= value <= PORT_MAX:
-        reader.problem(f"{path}.{name}", f"{port.get(name)!r}: write 1 to {PORT_MAX}")
-        return 0
-    return value
 
 
 def _addresses(found: Mapping[str, Any], name: str, path: str, reader: Reader) -> tuple[str, ...]:
@@ -235,7 +234,7 @@ def _cluster_ips(spec: Mapping[str, Any], reader: Reader) -> tuple[str, ...]:
     if not listed.get("clusterIPs"):
         single = reader.get(spec, "clusterIP", str, "spec")
         listed["clusterIPs"] = [single] if single else []
-    if listed["clusterIPs"] == ["None"]:  # headless: its name resolves to the backends
+    if listed["clusterIPs"] == ["None"]:
         return ()
     return _addresses(listed, "clusterIPs", "spec", reader)
 
@@ -273,15 +272,6 @@ def _affinity(spec: Mapping[str, Any], reader: Reader) -> int:
         reader.problem(f"{path}.timeoutSeconds", f"{timeout}: write 1 to 86400 seconds")
         timeout = 0
     return (timeout or AFFINITY_DEFAULT) if kind == "ClientIP" else 0
-
-
-def _policy(spec: Mapping[str, Any], name: str, reader: Reader) -> TrafficPolicy:
-    text = reader.get(spec, name, str, "spec")
-    try:
-        return TrafficPolicy(text or TrafficPolicy.CLUSTER)
-    except InvalidError as error:
-        reader.problem(f"spec.{name}", str(error))
-        return TrafficPolicy.CLUSTER
 
 
 def _families(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import field, frozen
 
-from pyciliumlib.conntrack.model import Clock
-from pyciliumlib.errors import NotFoundError
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.kinds import FrontendType
 from pyciliumlib.loadbalancer.service import Frontend
@@ -47,10 +43,9 @@ class Orphan:
 class Sockets:
     """Reads the map of what sockets asked for; owns none of the maps."""
 
-    def __init__(self, maps: Mapping[str, MapLike], clock: Clock) -> None:
-        self._asked, self._clients = maps["lb_reverse_sk"], maps["lb_affinity"]
+    def __init__(self, maps: Mapping[str, MapLike]) -> None:
+        self._asked = maps["lb_reverse_sk"]
         self._backends, self._members = maps["lb_backends"], maps["lb_members"]
-        self._clock = clock
 
     def read(self, backends: Mapping[int, Backend]) -> Iterator[SocketConnection]:
         """Those whose backend is there; `backends` by their numbers."""
@@ -81,22 +76,6 @@ class Sockets:
         """They are looked for no more."""
         for orphan in orphans:
             self._asked.delete(orphan._key)
-
-    def met(self, service: int, netns: int, version: int, timeout: int) -> int:
-        """The number of the backend that a namespace met less than `timeout` seconds ago, or 0.
-
-        `netns` is its cookie, `version` that of IP.
-        """
-        client = np.zeros(1, self._clients.key_dtype)
-        client["client"][0, -8:] = np.frombuffer(netns.to_bytes(8, sys.byteorder), np.uint8)
-        client["service"], client["netns"] = service, version
-        try:
-            known = self._clients.lookup(client[0])
-        except NotFoundError:
-            return 0
-        now = self._clock.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
-        silent = (now - known.last_used) & 0xFFFFFFFF
-        return int(known.backend) if silent < timeout * self._clock.hz else 0
 
     def _orphaned(self, asked: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         _, backends = self._backends.lookup_batch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyciliumlib.net.link import Link, check_ifname
+from pyciliumlib.net.neighbour import Neighbour
 from pyciliumlib.net.netlink import Netlink
 from pyciliumlib.net.netns import (
     NetNS,
@@ -21,6 +22,7 @@ from pyciliumlib.net.plumb import (
     remove_host_route,
     veth_peer,
 )
+from pyciliumlib.net.route import NextHop
 from pyciliumlib.net.sockdiag import ConnectedSocket, SocketDiag, check_can_destroy
 from pyciliumlib.net.sysctl import read_sysctl, write_sysctls
 from pyciliumlib.net.worker import NetNSWorker
@@ -28,9 +30,11 @@ from pyciliumlib.net.worker import NetNSWorker
 __all__ = [
     "ConnectedSocket",
     "Link",
+    "Neighbour",
     "NetNS",
     "NetNSWorker",
     "Netlink",
+    "NextHop",
     "SocketDiag",
     "add_host_route",
     "add_permanent_neighbour",

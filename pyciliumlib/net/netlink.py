@@ -6,17 +6,26 @@ import ipaddress
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, DeviceError, InvalidError
+from pyciliumlib.net import route
 from pyciliumlib.net._errors import kernel_error
 from pyciliumlib.net.link import Link, check_ifname, check_mac
+from pyciliumlib.net.neighbour import (
+    NTF_EXT_LEARNED,
+    NTF_EXT_MANAGED,
+    NUD_PERMANENT,
+    NUD_STALE,
+    Neighbour,
+)
 from pyciliumlib.net.netns import NetNS
+from pyciliumlib.net.route import NextHop
 from pyciliumlib.net.worker import NetNSWorker
-from pyciliumlib.types import AddressLike, Network, NetworkLike, parse_address, parse_network
+from pyciliumlib.types import AddressLike, NetworkLike, parse_address
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -25,11 +34,9 @@ T = TypeVar("T")
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 ENODEV = 19
-NUD_PERMANENT = 0x80
 IFA_F_NODAD = 0x2
-RTNH_F_ONLINK = 0x4
 RTF_LOCAL = 0x80000000
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Netlink(Closeable):
@@ -234,15 +241,24 @@ class Netlink(Closeable):
         *,
         dev: str | int | None = None,
         via: AddressLike | None = None,
+        hops: Iterable[NextHop] = (),
         src: AddressLike | None = None,
         replace: bool = False,
     ) -> None:
         """Add a route to `dst`, a prefix, an address or "default4"/"default6".
 
         With `dev` the gateway `via` is taken to be on that link, whatever the other routes say.
+        `hops`, in the place of both, are several gateways that share the flows (ECMP); by what the
+        kernel tells flows apart, `net.ipv4.fib_multipath_hash_policy` says.
         `src` is the address that this machine's own packets start from.
         """
-        wanted, fields = self._route_fields(dst, dev, via)
+        wanted, several = route.parse_destination(dst), list(hops)
+        if several and (dev is not None or via is not None):
+            raise InvalidError(f"the route to {wanted}: give hops=, or dev= and via=")
+        if several:
+            fields = route.multipath(wanted, several, self.ifindex)
+        else:
+            fields = route.single(wanted, dev, via, self.ifindex)
         if src is not None:
             fields["prefsrc"] = str(parse_address(src))
         verb = "replace" if replace else "add"
@@ -252,56 +268,61 @@ class Netlink(Closeable):
         self, dst: NetworkLike, *, dev: str | int | None = None, via: AddressLike | None = None
     ) -> None:
         """Remove a route; `NotFoundError` if there is none such."""
-        wanted, fields = self._route_fields(dst, dev, via)
+        wanted = route.parse_destination(dst)
+        fields = route.single(wanted, dev, via, self.ifindex)
         self._do(f"removing the route to {wanted}", lambda ipr: ipr.route("del", **fields))
-
-    def _route_fields(
-        self, dst: NetworkLike, dev: str | int | None, via: AddressLike | None
-    ) -> tuple[Network, dict[str, Any]]:
-        named = {"default4": "0.0.0.0/0", "default6": "::/0"}
-        wanted = parse_network(named.get(dst, dst) if isinstance(dst, str) else dst)
-        if dev is None and via is None:
-            raise InvalidError(f"a route to {wanted} needs dev=, via= or both")
-        fields: dict[str, Any] = {"family": _family(wanted), "dst": str(wanted)}
-        # the kernel wants link scope for what is reached with no gateway (IPv4 only)
-        if wanted.version == 4:
-            fields["scope"] = RT_SCOPE_LINK if via is None else RT_SCOPE_UNIVERSE
-        if dev is not None:
-            fields["oif"] = self.ifindex(dev)
-        if via is not None:
-            gateway = parse_address(via)
-            if gateway.version != wanted.version:
-                raise InvalidError(f"{gateway} cannot be the gateway to {wanted}: other family")
-            fields["gateway"] = str(gateway)
-            if dev is not None:
-                fields["flags"] = RTNH_F_ONLINK
-        return wanted, fields
 
     # -- neighbours --------------------------------------------------------------------------
 
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """What the kernel knows of hosts on all links, of both families."""
+        messages = self._do(
+            "listing neighbours",
+            lambda ipr: [m for f in _FAMILIES for m in ipr.neigh("dump", family=f)],
+        )
+        return tuple(map(Neighbour.from_netlink, messages))
+
     def add_neighbour(self, device: str | int, ip: AddressLike, mac: str) -> None:
         """Say for good that `ip` is at `mac` on that device; an older entry is replaced."""
-        wanted = parse_address(ip)
-        index = self.ifindex(device)
-        self._do(
-            f"adding neighbour {wanted} on {device!r}",
-            lambda ipr: ipr.neigh(
-                "replace",
-                family=_family(wanted),
-                dst=str(wanted),
-                lladdr=check_mac(mac),
-                ifindex=index,
-                state=NUD_PERMANENT,
-            ),
-        )
+        fields = {"lladdr": check_mac(mac), "state": NUD_PERMANENT}
+        self._neighbour("replace", "adding", device, ip, fields)
+
+    def manage_neighbour(self, device: str | int, ip: AddressLike, protocol: int) -> None:
+        """Let the kernel itself keep a neighbour known, as long as nobody says otherwise.
+
+        It asks again by itself, and never forgets it. `protocol`, 1 to 255, says whose wish it is.
+        Least kernel: 5.16; an older one only never forgets it.
+        """
+        fields = {
+            "state": NUD_STALE,
+            "flags": NTF_EXT_LEARNED,
+            "NDA_FLAGS_EXT": NTF_EXT_MANAGED,
+            "NDA_PROTOCOL": protocol,
+        }
+        self._neighbour("replace", "managing", device, ip, fields)
+
+    def release_neighbour(self, device: str | int, ip: AddressLike) -> None:
+        """Undo `manage_neighbour`: it is known, and in time forgotten, as any other."""
+        fields = {"state": NUD_STALE, "flags": 0, "NDA_FLAGS_EXT": 0}
+        try:
+            self._neighbour("replace", "releasing", device, ip, fields)
+        except InvalidError:  # its MAC is not known
+            self.delete_neighbour(device, ip)
 
     def delete_neighbour(self, device: str | int, ip: AddressLike) -> None:
         """Forget a neighbour; `NotFoundError` if it is unknown."""
+        self._neighbour("del", "removing", device, ip, {})
+
+    def _neighbour(
+        self, verb: str, doing: str, device: str | int, ip: AddressLike, fields: dict[str, Any]
+    ) -> None:
         wanted = parse_address(ip)
         index = self.ifindex(device)
         self._do(
-            f"removing neighbour {wanted} on {device!r}",
-            lambda ipr: ipr.neigh("del", family=_family(wanted), dst=str(wanted), ifindex=index),
+            f"{doing} neighbour {wanted} on {device!r}",
+            lambda ipr: ipr.neigh(
+                verb, family=_family(wanted), dst=str(wanted), ifindex=index, **fields
+            ),
         )
 
     # -- life --------------------------------------------------------------------------------

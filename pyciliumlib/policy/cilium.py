@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
-from attrs import frozen
+from attrs import define, frozen
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.identity.labels import SOURCE_RESERVED
@@ -98,14 +99,20 @@ def read_metadata(
 
 def _is_limit(entry: object) -> bool:
     """Whether a rule entry is a limit of bandwidth, and says nothing about peers."""
-    return _is_object(entry) and entry.get("toBandwidth") is not None
+    return _is_object(entry) and "toBandwidth" in entry and entry["toBandwidth"] is not None
+
+
+@lru_cache(64)
+def _set_of(*directions: Direction) -> frozenset[Direction]:
+    """One object for all rules that are about these."""
+    return frozenset(directions)
 
 
 def _is_object(entry: object) -> TypeGuard[Mapping[str, Any]]:
     return type(entry) is dict or isinstance(entry, Mapping)  # asking the first costs a tenth
 
 
-@frozen
+@define
 class _Reader:
     """Reads one spec of a document."""
 
@@ -133,8 +140,8 @@ class _Reader:
             for section in sections
             for clause in self._section(item[section.name], section, scope, on_nodes)
         )
-        enforces = frozenset(
-            section.direction for section in sections if not all(map(_is_limit, item[section.name]))
+        enforces = _set_of(
+            *(s.direction for s in sections if not all(map(_is_limit, item[s.name])))
         )
         subject = scope.subject(subject, f"{self.path}.endpointSelector", self.problems)
         return Rule(
@@ -185,7 +192,7 @@ class _Reader:
                     f"true says nothing where no rule is about {direction}; "
                     f"`{direction}: [{{}}]` denies all of it",
                 )
-        return frozenset(d for d in enforces if chosen.get(str(d), True))
+        return _set_of(*(d for d in enforces if chosen.get(str(d), True)))
 
     def _section(
         self, entries: list[Any], section: _Section, scope: Scope, on_nodes: bool
@@ -215,9 +222,12 @@ class _Reader:
 
     def _bandwidth(self, item: Mapping[str, Any]) -> BandwidthLimit | None:
         """The lowest limit of the rule's entries."""
+        entries = item.get("egress", ())
+        if not any(map(_is_limit, entries)):
+            return None
         limits = [
             read_bandwidth(entry, f"{self.path}.egress[{index}]", self.problems)
-            for index, entry in enumerate(item.get("egress", ()))
+            for index, entry in enumerate(entries)
             if _is_limit(entry) and isinstance(entry["toBandwidth"], Mapping)
         ]
         return min((limit for limit in limits if limit), default=None)

@@ -9,17 +9,18 @@ A direction in which a rule passes goes beyond precedence, and is settled (`pass
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeAlias
 
-from attrs import define, evolve, field
+from attrs import define, evolve
 
-from pyciliumlib.policy.derivation import Derivation, Derivations
+from pyciliumlib.policy.derivation import Derivations
 from pyciliumlib.policy.entries import (
     AUTH_EXPLICIT,
     AUTH_MODE,
     NO_PROXY,
     PASS_BYTE,
+    PORT_BITS,
     EntryValue,
     Slot,
     precedence,
@@ -29,6 +30,9 @@ from pyciliumlib.policy.passes import ANYONE, OWN, Claim, authentication, settle
 from pyciliumlib.policy.shares import Share
 from pyciliumlib.types import Direction
 
+#: What is said of each slot.
+Rows: TypeAlias = "dict[Slot, EntryValue]"
+
 NONE_NAMED: Final[PortNames] = frozenset()
 #: What an audit tells of where no rule allows: an entry that decides nothing, last of all.
 _NOTHING_ALLOWED: Final = EntryValue(precedence=PASS_BYTE, rule=0, audit=True)
@@ -36,7 +40,7 @@ _NOTHING_ALLOWED: Final = EntryValue(precedence=PASS_BYTE, rule=0, audit=True)
 
 @define(eq=False)
 class Merger:
-    """Merges the shares of one endpoint; `used` are the derivations of what it made, by cookie.
+    """Merges the shares of one endpoint.
 
     `settled` are the directions in which some rule passes, `audited` those in which what is denied
     passes all the same.
@@ -46,18 +50,16 @@ class Merger:
     _derivations: Derivations
     settled: frozenset[Direction] = frozenset()
     audited: frozenset[Direction] = frozenset()
-    used: dict[int, Derivation] = field(init=False, factory=dict)
 
-    def of_anyone(self, shares: Iterable[Share]) -> dict[Slot, EntryValue]:
+    def of_anyone(self, shares: Iterable[Share]) -> Rows:
         """The entries of any identity, from the shares of any peer."""
         shares = list(shares)
         rows = self._ranked(self._plain(shares), NONE_NAMED)
         rows |= self._settled(self._claims(shares, NONE_NAMED, own=False), ANYONE)
-        return {**{Slot(direction): _NOTHING_ALLOWED for direction in self.audited}, **rows}
+        nothing = {Slot(direction): _NOTHING_ALLOWED for direction in self.audited}
+        return self._audited(nothing | rows)
 
-    def of_peers(
-        self, own: Iterable[Share], anyone: Iterable[Share], named: PortNames
-    ) -> dict[Slot, EntryValue]:
+    def of_peers(self, own: Iterable[Share], anyone: Iterable[Share], named: PortNames) -> Rows:
         """The entries of those who have the shares `own`, beside those of `anyone`.
 
         A name in what is said of any peer means the ports `named` of these.
@@ -65,10 +67,17 @@ class Merger:
         own, anyone = list(own), list(anyone)
         by_name = [share for share in anyone if share.match.name] if named else []
         rows = self._ranked(self._plain([*own, *by_name]), named)
-        if not self.settled:
+        if self.settled:
+            claims = self._claims(own, named, own=True) + self._claims(anyone, named, own=False)
+            rows |= self._settled(claims, OWN)
+        return self._audited(rows)
+
+    def _audited(self, rows: Rows) -> Rows:
+        if not self.audited:
             return rows
-        claims = self._claims(own, named, own=True) + self._claims(anyone, named, own=False)
-        return rows | self._settled(claims, OWN)
+        return {
+            slot: evolve(said, audit=slot.direction in self.audited) for slot, said in rows.items()
+        }
 
     def _plain(self, shares: list[Share]) -> list[Share]:
         if not self.settled:
@@ -83,20 +92,22 @@ class Merger:
             for slot in self._slots(share, named)
         ]
 
-    def _ranked(self, shares: Iterable[Share], named: PortNames) -> dict[Slot, EntryValue]:
+    def _ranked(self, shares: Iterable[Share], named: PortNames) -> Rows:
         """Entries by precedence: an identity's, and any identity's, are weighed in the program."""
         by_slot: dict[Slot, list[Share]] = {}
         for share in shares:
-            for slot in self._slots(share, named):
+            for slot in self._slots(share, named) if share.match.name else share.slots:
                 by_slot.setdefault(slot, []).append(share)
-        best = {slot: max(share.precedence for share in found) for slot, found in by_slot.items()}
-        rows = {
-            slot: self._value([s for s in by_slot[slot] if s.precedence == best[slot]])
-            for slot in _not_outranked(best)
-        }
+        # most slots are decided by one share, whose entry is known
+        rows = _not_outranked(
+            {
+                slot: (found[0].entry if len(found) == 1 else None) or self._best(found)
+                for slot, found in by_slot.items()
+            }
+        )
         return _inherit_authentication(rows) if any(v.auth for v in rows.values()) else rows
 
-    def _settled(self, claims: Iterable[Claim], priority: int) -> dict[Slot, EntryValue]:
+    def _settled(self, claims: Iterable[Claim], priority: int) -> Rows:
         """Entries that say the last word about their slot."""
         rows = {}
         for slot, deciding in settle(claims).items():
@@ -116,43 +127,49 @@ class Merger:
             if number and (name, protocol) == (match.name, match.protocol)
         )
 
-    def _value(self, shares: list[Share]) -> EntryValue:
+    def _best(self, shares: list[Share]) -> EntryValue:
+        """What those of the highest precedence say together."""
+        if len(shares) > 1:
+            highest = max(share.precedence for share in shares)
+            shares = [share for share in shares if share.precedence == highest]
+        if len(shares) > 1:
+            return self._said_by(shares)
+        alone = shares[0]
+        if alone.entry is None:
+            alone.entry = self._said_by(shares)
+        return alone.entry
+
+    def _said_by(self, shares: list[Share]) -> EntryValue:
         said = [s.authentication for s in shares if s.authentication is not None]
         auth = AUTH_EXPLICIT | max(said) if said else 0
         return self._entry(shares, shares[0].precedence, auth)
 
     def _entry(self, shares: list[Share], order: int, auth: int) -> EntryValue:
-        derivation = self._derivation_of(shares)
-        self.used[derivation.cookie] = derivation
+        l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
+        sources = tuple(sorted({share.source for share in shares}))
+        derivation = self._derivations.intern(shares[0].verdict, sources, l7)
         proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        audit = shares[0].direction in self.audited
-        return EntryValue(order, derivation.cookie, proxy_port, auth, audit)
-
-    def _derivation_of(self, shares: list[Share]) -> Derivation:
-        first = shares[0]
-        if len(shares) > 1:
-            l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
-            sources = tuple(sorted({share.source for share in shares}))
-            return self._derivations.intern(first.verdict, sources, l7)
-        if first.derivation is None:  # most slots are decided by one share
-            l7 = (first.l7,) if first.l7 else ()
-            first.derivation = self._derivations.intern(first.verdict, (first.source,), l7)
-        return first.derivation
+        return EntryValue(order, derivation.cookie, proxy_port, auth, derivation=derivation)
 
 
-def _not_outranked(best: Mapping[Slot, int]) -> Iterable[Slot]:
-    """The slots that no wider one outranks, where `best` is the precedence of each."""
-    if len(set(best.values())) < 2:
-        return best
-    lengths = {slot.bits for slot in best}
-    return [
-        slot
-        for slot, order in best.items()
-        if not any(best.get(wider, 0) > order for wider in slot.wider(lengths))
-    ]
+def _not_outranked(rows: Rows) -> Rows:
+    """Those whose slot lies in no wider one of a higher precedence."""
+    lowest = min((value.precedence for value in rows.values()), default=0)
+    above = [slot for slot, value in rows.items() if value.precedence > lowest]
+    lengths = {slot.bits for slot in above if slot.bits < PORT_BITS}
+    if not lengths and all(slot.proto for slot in above):
+        return rows  # those are of single ports, which are wider than none
+    return {
+        slot: value
+        for slot, value in rows.items()
+        if not any(
+            wider in rows and rows[wider].precedence > value.precedence
+            for wider in slot.wider(lengths)
+        )
+    }
 
 
-def _inherit_authentication(rows: Mapping[Slot, EntryValue]) -> dict[Slot, EntryValue]:
+def _inherit_authentication(rows: Rows) -> Rows:
     """Where an entry says nothing of it, that of the nearest wider one that decides alike holds."""
     found = dict(rows)
     for slot, value in rows.items():

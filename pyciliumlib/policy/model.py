@@ -246,8 +246,7 @@ class Rule:
     log: str = ""
 
 
-@frozen(order=True)
-class PolicyKey:
+class PolicyKey(NamedTuple):
     """What names a document in a repository."""
 
     kind: str

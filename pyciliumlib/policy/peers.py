@@ -194,35 +194,37 @@ def read_peers(
     CIDR groups and services are references, which come beside.
     `word` is `from` or `to`. An entry may name one kind of peer only.
     """
+    kinds = _FIELDS[word]
     named = [
         field
-        for field, kind in _FIELDS[word].items()
-        if field in entry and (entry[field] or kind not in _EMPTY_SAYS_NOTHING)
+        for field, peers in entry.items()
+        if field in kinds and (peers or kinds[field] not in _EMPTY_SAYS_NOTHING)
     ]
-    filled = [field for field in named if entry[field]]
-    if len(filled) > 1:
-        problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
     if not named:
         return None
+    if len(named) > 1:
+        filled = [field for field in kinds if field in named and entry[field]]
+        if len(filled) > 1:
+            problems.add(path, f"{' and '.join(filled)} in one entry; write an entry for each")
     found: list[Selector] = []
     for field in named:
-        read = _READ.get(_FIELDS[word][field])
+        read = _READ.get(kinds[field])
         if read is not None:
             found.extend(read(entry[field], f"{path}.{field}", scope, problems))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found) if len(found) > 1 else found)
 
 
 def parse_selector(data: object, path: str, problems: Problems) -> Selector | None:
     """A label selector, or None after a problem."""
+    return read_once(_read_selector, data, path, problems, None)
 
-    def read() -> Selector | None:
-        with problems.catching():
-            if isinstance(data, Mapping):
-                return Selector.parse(data, path)
-            problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
-        return None
 
-    return read_once(("selector",), data, problems, read)
+def _read_selector(data: object, path: str, problems: Problems, _: None) -> Selector | None:
+    with problems.catching():
+        if isinstance(data, Mapping):
+            return Selector.parse(data, path)
+        problems.add(path, f"expected matchLabels or matchExpressions, found {data!r}")
+    return None
 
 
 def _endpoints(

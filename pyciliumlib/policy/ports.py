@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final
-
-from attrs import frozen
+from typing import Any, Final, NamedTuple
 
 from pyciliumlib.errors import nearest
 from pyciliumlib.policy import fields
@@ -59,8 +57,7 @@ _ICMP_TYPES: Final[dict[Protocol, dict[str, int]]] = {
 }  # fmt: skip
 
 
-@frozen
-class PortGroup:
+class PortGroup(NamedTuple):
     """The ports of one `toPorts` or `icmps` entry, and the L7 rules for them."""
 
     ports: tuple[PortMatch, ...]
@@ -68,8 +65,7 @@ class PortGroup:
     path: str
 
 
-@frozen(cache_hash=True)
-class PortContext:
+class PortContext(NamedTuple):
     """Where the ports stand: L7 is for allow rules, and differs by direction and subject."""
 
     direction: Direction
@@ -83,19 +79,15 @@ def read_ports(
     values: list[Any], path: str, context: PortContext, problems: Problems
 ) -> Iterator[PortGroup]:
     """The groups of `toPorts`; an entry without ports yields a group that matches nothing."""
-    groups = read_once(
-        ("toPorts", context),
-        values,
-        problems,
-        lambda: list(_read_ports(values, path, context, problems)),
-    )
-    for index, group in enumerate(groups):
-        yield PortGroup(group.ports, group.l7, f"{path}[{index}]")
+    groups = read_once(_read_ports, values, path, problems, context)
+    for index, (ports, l7) in enumerate(groups):
+        yield PortGroup(ports, l7, f"{path}[{index}]")
 
 
 def _read_ports(
-    values: list[Any], path: str, context: PortContext, problems: Problems
-) -> Iterator[PortGroup]:
+    values: list[Any], path: str, problems: Problems, context: PortContext
+) -> list[tuple[tuple[PortMatch, ...], L7 | None]]:
+    groups = []
     schema = fields.PORT_DENY_RULE if context.deny else fields.PORT_RULE
     for item, where in schema.read_list(values, path, problems):
         listed = item.get("ports", [])
@@ -105,7 +97,8 @@ def _read_ports(
         for port, port_path in fields.PORT.read_list(listed, f"{where}.ports", problems):
             ports.extend(_read_port(port, port_path, context, problems))
         l7 = _read_l7(item, listed, ports, where, context, problems)
-        yield PortGroup(tuple(dict.fromkeys(ports)), l7, where)
+        groups.append((tuple(dict.fromkeys(ports)), l7))
+    return groups
 
 
 def _read_port(

@@ -8,18 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.model import GroupReference, Reference, ServiceReference
 from pyciliumlib.policy.peers import parse_prefix, parse_selector
 from pyciliumlib.policy.schema import Problems, texts
 
+_FIELDS: Final = {
+    word: {f"{word}CIDRSet", f"{word}Groups", "toServices"} for word in ("from", "to")
+}
+
 
 def read_references(
     entry: Mapping[str, Any], word: str, path: str, problems: Problems
 ) -> tuple[Reference, ...]:
     """The references of an entry, whose `fromCIDRSet` was checked; `word` is `from` or `to`."""
+    if _FIELDS[word].isdisjoint(entry):
+        return ()
     return (
         *_groups(entry, word, path, problems),
         *_cloud_groups(entry, word, path, problems),

@@ -37,6 +37,7 @@ from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.entries import ANY_IDENTITY
 from pyciliumlib.policy.explain import Explanation, Target, explain, parse_target
+from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.l7 import HTTPRequest, KafkaRequest
 from pyciliumlib.policy.model import (
     BandwidthLimit,
@@ -55,6 +56,7 @@ from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
 from pyciliumlib.policy.settings import PolicySettings
 from pyciliumlib.policy.verdict import Decision, decide
 from pyciliumlib.types import Direction
+from pyciliumlib.types.collector import collector_at_rest
 
 
 @frozen(eq=False, repr=False)
@@ -104,6 +106,7 @@ class Repository:
         self._lock = self._cache.lock
         self._derivations = Derivations()
         self._endpoints: dict[int, _Endpoint] = {}
+        self._subjects = IdentityIndex()  # of endpoints, by number
         self._namespaces: dict[str, NamespaceDocument] = {}
         self._revision = 0
         reserved = (identity for identity in ReservedIdentity if identity.given_to_traffic)
@@ -133,12 +136,13 @@ class Repository:
 
         Raises PolicyError, with nothing changed, if a document is wrong or contradicts another.
         """
-        documents = source if isinstance(source, Documents) else parse(source, self.settings)
-        return self._change(
-            {item.key: item for item in documents.policies},
-            {item.name: item for item in documents.namespaces},
-            documents,
-        )
+        with collector_at_rest():
+            documents = source if isinstance(source, Documents) else parse(source, self.settings)
+            return self._change(
+                {item.key: item for item in documents.policies},
+                {item.name: item for item in documents.namespaces},
+                documents,
+            )
 
     def delete(self, *keys: PolicyKey) -> Change:
         """Delete documents; NotFoundError, with nothing changed, if one is not there."""
@@ -194,12 +198,16 @@ class Repository:
 
     def _touched(self, *sets: Mapping[PolicyKey, PolicyDocument | None]) -> list[int]:
         """The endpoints that a rule of these documents governs."""
-        rules = [rule for documents in sets for rule in self._rules.touched(documents)]
-        return [
+        if not self._endpoints:
+            return []
+        found = {
             number
-            for number, endpoint in self._endpoints.items()
-            if any(governs(rule, endpoint.party) for rule in rules)
-        ]
+            for documents in sets
+            for rule in self._rules.touched(documents)
+            for number in self._subjects.select(rule.subject)
+            if governs(rule, self._endpoints[number].party)
+        }
+        return sorted(found)
 
     # ------------------------------------------------------------------ identities
 
@@ -258,6 +266,7 @@ class Repository:
             party = Party(labels, dict(named_ports or {}), audit=audit)
             policy = self._resolve(party, self._revision)
             self._endpoints[number] = _Endpoint(party, policy)
+            self._subjects.add(number, party.labels)
             return policy
 
     def remove_endpoint(self, number: int) -> None:
@@ -265,6 +274,7 @@ class Repository:
         with self._lock:
             self._endpoint(number).policy.release()
             del self._endpoints[number]
+            self._subjects.remove(number)
 
     def policy(self, number: int) -> EndpointPolicy:
         """The policy of an endpoint as it is now."""

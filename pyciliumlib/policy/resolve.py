@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from attrs import define, field
+from attrs import define, field, frozen
 
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation, Derivations
@@ -37,6 +37,29 @@ _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 _Class = tuple[int, PortNames]
 
 
+@frozen
+class _Classes:
+    """Classes of identities: what each is, how many are in it; `members` has the first's first."""
+
+    keys: Sequence[_Class]
+    counts: Sequence[int]
+    members: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, classes: Mapping[_Class, Sequence[int]]) -> _Classes:
+        """From the members of each."""
+        members = np.array([i for identities in classes.values() for i in identities], np.uint32)
+        return cls(list(classes), [len(identities) for identities in classes.values()], members)
+
+
+@frozen
+class _Template:
+    """The entries of a class of identities; what their cookies stand for is known meanwhile."""
+
+    entries: PolicyEntries
+    _held: Sequence[Derivation | None]
+
+
 @define(eq=False)
 class EndpointPolicy:
     """What a repository says about one endpoint, resolved; its entries follow the identities.
@@ -54,7 +77,7 @@ class EndpointPolicy:
     _of_selection: dict[int, list[Share]]
     _selections: dict[int, Selection] = field(init=False, factory=dict)
     _names: frozenset[str] = field(init=False)
-    _templates: dict[_Class, PolicyEntries] = field(init=False, factory=dict)
+    _templates: dict[_Class, _Template] = field(init=False, factory=dict)
 
     @_names.default
     def _names_of_peers(self) -> frozenset[str]:
@@ -69,8 +92,8 @@ class EndpointPolicy:
     def entries(self) -> PolicyEntries:
         """All entries of the map, for the identities that are known now."""
         with self._cache.lock:
-            classes = list(self._classes())
-            self._forget_templates_but({key for key, _ in classes})
+            classes = self._classes()
+            self._forget_templates_but(classes.keys)
             anyone = self._template((0, NONE_NAMED))
             return PolicyEntries.concatenate([anyone, self._spread(classes)])
 
@@ -87,10 +110,6 @@ class EndpointPolicy:
             deletes = deletes.without_keys_of(adds)
         return adds, deletes
 
-    def derivation(self, cookie: int) -> Derivation | None:
-        """The rules behind an entry of this map, by the cookie that it carries."""
-        return self._merger.used.get(cookie)
-
     def release(self) -> None:
         """Give back the selectors in use; the policy is not to be asked any more."""
         with self._cache.lock:
@@ -100,18 +119,19 @@ class EndpointPolicy:
 
     # ------------------------------------------------------------------ classes of identities
 
-    def _classes(self) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
+    def _classes(self) -> _Classes:
         members, masks = self._masks()
-        if not len(members):
-            return
         if self._names:
-            yield from self._classes_by_name(members, masks)
-            return
+            return self._classes_by_name(members, masks)
         # rows of a class have one digest and come together; a digest of two classes only splits
         order = np.argsort(masks @ (_MIX ** np.arange(1, masks.shape[1] + 1, dtype=np.uint64)))
-        changed = np.any(masks[order][1:] != masks[order][:-1], axis=1)
-        for group in np.split(order, np.flatnonzero(changed) + 1):
-            yield (_number_of(masks[group[0]]), NONE_NAMED), members[group]
+        members, masks = members[order], masks[order]
+        starts = np.flatnonzero(np.any(masks[1:] != masks[:-1], axis=1)) + 1
+        starts = np.concatenate([np.zeros(min(len(members), 1), np.intp), starts])
+        counts = np.diff(starts, append=len(members))
+        return _Classes(
+            [(_number_of(row), NONE_NAMED) for row in masks[starts]], counts.tolist(), members
+        )
 
     def _masks(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Those identities that a selector selects, and which selectors: 64 to a word."""
@@ -135,13 +155,12 @@ class EndpointPolicy:
 
     def _classes_by_name(
         self, members: npt.NDArray[np.uint32], masks: npt.NDArray[np.uint64]
-    ) -> Iterator[tuple[_Class, npt.NDArray[np.uint32]]]:
+    ) -> _Classes:
         classes: dict[_Class, list[int]] = {}
         for identity, row in zip(members.tolist(), masks, strict=True):
             named = self._relevant(self._cache.named_ports.get(identity, NONE_NAMED))
             classes.setdefault((_number_of(row), named), []).append(identity)
-        for key, identities in classes.items():
-            yield key, np.array(identities, np.uint32)
+        return _Classes.of(classes)
 
     def _relevant(self, ports: PortNames) -> PortNames:
         return frozenset(item for item in ports if item[0] in self._names)
@@ -153,14 +172,11 @@ class EndpointPolicy:
             named = self._relevant(group.named_ports) if self._names else NONE_NAMED
             if mask or named:
                 classes.setdefault((mask, named), []).extend(group.identities)
-        if not classes:
-            return _NOTHING
-        return self._spread(
-            [(key, np.array(identities, np.uint32)) for key, identities in classes.items()]
-        )
+        return self._spread(_Classes.of(classes)) if classes else _NOTHING
 
-    def _spread(self, classes: Sequence[tuple[_Class, npt.NDArray[np.uint32]]]) -> PolicyEntries:
-        return PolicyEntries.spread([(self._template(key), members) for key, members in classes])
+    def _spread(self, classes: _Classes) -> PolicyEntries:
+        templates = [self._template(key) for key in classes.keys]
+        return PolicyEntries.spread(templates, classes.counts, classes.members)
 
     # ------------------------------------------------------------------ the entries of a class
 
@@ -174,9 +190,12 @@ class EndpointPolicy:
                 if mask or named
                 else self._merger.of_anyone(self._of_anyone)
             )
-            found = PolicyEntries.of(sorted(rows.items()), ANY_IDENTITY)
+            found = _Template(
+                PolicyEntries.of(rows.items(), ANY_IDENTITY),
+                [value.derivation for value in rows.values()],
+            )
             self._templates[key] = found
-        return found
+        return found.entries
 
     def _shares_of(self, mask: int) -> Iterator[Share]:
         while mask:
@@ -184,11 +203,11 @@ class EndpointPolicy:
             yield from self._of_selection[lowest.bit_length() - 1]
             mask ^= lowest
 
-    def _forget_templates_but(self, wanted: set[_Class]) -> None:
+    def _forget_templates_but(self, wanted: Sequence[_Class]) -> None:
         """Keep the number of templates near that of the classes that there are."""
         if len(self._templates) > 2 * len(wanted) + 64:
-            wanted.add((0, NONE_NAMED))
-            self._templates = {k: t for k, t in self._templates.items() if k in wanted}
+            kept = {(0, NONE_NAMED), *wanted}
+            self._templates = {k: t for k, t in self._templates.items() if k in kept}
 
     # ------------------------------------------------------------------ one policy after another
 
@@ -210,9 +229,6 @@ class EndpointPolicy:
         )
         unchanged |= {key for key in before._templates if key[0] and not key[0] & ~same}
         self._templates = {k: before._templates[k] for k in unchanged if k in before._templates}
-        for template in self._templates.values():
-            for cookie in template.values["rule"].tolist():
-                self._merger.used[cookie] = before._merger.used[cookie]
 
     def hold(self, selectors: Mapping[int, Selector]) -> None:
         """Take the selections of `selectors`, by number, until `release`."""

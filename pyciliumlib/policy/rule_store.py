@@ -9,7 +9,6 @@ from attrs import define, field
 
 from pyciliumlib.identity.labels import Network
 from pyciliumlib.identity.selector import Selector
-from pyciliumlib.policy.enforcement import governs
 from pyciliumlib.policy.model import Party, PolicyDocument, PolicyKey, Rule
 from pyciliumlib.policy.references import KINDS, fill, refers
 from pyciliumlib.policy.requires import confine
@@ -69,7 +68,8 @@ class RuleStore:
 
     def _file(self, key: PolicyKey, document: PolicyDocument) -> None:
         self.documents[key] = document
-        self._prefixes.update(document.prefixes())
+        for prefix in document.prefixes():
+            self._prefixes[prefix] += 1
         if key.kind in KINDS:
             self._referred[key] = document
         if refers(document):
@@ -89,7 +89,7 @@ class RuleStore:
             handout
             for selector in self._subjects.matching(subject.labels)
             for handout in self._by_subject[selector].values()
-            if governs(handout.rule, subject)
+            if handout.rule.on_nodes == subject.is_host
         ]
         found.sort(key=lambda handout: handout.rule.source)
         rules = [handout.rule for handout in found]

@@ -128,29 +128,34 @@ class Problems:
 
 
 _Read = TypeVar("_Read")
+_Context = TypeVar("_Context")
 #: Parts of documents that were read without a remark, by what they are and hold.
 _READ_BEFORE: Final[dict[tuple[object, ...], Any]] = {}
 _READ_BEFORE_MAX: Final = 1 << 15
 
 
 def read_once(
-    what: tuple[object, ...], content: Any, problems: Problems, read: Callable[[], _Read]
+    read: Callable[[Any, str, Problems, _Context], _Read],
+    content: Any,
+    path: str,
+    problems: Problems,
+    context: _Context,
 ) -> _Read:
-    """The result of `read`, or that of an earlier call for equal `content`.
+    """The result of `read`, or that of an earlier call for equal `content` and `context`.
 
-    Policies repeat themselves: a cluster has few different selectors and lists of ports. `what` is
-    all besides `content` that the result depends on. Results are shared, so they are values; one
-    that came with a problem or a warning is not kept.
+    Policies repeat themselves: a cluster has few different selectors and lists of ports. `path` is
+    for remarks alone. Results are shared, so they are values; one that came with a problem or a
+    warning is not kept.
     """
     try:
-        key = (*what, problems.prune, marshal.dumps(content, _MARSHAL_PLAIN))
+        key = (read, context, problems.prune, marshal.dumps(content, _MARSHAL_PLAIN))
     except ValueError:  # not made of plain YAML types
-        return read()
+        return read(content, path, problems, context)
     if key in _READ_BEFORE:
         found: _Read = _READ_BEFORE[key]
         return found
     remarks = len(problems), len(problems.warnings)
-    found = read()
+    found = read(content, path, problems, context)
     if remarks == (len(problems), len(problems.warnings)):
         if len(_READ_BEFORE) >= _READ_BEFORE_MAX:
             _READ_BEFORE.clear()

@@ -40,7 +40,8 @@ class SelectorIndex:
         if selector in self._filed:
             return
         anchors = self._choose(selector)
-        self._named.update(map(_name, selector.requirements))
+        for requirement in selector.requirements:
+            self._named[_name(requirement)] += 1
         self._matching.clear()
         self._filed[selector] = anchors
         for anchor in anchors:

@@ -11,12 +11,12 @@ from attrs import define
 from pyciliumlib.errors import PolicyError
 from pyciliumlib.identity.labels import SOURCE_RESERVED, Label
 from pyciliumlib.identity.selector import Selector
-from pyciliumlib.policy.derivation import Derivation
 from pyciliumlib.policy.enforcement import admits_localhost, denies_by_default
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
     DENY_BYTE,
     PASS_BYTE,
+    EntryValue,
     Slot,
     precedence,
     priority_of,
@@ -65,8 +65,8 @@ class Share:
     l7: L7 | None = None
     authentication: Authentication | None = None
     level: Level = NORMAL
-    #: That of an entry which this share alone decides, once it was asked for.
-    derivation: Derivation | None = None
+    #: The entry of a slot which this share alone decides, once it was asked for.
+    entry: EntryValue | None = None
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:

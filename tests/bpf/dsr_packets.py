@@ -116,6 +116,18 @@ def _fragments(way: Way) -> list[Packet]:
     return made
 
 
+def _error_about_more(way: Way) -> list[Packet]:
+    """The same, about an answer with options, or the first fragment of one."""
+    back = evolve(way, ttl=60)
+    datagram = UDP(sport=way.to[1], dport=way.client[1]) / Raw(way.payload)
+    if way.family.version == 4:
+        quoted = back.ip(way.to[0], way.client[0], options=[b"\x94\x04\0\0"], flags="MF") / datagram
+        return [way.ip("198.51.100.254") / ICMP(type=3, code=4) / Raw(bytes(quoted))]
+    fragment = IPv6ExtHdrFragment(offset=0, m=1, id=77)
+    quoted = back.ip(way.to[0], way.client[0]) / fragment / datagram
+    return [way.ip("2001:db8:c::254") / ICMPv6DestUnreach() / Raw(bytes(quoted))]
+
+
 def _error(way: Way) -> list[Packet]:
     """A router on the way to the client tells the sender of an answer that it was too large."""
     ports = {"sport": way.to[1], "dport": way.client[1]}
@@ -134,7 +146,8 @@ BARE: Final = Shape("no checksum", _without_checksum, tells=True, protocol="UDP"
 OPTIONS: Final = Shape("options", _options, tells=True, protocol="UDP")
 FRAGMENTS: Final = Shape("fragments", _fragments, tells=True, protocol="UDP")
 ERROR: Final = Shape("ICMP error", _error)
-SHAPES: Final = (SYN, ACK, FIN, DATAGRAM, BARE, OPTIONS, FRAGMENTS, ERROR)
+ERROR_ABOUT_MORE: Final = Shape("ICMP error about more", _error_about_more, protocol="UDP")
+SHAPES: Final = (SYN, ACK, FIN, DATAGRAM, BARE, OPTIONS, FRAGMENTS, ERROR, ERROR_ABOUT_MORE)
 
 
 def option(service: End) -> bytes:

@@ -15,7 +15,7 @@ from scapy.packet import Packet, Raw
 from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Map, Program
-from pyciliumlib.loadbalancer.program.dsr_backend import DSRPrograms
+from pyciliumlib.loadbalancer.program.dsr_programs import DSRPrograms
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.types import Direction, address_to_bytes, parse_address
 from tests.bpf.balancer import DROP, PASS

@@ -22,6 +22,7 @@ from tests.bpf.dsr_packets import (
     ACK,
     DATAGRAM,
     ERROR,
+    ERROR_ABOUT_MORE,
     FRAGMENTS,
     SHAPES,
     SYN,
@@ -129,6 +130,8 @@ def test_bytes(dispatch: Dispatch, family: Family, shape: Shape) -> None:
     if shape.protocol == "TCP":
         for before in (SYN, ACK):
             dispatch.check(family, before, tells=before is SYN)
+    if shape is ERROR_ABOUT_MORE:
+        dispatch.check(family, DATAGRAM, tells=True)
     dispatch.check(family, shape, tells=shape.tells)
 
 

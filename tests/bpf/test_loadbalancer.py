@@ -20,6 +20,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum
 
 from pyciliumlib.conntrack.model import signed32
 from pyciliumlib.errors import KernelError
@@ -27,7 +28,7 @@ from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.loadbalancer import Backend, Frontend, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program.loading import Hook
-from pyciliumlib.net import NetNS
+from pyciliumlib.net import Netlink, NetNS
 from tests.bpf import balancer
 from tests.bpf.balancer import (
     DROP,
@@ -41,6 +42,7 @@ from tests.bpf.balancer import (
     Family,
     Outcome,
     Rig,
+    hz,
 )
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -116,6 +118,57 @@ def test_the_neighbour_of_a_backend_on_the_link(rig: Rig, family: Family) -> Non
     """Next hop by the kernel's routes: the backend itself where it is on the link."""
     rig.serve(web(family, family.served()[3:]))
     assert rig.send(tcp(family)).packet.dst == "0a:00:00:00:00:31"
+
+
+@families
+def test_a_neighbour_that_the_kernel_forgot(rig: Rig, family: Family) -> None:
+    """It stays where it was until it is found elsewhere; one that was never known is none."""
+    rig.serve(web(family, family.served()[3:]))
+    address = family.backends[3]
+    with Netlink(rig.netns) as netlink:
+        first = rig.send(tcp(family)).packet.dst
+        netlink.delete_neighbour("eth0", address)
+        try:
+            age_hops(rig)
+            assert rig.send(tcp(family)).packet.dst == first
+            assert rig.send(tcp(family)).packet.dst == first
+            netlink.add_neighbour("eth0", address, "0a:00:00:00:00:32")
+            age_hops(rig)
+            assert rig.send(tcp(family)).packet.dst == "0a:00:00:00:00:32"
+            netlink.delete_neighbour("eth0", address)
+            rig.maps["lb_hops"].update_batch(*blank(rig.maps["lb_hops"]))
+            assert rig.send(tcp(family)).reason == DropReason.FIB
+        finally:
+            netlink.add_neighbour("eth0", address, first)
+
+
+@families
+def test_a_route_that_is_gone(rig: Rig, family: Family) -> None:
+    """Counts within a second, whatever was known before."""
+    rig.serve(web(family, family.served()[:1]))
+    behind, router = {4: ("10.0.0.0/24", "192.0.2.254"), 6: ("fd00::/64", "2001:db8::254")}[
+        family.version
+    ]
+    assert rig.send(tcp(family)).action == TX
+    with Netlink(rig.netns) as netlink:
+        netlink.delete_route(behind, dev="eth0", via=router)
+        try:
+            age_hops(rig)
+            assert rig.send(tcp(family)).reason == DropReason.FIB
+        finally:
+            netlink.add_route(behind, dev="eth0", via=router)
+
+
+def age_hops(rig: Rig) -> None:
+    """A second later."""
+    keys, hops = rig.maps["lb_hops"].lookup_batch()
+    hops["resolved"] -= np.uint32(hz())
+    rig.maps["lb_hops"].update_batch(keys, np.ascontiguousarray(hops))
+
+
+def blank(map_: Any) -> tuple[Any, Any]:
+    keys, values = map_.lookup_batch()
+    return keys, np.zeros(values.shape, values.dtype)
 
 
 @families
@@ -517,8 +570,45 @@ def test_too_big(where: tuple[NetNS, int], family: Family, hook: Hook) -> None:
         else:
             icmp = ICMPv6PacketTooBig(mtu=1400 - outer)
             head = IPv6(src=family.vip, dst=family.client, hlim=64)
-        expected = head / icmp / Raw(bytes(frame)[14 : 14 + 64])
-        assert outcome.data[14:] == bytes(expected)
+        quote = bytes(frame)[14 : 14 + 96]
+        if hook is Hook.TC:  # where the last two bytes are for the checksum's sake
+            quote = quote[:94] + outcome.data[-2:]
+        assert outcome.data[14:] == bytes(head / icmp / Raw(quote))
+
+
+LEFT_OUT = {
+    "TCP": lambda family, head: head / TCP(sport=40000, dport=80, flags="A"),
+    "UDP": lambda family, head: head / UDP(sport=40000, dport=80),
+    "UDP behind options": lambda family, head: (
+        (
+            family.ip(family.client, family.vip, options=[b"\x94\x04\0\0"] * 10)
+            if family.version == 4
+            else head / IPv6ExtHdrDestOpt()
+        )
+        / UDP(sport=40000, dport=80)
+    ),
+}
+
+
+@families
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_too_big_with_a_checksum_left_out(
+    where: tuple[NetNS, int], family: Family, kind: str
+) -> None:
+    """A device that fills in the checksum of what is quoted writes what is there already."""
+    with balancer.rig(where, mtu=1400, hook=Hook.TC) as made:
+        protocol = kind[:3]
+        frontend = family.at(family.vip, 80, protocol)
+        made.serve(Service("web", [frontend], family.served(80, protocol)[:1]))
+        head = family.ip(family.client, family.vip)
+        whole = bytearray(bytes(LEFT_OUT[kind](family, head) / Raw(bytes(range(256)) * 6)))
+        begin = len(whole) - 1536 - (20 if protocol == "TCP" else 8)
+        place = begin + (16 if protocol == "TCP" else 6)
+        for left in (b"\x12\x34", bytes(whole[place : place + 2])):
+            whole[place : place + 2] = left
+            answer = made.send(bytes(whole)).data
+            quoted = answer[len(answer) - 96 + begin - 14 :]
+            assert checksum(quoted) == int.from_bytes(left, "big")
 
 
 def test_answers_are_limited(where: tuple[NetNS, int]) -> None:

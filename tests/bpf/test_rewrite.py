@@ -90,9 +90,11 @@ def mapped(address: str) -> bytes:
     return address_to_bytes(ipaddress.ip_address(address))
 
 
-def change(to: tuple[str, int], l4_off: int, proto: int, *, source: bool = False) -> dict[str, Any]:
+def change(
+    to: tuple[str, int], l4_off: int, proto: int, *, source: bool = False, skip: int = 0
+) -> dict[str, Any]:
     """A `struct change`."""
-    headers = {"l4_off": l4_off, "proto": proto, "ipv6": int(":" in to[0])}
+    headers = {"l4_off": l4_off, "proto": proto, "ipv6": int(":" in to[0]), "skip": skip}
     return {"headers": headers, "to": mapped(to[0]), "port": to[1], "end": int(not source),
             "pad": bytes(5)}  # fmt: skip
 
@@ -205,7 +207,7 @@ def error(version: int, kind: str, to: str, quoted: Packet) -> Packet:
 
 @pytest.mark.parametrize("short", [False, True], ids=["whole", "eight bytes quoted"])
 @pytest.mark.parametrize("kind", ["unreachable", "too big"])
-@pytest.mark.parametrize("shape", ["TCP", "UDP", "UDP without checksum"])
+@pytest.mark.parametrize("shape", ["TCP", "UDP", "UDP without checksum", "options"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_an_error_and_what_it_quotes(
     loaded: Object, version: int, shape: str, kind: str, short: bool
@@ -215,16 +217,18 @@ def test_an_error_and_what_it_quotes(
     vip = ("203.0.113.10", 80) if version == 4 else ("2001:db8:a::10", 80)
     backend = ("10.0.0.1", 8080) if version == 4 else ("fd00::1", 8080)
     header = 20 if version == 4 else 40
-    cut = header + 8 if short else None
+    begin, proto = l4_of(version, shape)
+    skip = begin - ETHERNET - header
+    cut = header + skip + 8 if short else None
 
     def about(end: tuple[str, int]) -> bytes:
         quoted = bytes(bytes(packet(version, shape, end, client))[ETHERNET:][:cut])
         return bytes(error(version, kind, end[0], Raw(quoted)))
 
     l4 = ETHERNET + header
-    icmp, proto = (1 if version == 4 else 58), (6 if shape == "TCP" else 17)
+    icmp = 1 if version == 4 else 58
     loaded.maps["changes"][0] = change((backend[0], 0), l4, icmp)
-    loaded.maps["changes"][1] = change(backend, l4, proto, source=True)
+    loaded.maps["changes"][1] = change(backend, l4, proto, source=True, skip=skip)
     assert run(loaded.programs["change_quoted"], about(vip)) == about(backend)
 
 

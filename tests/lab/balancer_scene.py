@@ -4,6 +4,9 @@
 
 The router sends the services' addresses to the director; backends answer by way of the router. The
 links behind the router are a little larger, so that the outer header fits.
+
+Servers listen on any address at the services' ports, as behind IP in IP, and at ports of their own,
+as behind an option or Geneve.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ ROUTER: Final = {4: "192.0.2.254", 6: "2001:db8::254"}
 UPLINK: Final = {4: "198.51.100.254", 6: "2001:db8:c::254"}
 LENGTH: Final = {4: 24, 6: 64}
 INSIDE_MTU: Final = 1600
-OTHER_PORT: Final = 8080
+#: Ports of the services, and those of the backends' own.
+TCP_PORTS: Final = (80, 8080)
+UDP_PORTS: Final = (53, 5353)
+OTHER_PORT: Final = TCP_PORTS[1]
 PATIENCE: Final = 3.0
 _IP_PKTINFO: Final = 8
 _serial = itertools.count()
@@ -73,14 +79,14 @@ class Scene:
             tcp.sendall(b"who?")
             return tcp.recv(200).decode()
 
-    def ask_udp(self, version: int, port: int = 53) -> str:
+    def ask_udp(self, version: int, port: int = 53, question: bytes = b"who?") -> str:
         """The same by a datagram."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with self.client.socket(family, socket.SOCK_DGRAM) as udp:
             udp.settimeout(PATIENCE)
-            udp.sendto(b"who?", (VIP[version], port))
-            data, peer = udp.recvfrom(200)
-            assert peer[0] == VIP[version]
+            udp.sendto(question, (VIP[version], port))
+            data, peer = udp.recvfrom(65536)
+            assert peer[:2] == (VIP[version], port)
             return data.decode()
 
     def who(self, version: int, times: int, **options: int) -> Counter[str]:
@@ -90,7 +96,10 @@ class Scene:
 
 @define(eq=False)
 class Server:
-    """Answers "<name> <peer>" on TCP 80 and 8080, while it is asked, and on UDP 53."""
+    """Answers "<name> <peer>" by TCP (and goes on while asked) and UDP, in its namespace.
+
+    What ends in a zero byte is answered by "got it", and "send <n>" by so many bytes.
+    """
 
     name: str
     netns: NetNS
@@ -102,11 +111,12 @@ class Server:
     def start(cls, name: str, netns: NetNS) -> Server:
         server = cls(name, netns, threading.Event(), [], [])
         for family in (socket.AF_INET, socket.AF_INET6):
-            for port in (80, OTHER_PORT):
+            for port in TCP_PORTS:
                 tcp = server._socket(family, socket.SOCK_STREAM, port)
                 tcp.listen(128)
                 server._run(server._accept, tcp)
-            server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, 53))
+            for port in UDP_PORTS:
+                server._run(server._datagrams, server._socket(family, socket.SOCK_DGRAM, port))
         return server
 
     def _socket(self, family: int, kind: int, port: int) -> socket.socket:
@@ -141,7 +151,11 @@ class Server:
                     data = connection.recv(65536)
                     if not data:
                         return
-                    if not data.endswith(b"\0"):  # the middle of something long
+                    if data.startswith(b"send "):
+                        connection.settimeout(PATIENCE)
+                        connection.sendall(b"y" * int(data[5:]))
+                        connection.settimeout(0.1)
+                    elif not data.endswith(b"\0"):  # the middle of something long
                         connection.sendall(f"{self.name} {peer}\n".encode())
                     else:
                         connection.sendall(b"got it")
@@ -152,12 +166,12 @@ class Server:
         else:
             udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         while not self._ending.is_set():
-            try:
-                _, asked, _, peer = udp.recvmsg(65536, 64)
+            with contextlib.suppress(OSError):
+                data, asked, _, peer = udp.recvmsg(65536, 64)
+                answer = f"{self.name} {peer[0]} {len(data)}\n".encode()
+                size = 0 if udp.getsockname()[1] == UDP_PORTS[0] else len(data)
                 # from the address that was asked: a wildcard socket would choose its own
-                udp.sendmsg([f"{self.name} {peer[0]}\n".encode()], asked, 0, peer)
-            except OSError:
-                continue
+                udp.sendmsg([answer.ljust(size)], asked, 0, peer)
 
     def stop(self) -> None:
         self._ending.set()
@@ -169,11 +183,17 @@ class Server:
 
 @contextmanager
 def scene(
-    folder: Path, backends: int = 3, inside_mtu: int = INSIDE_MTU, offloads: bool = False
+    folder: Path,
+    backends: int = 3,
+    inside_mtu: int = INSIDE_MTU,
+    *,
+    uplink_mtu: int = 1500,
+    offloads: bool = False,
 ) -> Iterator[Scene]:
     """All of it, without a balancer and with no service's address at a backend.
 
-    With `offloads` devices may leave segments and checksums to others, which is none of XDP's.
+    With `offloads` packets come large and with checksums to be filled in, and programs run at tc
+    alone: a frame that XDP sends would be lost.
     """
     prefix = f"pclL{os.getpid()}-{next(_serial)}"
     with ExitStack() as stack:
@@ -193,6 +213,7 @@ def scene(
             netlink.add_bridge("br0", mtu=inside_mtu)
             netlink.set_link("br0", up=True)
             _connect(netlink, "up0", client, 1500)
+            netlink.set_link("up0", mtu=uplink_mtu)  # the client does not know
             _address(netlink, "up0", UPLINK)
             _address(netlink, "br0", ROUTER)
             for name, netns in (
@@ -221,7 +242,7 @@ def scene(
             *((netns, "eth0") for netns in served),
         ):
             if not offloads:
-                netns.call(lambda name=name: _checksums(name))
+                fill_in_checksums(netns, name)
         with Netlink(router) as netlink:
             for version in (4, 6):
                 netlink.wait_usable("br0", ROUTER[version])
@@ -254,5 +275,7 @@ def _host(netns: NetNS, addresses: dict[int, str], gateway: dict[int, str]) -> N
             netlink.add_route(f"default{version}", via=gateway[version], dev="eth0")
 
 
-def _checksums(device: str) -> None:
-    subprocess.run(["ethtool", "-K", device, "tx", "off"], check=True, capture_output=True)
+def fill_in_checksums(netns: NetNS, device: str) -> None:
+    """Let no packet leave the device without its checksums."""
+    command = ["ethtool", "-K", device, "tx", "off"]
+    netns.call(lambda: subprocess.run(command, check=True, capture_output=True))

@@ -245,6 +245,40 @@ def test_a_simulation_calls_copies(scene: Scene, obj: Path, version: int) -> Non
     assert scene.dp.simulate(packet(80), at="web").allowed
 
 
+TELLS = """
+#include <lib/hooks.h>
+#include <lib/event.h>
+
+/* Tells of each packet, on the datapath's own ring, what the datapath has no name for. */
+SEC("tc")
+int tells(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return TC_ACT_UNSPEC;
+	work->event = (struct event_context){ .type = 77, .rule = 7 };
+	event_send(skb);
+	return TC_ACT_UNSPEC;
+}
+"""
+
+
+def test_a_program_that_shares_every_map(scene: Scene, tmp_path: Path) -> None:
+    """Whatever their sizes, also in a simulation, whose maps have others; what it tells on the
+    datapath's ring is passed over, there and here."""
+    obj = compile_bpf(TELLS, tmp_path, include_dir())
+    scene.drain()
+    with scene.dp.hooks.attach("before-policy", obj) as hook:
+        assert set(hook.maps) <= set(scene.dp._programs.maps) | {".rodata"}
+        before = scene.dp._flows.unknown
+        assert scene.dp.simulate(tcp_syn(scene, 4, 80), at="web").outcome is Outcome.TO_ENDPOINT
+        assert scene.dp._flows.unknown == before
+        assert scene.verdict("web", "api", "80/TCP", 4) == OPEN
+        assert list(scene.dp.flows())
+        assert scene.dp._flows.unknown > before
+
+
 def tcp_syn(scene: Scene, version: int, port: int) -> bytes:
     network = IP if version == 4 else IPv6
     ends = {"src": str(at(scene.web, version)), "dst": str(at(scene.api, version))}

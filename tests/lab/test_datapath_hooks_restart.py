@@ -18,7 +18,7 @@ from pyciliumlib.resources import include_dir
 from tests.bpf.compiled import compile_bpf
 from tests.lab import scenes
 from tests.lab.controller import controlled
-from tests.lab.scenes import SILENCE, VERSIONS, at
+from tests.lab.scenes import SILENCE, at
 
 SOURCE = """
 #include <lib/hooks.h>
@@ -97,8 +97,9 @@ def opened(pin_root: Path, node: Node, web: Pod, api: Pod) -> Datapath:
     return dp
 
 
-@VERSIONS
-@pytest.mark.smoke
+@pytest.mark.parametrize(
+    "version", [pytest.param(4, id="ipv4", marks=pytest.mark.smoke), pytest.param(6, id="ipv6")]
+)
 def test_killed_with_programs_in_both_slots(
     place: tuple[Node, Pod, Pod], obj: Path, pin_root: Path, version: int
 ) -> None:

@@ -144,6 +144,17 @@ def test_pod_services() -> None:
     assert lines[-1] == "nobody is left: refused"
 
 
+def test_health_checks() -> None:
+    """One that answers 503 serves nobody, as does one that is gone; a pass brings it back."""
+    lines = well(run(EXAMPLES / "health_checks.py")).splitlines()
+    red, green, blue = (f"10.244.1.{host}:8080/TCP" for host in (3, 4, 5))
+    assert lines == [
+        "at first: blue green red", f"{red} unhealthy: HTTP status 503", "now: blue green",
+        f"{red} healthy: it answers", f"{green} unhealthy: Connection refused",
+        "in force:", f"  {red} active", f"  {green} quarantined", f"  {blue} active",
+    ]  # fmt: skip
+
+
 def test_hooks(objects: Path) -> None:
     """One program closes port 80 to everybody; the other counts what each identity sends."""
     out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -13,8 +14,10 @@ import pytest
 from pyciliumlib import errors
 from pyciliumlib.net import (
     Link,
+    Neighbour,
     Netlink,
     NetNS,
+    NextHop,
     add_host_route,
     add_permanent_neighbour,
     ifindex_in,
@@ -159,6 +162,60 @@ def test_routes_and_neighbours(pair: Pair, family: str, ip: str, router: str, de
     assert remove_host_route(pair.node, ip, dev=index) is False
 
 
+def up(pair: Pair) -> None:
+    """Both ends of the pair can send."""
+    for client, device in ((pair.node, "lxc-pod"), (pair.pod, "eth0")):
+        client.set_link(device, up=True)
+    pair.node.add_address("lxc-pod", "192.0.2.1/24")
+    pair.node.wait_operational("lxc-pod")
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_a_route_by_several_gateways(pair: Pair, version: int) -> None:
+    """They share its flows by weight; replaced by one of them, it is a plain route."""
+    family = f"-{version}"
+    dst = "203.0.113.0/24" if version == 4 else "2001:db8:9::/64"
+    first, second = ("10.0.0.1", "10.0.0.2") if version == 4 else ("fd00::1", "fd00::2")
+    hops = [NextHop(first, "lxc-pod"), NextHop(second, "lxc-pod", weight=3)]
+    up(pair)
+    pair.node.add_route(dst, hops=hops)
+    text = _ip(pair.node_ns, family, "route", "show", dst)
+    assert f"nexthop via {first} dev lxc-pod weight 1 onlink" in text
+    assert f"nexthop via {second} dev lxc-pod weight 3 onlink" in text
+    pair.node.add_route(dst, hops=hops[1:], replace=True)
+    text = _ip(pair.node_ns, family, "route", "show", dst)
+    assert f"{dst} via {second} dev lxc-pod" in text and first not in text
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.9", "fd00::9"])
+def test_a_neighbour_that_the_kernel_manages(pair: Pair, ip: str) -> None:
+    """The kernel asks for it by itself; it carries a mark, and can be made like any other again."""
+    up(pair)
+    length, own = (64, "fd00::1") if ":" in ip else (24, "10.0.0.1")
+    pair.node.add_address("lxc-pod", f"{own}/{length}")
+    pair.node.manage_neighbour("lxc-pod", ip, protocol=77)
+    found = known(pair, ip)
+    assert (found.managed, found.protocol, found.permanent) == (True, 77, False)
+    assert found.ifindex == pair.link.ifindex
+    pair.node.release_neighbour("lxc-pod", ip)  # its MAC was never known
+    assert not any(str(neighbour.address) == ip for neighbour in pair.node.neighbours())
+    pair.pod.add_address("eth0", f"{ip}/{length}")
+    pair.pod.wait_usable("eth0", ip)
+    pair.node.manage_neighbour("lxc-pod", ip, protocol=77)
+    deadline = time.monotonic() + 10
+    while known(pair, ip).mac != POD_MAC:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pair.node.release_neighbour("lxc-pod", ip)
+    found = known(pair, ip)
+    assert (found.managed, found.permanent, found.mac) == (False, False, POD_MAC)
+
+
+def known(pair: Pair, ip: str) -> Neighbour:
+    (found,) = [n for n in pair.node.neighbours() if str(n.address) == ip]
+    return found
+
+
 def test_veth_peer(pair: Pair) -> None:
     """The host side is found from the pod's device, in the namespace that was named."""
     assert veth_peer(pair.pod_ns, "eth0", into=pair.node_ns) == pair.node.link("lxc-pod")
@@ -218,6 +275,17 @@ def test_short_questions(pair: Pair) -> None:
         (lambda nl: nl.add_route("ten", dev="lo"), errors.InvalidError, "ten"),
         (lambda nl: nl.add_route("10.0.0.0/8", via="fd00::1"), errors.InvalidError, "family"),
         (lambda nl: nl.add_route("10.0.0.0/8", via="9.9.9.9"), errors.KernelError, "gateway"),
+        (
+            lambda nl: nl.add_route("10.0.0.0/8", hops=[NextHop("fd00::1")]),
+            errors.InvalidError,
+            "fa",
+        ),
+        (
+            lambda nl: nl.add_route("10.0.0.0/8", dev="lo", hops=[NextHop("10.0.0.1")]),
+            errors.InvalidError,
+            "hops=",
+        ),
+        (lambda nl: NextHop("10.0.0.1", weight=0), errors.InvalidError, "weight"),
         (lambda nl: nl.delete_route("1.2.3.4", dev="lo"), errors.NotFoundError, "1.2.3.4"),
         (lambda nl: nl.delete_neighbour("lo", "1.2.3.4"), errors.NotFoundError, "1.2.3.4"),
         (lambda nl: nl.add_neighbour("lo", "1.2.3.4", "x"), errors.InvalidError, "MAC"),

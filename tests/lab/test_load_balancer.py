@@ -115,6 +115,19 @@ def test_where_says_who_answers(place: Place, version: int) -> None:
 
 
 @VERSIONS
+def test_where_knows_the_clients(place: Place, version: int) -> None:
+    """With session affinity a client meets its backend again, from any port."""
+    place.serve(web(version, affinity_timeout=60))
+    met = {place.scene.ask(version).split()[0] for _ in range(5)}
+    placed = place.balancer.where(at(CLIENT[version], 1).partition("/")[0], at(VIP[version], 80))
+    assert (placed.why, len(met)) == (Why.AFFINITY, 1)
+    assert str(placed.backend.address) == backend_address(int(met.pop()[1]), version)
+    place.balancer.quarantine(placed.backend)
+    other = place.balancer.where(at(CLIENT[version], 1).partition("/")[0], at(VIP[version], 80))
+    assert other.why is Why.MAGLEV and other.backend.key != placed.backend.key
+
+
+@VERSIONS
 def test_two_directors_agree(place: Place, version: int) -> None:
     """Without its flows, as on another node, the balancer sends an open connection on as before."""
     place.serve(web(version))
@@ -383,6 +396,20 @@ def test_closed(place: Place) -> None:
     ):
         with pytest.raises(errors.ClosedError):
             ask()
+
+
+def test_html(place: Place) -> None:
+    """For notebooks: a row for each service, with the states of its backends and its packets."""
+    place.serve(web(4), web(6))
+    place.balancer.quarantine(web(4).backends[0])
+    place.scene.ask(4)
+    page = place.balancer._repr_html_()
+    assert page.count("<tr><td>") == 2
+    assert "default/web-4" in page and "2 active, 1 quarantined" in page
+    packets = place.balancer.service_counts()[web(4).key].packets
+    assert f"{packets} packets" in page and "0 packets" in page
+    place.balancer.close()
+    assert "closed" in place.balancer._repr_html_()
 
 
 def test_plan_is_what_apply_does(place: Place) -> None:

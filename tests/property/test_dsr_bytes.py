@@ -22,7 +22,7 @@ from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program.loading import Hook
 from tests.bpf import balancer, dsr_packets, dsr_side
 from tests.bpf.balancer import FAMILIES, TX, Family, Rig
-from tests.bpf.dsr_packets import SHAPES, SYN, End, Shape, Way, received, routed
+from tests.bpf.dsr_packets import DATAGRAM, SHAPES, SYN, End, Shape, Way, received, routed
 from tests.bpf.dsr_side import Side
 from tests.scale import examples
 
@@ -109,7 +109,8 @@ def test_there_and_off_again(
     frontend = family.at(*service, shape.protocol)
     rig.serve(Service("any", [frontend], [family.at(*backend, shape.protocol)]))
     if not shape.tells:  # such a packet is of a flow that is known
-        for packet in SYN.on(case.way(service, case.ttl)):
+        first = SYN if shape.protocol == "TCP" else DATAGRAM
+        for packet in first.on(case.way(service, case.ttl)):
             assert rig.send(received(packet)).action == TX
     ttl = case.ttl - 1 if name == "opt" else case.ttl
     wanted = shape.on(case.way(backend, ttl))

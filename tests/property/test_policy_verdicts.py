@@ -54,8 +54,7 @@ def test_reference_model_and_table_agree(world: World, targets: list[Target]) ->
 def test_the_cookie_names_rules_that_the_model_names(world: World, targets: list[Target]) -> None:
     """Each rule behind the entry that decided is one that decided in the model."""
     repository = _repository(world)
-    policy = repository.policy(SUBJECT)
-    table = PolicyLookup.of(policy.entries())
+    table = PolicyLookup.of(repository.policy(SUBJECT).entries())
     for identity, target in itertools.product(_PEERS, targets):
         direction = Direction[target.direction.upper()]
         hit = table.lookup(direction, identity, Protocol.parse(target.protocol), target.port)
@@ -65,7 +64,7 @@ def test_the_cookie_names_rules_that_the_model_names(world: World, targets: list
         if not hit.rule:
             assert not decision.clauses
             continue
-        derivation = policy.derivation(hit.rule)
+        derivation = repository.derivation(hit.rule)
         assert derivation is not None
         named = {source for source in derivation.sources if source.kind != "reserved"}
         assert named <= {clause.source for clause in decision.clauses}

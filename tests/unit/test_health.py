@@ -391,6 +391,31 @@ def test_the_end_restores() -> None:
     assert run(main(closed=True)).out == {at(1)}
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_an_answer_that_comes_with_the_end(turns: int) -> None:
+    """However close together, the check ends with the block."""
+    asked = 0
+
+    async def main() -> None:
+        answer = asyncio.Event()
+
+        async def check(_: Backend, __: Dialer) -> None:
+            nonlocal asked
+            asked += 1
+            if asked > 100:
+                raise InvalidError("nobody ends this")
+            await answer.wait()
+
+        async with HealthChecks(FakeBalancer(web(1)), check, EVERY_SECOND):
+            await until(lambda: bool(asked))
+            answer.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    run(main())
+    assert asked == 1
+
+
 def test_a_balancer_that_fails() -> None:
     """Its error ends the block at once, and is not swallowed."""
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import numpy as np
 import pytest
 from pyciliumlib._fast import ffi, lib
 
 from pyciliumlib.errors import InvalidError, NotFoundError, UnitError
-from pyciliumlib.loadbalancer import Backend, FlowHash, FlowTuple, Maglev, MaglevSeed
+from pyciliumlib.loadbalancer import (
+    Backend,
+    FlowHash,
+    FlowTuple,
+    Maglev,
+    MaglevSeed,
+    notebook,
+)
 from pyciliumlib.loadbalancer.maglev import SIZES
+from pyciliumlib.loadbalancer.notebook import Bar
 
 
 def backends(count: int, weight: int = 100) -> list[Backend]:
@@ -171,8 +180,38 @@ def test_bad_input(make, error, message):
         make()
 
 
+def test_shares_of_a_change():
+    """What each backend keeps, loses and gains adds up to its slots before and after."""
+    maglev = Maglev(1021)
+    before, after = maglev.build(backends(10)), maglev.build(backends(9, weight=7))
+    change = before.disruption(after)
+    old, new = ({str(b): n for b, n in table.counts().items()} for table in (before, after))
+    for share in change.shares:
+        assert share.kept + share.lost == old[str(share.backend)]
+        assert share.kept + share.gained == new.get(str(share.backend), 0)
+    assert sum(share.lost for share in change.shares) == change.moved
+    assert change.shares[0].kept == 0 and len(change.shares) == 10
+    assert Maglev(251).build([]).disruption(Maglev(251).build([])).shares == ()
+
+
 def test_html_names_every_backend():
     """The notebook form: a row for each of the first 40, and how many are left."""
-    page = Maglev(1021).build(backends(42))._repr_html_()
+    table = Maglev(1021).build(backends(42))
+    page = table._repr_html_()
     assert page.count("<tr><td>") == 40
-    assert "and 2 more" in page
+    assert "and 2 more" in page and "10.0.0.1:8080/TCP" in page
+    change = table.disruption(Maglev(1021).build(backends(41)))
+    page = change._repr_html_()
+    assert page.count("<tr><td>") == 40 and "and 2 more" in page
+    assert str(change).partition(";")[0] in page
+    widths = [int(width) for width in re.findall(r"width:([0-9]+)px", page)]
+    assert max(widths) <= 320 and len(widths) == 3 * 40
+    assert "<script" not in page
+
+
+def test_html_is_escaped():
+    """Whatever a name holds."""
+    page = notebook.table("<b>", ["<i>"], [["<script>alert(1)</script>", Bar((0.5, 0.5))]])
+    assert "<script" not in page and "<b>" not in page and "<i>" not in page
+    assert page.count("width:160px") == 2
+    assert "…" in notebook.table("", [], [["x" * 1000]])

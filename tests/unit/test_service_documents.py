@@ -240,18 +240,21 @@ def test_bad_label_selectors(text: str) -> None:
 STATES = [
     ({}, BackendState.ACTIVE),
     ({"ready": True, "serving": True, "terminating": False}, BackendState.ACTIVE),
-    ({"ready": False}, None),
+    ({"ready": False}, BackendState.MAINTENANCE),
+    ({"ready": False, "serving": True}, BackendState.MAINTENANCE),
     ({"ready": False, "serving": True, "terminating": True}, BackendState.TERMINATING),
     ({"ready": False, "serving": False, "terminating": True}, BackendState.TERMINATING_NOT_SERVING),
+    ({"ready": False, "terminating": True}, BackendState.TERMINATING_NOT_SERVING),
+    ({"ready": True, "serving": True, "terminating": True}, BackendState.ACTIVE),
 ]
 
 
 @pytest.mark.parametrize(("conditions", "state"), STATES)
-def test_conditions(conditions: dict[str, bool], state: BackendState | None) -> None:
-    """Ready, serving and terminating give the state; one that never was ready is nobody."""
+def test_conditions(conditions: dict[str, bool], state: BackendState) -> None:
+    """Ready, serving and terminating give the state; who is not ready keeps its connections."""
     endpoints = [{"addresses": ["10.0.0.1"], "conditions": conditions}]
     found = only(service({}), endpoint_slice(endpoints))
-    assert [backend.state for backend in found.backends] == ([] if state is None else [state])
+    assert [backend.state for backend in found.backends] == [state]
 
 
 def test_weights() -> None:
@@ -319,14 +322,100 @@ def test_zones() -> None:
         assert len(only(*documents, **options).backends) >= 2
 
 
+TOPOLOGY = {"service.kubernetes.io/topology-mode": "Auto"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "annotations", "taken"),
+    [
+        ({}, TOPOLOGY, [1]),
+        ({}, {"service.kubernetes.io/topology-aware-hints": "auto"}, [1]),
+        ({}, {**TOPOLOGY, "service.kubernetes.io/topology-aware-hints": "Disabled"}, [1, 2, 3]),
+        ({"trafficDistribution": "PreferClose"}, {}, [1]),
+        ({"trafficDistribution": "PreferSameZone"}, {}, [1]),
+        ({"trafficDistribution": "PreferClose", "internalTrafficPolicy": "Local"}, {}, [1, 2, 3]),
+        ({}, {}, [1, 2, 3]),
+    ],
+)
+def test_who_follows_hints(
+    spec: dict[str, Any], annotations: dict[str, str], taken: list[int]
+) -> None:
+    """By annotation, the older one first, or by field; not where backends are local anyway."""
+    hints = [
+        {"addresses": [f"10.0.0.{n}"], "hints": {"forZones": [{"name": zone}]}}
+        for n, zone in ((1, "a"), (2, "b"), (3, "b"))
+    ]
+    found = only(
+        service(spec, annotations=annotations), endpoint_slice(hints),
+        config=LoadBalancerConfig(service_topology=True), node=LocalNode("n1", zone="a"),
+    )  # fmt: skip
+    assert [str(b.address) for b in found.backends] == [f"10.0.0.{n}" for n in taken]
+
+
+@pytest.mark.parametrize(
+    ("node", "zone", "taken"),
+    [("n1", "a", [1]), ("n3", "a", [1, 2]), ("n3", "c", [1, 2, 3]), ("", "", [1, 2, 3])],
+)
+def test_hints_for_nodes(node: str, zone: str, taken: list[int]) -> None:
+    """The node's own, else the zone's, else all; one that is not active needs no hint."""
+    served = [("n1", "a"), ("n2", "a"), ("n2", "b")]
+    endpoints = [
+        {
+            "addresses": [f"10.0.0.{n}"],
+            "hints": {"forZones": [{"name": z}], "forNodes": [{"name": m}]},
+        }
+        for n, (m, z) in enumerate(served, 1)
+    ]
+    gone = {"addresses": ["10.0.0.9"], "conditions": {"ready": False}}
+    found = only(
+        service({"trafficDistribution": "PreferSameNode"}), endpoint_slice([*endpoints, gone]),
+        config=LoadBalancerConfig(service_topology=True), node=LocalNode(node, zone=zone),
+    )  # fmt: skip
+    active = [b for b in found.backends if b.state is BackendState.ACTIVE]
+    assert [str(b.address) for b in active] == [f"10.0.0.{n}" for n in taken]
+
+
+def test_a_headless_slice() -> None:
+    """Its name resolves to the pods; nothing is balanced by it."""
+    labels = {"kubernetes.io/service-name": "web", "service.kubernetes.io/headless": ""}
+    slices = endpoint_slice([{"addresses": ["10.0.0.1"]}])
+    slices["metadata"]["labels"] = labels
+    assert only(service({}), slices).backends == ()
+
+
+def test_a_port_for_all() -> None:
+    """A slice's port without a number is no service's."""
+    slices = endpoint_slice([{"addresses": ["10.0.0.1"]}], ports=[{"name": ""}])
+    assert only(service({}), slices).backends == ()
+
+
+def test_annotations_in_any_case() -> None:
+    """As Cilium takes them."""
+    found = only(annotated(lb_algorithm="Maglev", forwarding_mode="DSR"), config=CHOOSE)
+    assert (found.algorithm, found.forwarding) == (Algorithm.MAGLEV, ForwardingMode.DSR)
+
+
+def test_health_check_node_ports() -> None:
+    """For `HealthNodePorts`."""
+    assert only(service({"healthCheckNodePort": 32100})).health_port == 32100
+
+
 @pytest.mark.parametrize(
     "document",
     [
         service({"clusterIP": "None"}),
+        service({"clusterIP": "None", "externalIPs": ["198.51.100.1"]}),
+        service({}, labels={"service.kubernetes.io/headless": ""}),
         service({"type": "ExternalName", "externalName": "example.org"}),
         service({}, labels={"service.kubernetes.io/service-proxy-name": "other"}),
     ],
-    ids=["headless", "external name", "another proxy's"],
+    ids=[
+        "headless",
+        "headless all the same",
+        "headless by label",
+        "external name",
+        "another proxy's",
+    ],
 )
 def test_no_service_of_ours(document: dict[str, Any]) -> None:
     """Nothing to balance, and no error."""
@@ -365,7 +454,24 @@ FAULTS: dict[str, tuple[Any, str]] = {
         {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
          "metadata": {"name": "x"}, "addressType": "IPv4"}, "kubernetes.io/service-name",
     ),
-    "kind": ({"kind": "Pod", "apiVersion": "v1"}, "'Pod' of 'v1'"),
+    "kind": ({"kind": "Node", "apiVersion": "v1"}, "'Node' of 'v1'"),
+    "version": ({"kind": "EndpointSlice", "apiVersion": "v1"}, "EndpointSlices of discovery"),
+    "health check node port": (
+        service({"healthCheckNodePort": 70000}), "spec.healthCheckNodePort: 70000",
+    ),
+    "distribution": (
+        service({"trafficDistribution": "PreferClosest"}), "trafficDistribution: .*PreferClose",
+    ),
+    "topology mode": (
+        service({}, annotations={"service.kubernetes.io/topology-mode": "on"}), "Auto or Disabled",
+    ),
+    "address pool": (
+        service({}, annotations={"lbipam.cilium.io/ip": "203.0.113.1"}), 'did you mean "ips"',
+    ),
+    "hints": (
+        endpoint_slice([{"addresses": ["10.0.0.1"], "hints": {"forZone": []}}]), "forZones",
+    ),
+    "slice's port": (endpoint_slice([], ports=[{"port": 0}]), r"ports\[0\].port: 0"),
     "no object": ("text", "an object"),
     "name": ({"kind": "Service", "apiVersion": "v1"}, "metadata.name"),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from pyciliumlib.loadbalancer import (
     FrontendType,
     LoadBalancerConfig,
     LocalNode,
+    LocalRedirect,
     Maglev,
     Mesh,
     NodeExposure,
@@ -69,6 +70,7 @@ FULL = Service(
     proxy_delegation="delegate-if-local",
     mesh=Mesh(True, True, "remote", False),
     exposure=NodeExposure("n1", "zone=a"),
+    redirect=LocalRedirect("shop/local", [Backend("10.0.0.9", 8080, node="n1")], True),
     health_port=30080,
 )
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from typing import Any
-
 import pytest
 from attrs import evolve
 
-from pyciliumlib.conntrack import Clock
 from pyciliumlib.kernel import MapType, ObjectSpec
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.sockets import Sockets
@@ -18,7 +13,6 @@ from pyciliumlib.resources import object_path
 from pyciliumlib.testing import FakeKernel
 from pyciliumlib.types import Protocol, parse_address
 
-CLOCK = Clock(250, 0)
 WEB = Service("web", ["10.96.0.10:80", "[fd00:96::10]:80"], ["10.0.0.1:8080", "[fd00::1]:8080"])
 
 
@@ -59,7 +53,7 @@ def test_connections(kernel: FakeKernel, table: ServiceTable) -> None:
     """Each with what it asked for, in both families."""
     connect(kernel, table, 7, "10.0.0.1")
     connect(kernel, table, 8, "fd00::1")
-    found = {one.cookie: one for one in Sockets(kernel, CLOCK).read(table.backends)}
+    found = {one.cookie: one for one in Sockets(kernel).read(table.backends)}
     assert {cookie: str(one.to) for cookie, one in found.items()} == {
         7: "10.96.0.10:80/TCP", 8: "[fd00:96::10]:80/TCP",
     }  # fmt: skip
@@ -83,7 +77,7 @@ def test_orphans(kernel: FakeKernel, table: ServiceTable, change: str) -> None:
     connect(kernel, table, 7, "10.0.0.1")
     connect(kernel, table, 8, "fd00::1")
     serve(table, *services)
-    sockets = Sockets(kernel, CLOCK)
+    sockets = Sockets(kernel)
     orphans = sockets.orphans()
     assert {orphan.cookie for orphan in orphans} == gone
     assert {one.cookie for one in sockets.read(table.backends)} == {7, 8} - gone
@@ -99,19 +93,4 @@ def test_a_backend_that_comes_back_is_another(kernel: FakeKernel, table: Service
     connect(kernel, table, 7, "10.0.0.1")
     serve(table)
     serve(table, WEB)
-    assert [orphan.cookie for orphan in Sockets(kernel, CLOCK).orphans()] == [7]
-
-
-@pytest.mark.parametrize(("ago", "met"), [(0, 3), (9, 3), (10, 0), (100, 0)])
-def test_affinity(kernel: FakeKernel, ago: int, met: int) -> None:
-    """A namespace is remembered for each version of IP, until it was silent for the timeout."""
-    now = CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
-    key: dict[str, Any] = {
-        "client": bytes(8) + (77).to_bytes(8, sys.byteorder), "service": 5, "netns": 4,
-    }  # fmt: skip
-    kernel["lb_affinity"].update(
-        key, {"backend": 3, "last_used": (now - ago * CLOCK.hz) & 0xFFFFFFFF}
-    )
-    sockets = Sockets(kernel, CLOCK)
-    assert sockets.met(5, 77, 4, timeout=10) == met
-    assert sockets.met(5, 77, 6, 10) == sockets.met(6, 77, 4, 10) == sockets.met(5, 78, 4, 10) == 0
+    assert [orphan.cookie for orphan in Sockets(kernel).orphans()] == [7]

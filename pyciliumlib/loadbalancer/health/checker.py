@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import errno
 import inspect
+import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -196,18 +198,18 @@ class HealthChecks:
             question = check(backend, self._dial)
             if not inspect.isawaitable(question):
                 raise InvalidError(f"check {check!r} is no coroutine function; write async def")
-            answer = await asyncio.wait_for(question, timeout)
+            answered, answer = await _within(timeout, question)
+            if not answered:
+                return False, f"no answer within {timeout:g} s"
         except InvalidError:
             raise  # it cannot be asked at all: that is the caller's to know, and no verdict
-        except (asyncio.TimeoutError, TimeoutError):
-            return False, f"no answer within {timeout:g} s"
         except OSError as error:
             if error.errno in _OUR_OWN:
                 raise ExhaustedError(
                     f"no check of {backend} is possible here, and of others neither: {error}; "
                     "raise the limit (ulimit -n), or lower the concurrency"
                 ) from error
-            return False, error.strerror or str(error)
+            return False, _reason(error)
         except Exception as error:  # a check of the caller's own: it did not pass
             return False, str(error) or type(error).__name__
         return (False, "the check says no") if answer is False else (True, "it answers")
@@ -278,6 +280,26 @@ class HealthChecks:
 
     def __repr__(self) -> str:
         return f"<HealthChecks of {self.checked} backends, {len(self._unhealthy)} unhealthy>"
+
+
+async def _within(seconds: float, question: Awaitable[object]) -> tuple[bool, object]:
+    """Whether there was an answer, and it.
+
+    `asyncio.wait_for` loses a cancellation that comes with the answer, before Python 3.12.
+    """
+    task = asyncio.ensure_future(question)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+    finally:
+        task.cancel()
+    return (True, task.result()) if done else (False, None)
+
+
+def _reason(error: OSError) -> str:
+    """In the kernel's words: asyncio has its own for a connection that fails."""
+    if error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return str(error)
 
 
 async def _tell(verb: Callable[..., object], backends: Iterable[Backend]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Iterable, Mapping
@@ -168,7 +169,12 @@ class HealthNodePorts:
 
     async def _open(self, port: _Port, number: int) -> None:
         for family, address in _WILDCARDS:
-            made = self._make_socket(family, socket.SOCK_STREAM)
+            try:
+                made = self._make_socket(family, socket.SOCK_STREAM)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:  # a kernel without IPv6
+                    continue
+                raise
             try:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:

@@ -17,9 +17,12 @@ class Count:
     packets: int
     bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.packets} packets, {self.bytes} bytes"
+
 
 def zero(counters: Map, numbers: Iterable[int]) -> None:
-    """Begin anew for those who get the numbers next."""
+    """Begin anew, with counters or whatever else, for those who get the numbers next."""
     keys = np.array(sorted(numbers), counters.key_dtype)
     if len(keys):
         counters.update_batch(keys, np.zeros((len(keys), possible_cpus()), counters.value_dtype))
@@ -28,8 +31,8 @@ def zero(counters: Map, numbers: Iterable[int]) -> None:
 def zero_others(counters: Map, kept: Iterable[int]) -> None:
     """Begin anew for all numbers but these, which go on."""
     keys, values = counters.lookup_batch()
-    counted = values.view(np.uint64).reshape(len(keys), -1).any(axis=1)
-    zero(counters, set(keys[counted].tolist()).difference(kept))
+    rows = np.ascontiguousarray(values).view(np.uint8).reshape(len(keys), -1)
+    zero(counters, set(keys[rows.any(axis=1)].tolist()).difference(kept))
 
 
 def packet_sums(counters: Map) -> list[Count]:

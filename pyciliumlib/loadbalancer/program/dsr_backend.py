@@ -4,64 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable
-from types import TracebackType
+import os
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-import numpy as np
-from attrs import field, frozen
-
-from pyciliumlib.conntrack.program import kernel_clock
-from pyciliumlib.errors import FeatureError, InvalidError, MapFullError
+from pyciliumlib.closeable import Closeable
+from pyciliumlib.errors import InvalidError, MapFullError, NotFoundError, StateError
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.kernel import Map, Object, ObjectSpec
-from pyciliumlib.loadbalancer.backend import number
+from pyciliumlib.kernel import Map, Program
+from pyciliumlib.kernel.pinroot import PinLayout, PinRoot
 from pyciliumlib.loadbalancer.config import GENEVE_PORT
 from pyciliumlib.loadbalancer.kinds import Acceleration
-from pyciliumlib.loadbalancer.program.loading import HOOKS, Hook, attach_once
+from pyciliumlib.loadbalancer.program.dsr_programs import DSRHooks, DSRPrograms
+from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, NetNS
-from pyciliumlib.resources import object_path
-from pyciliumlib.types import Address, AddressLike, address_to_bytes, parse_address
-from pyciliumlib.types.ports import PORT_MAX
+from pyciliumlib.types import Address, AddressLike, parse_address
 
+_LAYOUT: Final = PinLayout("DSRBackend", "v1")
 _LOOPBACK: Final = "lo"
-#: Of the flows, how many may be new ones.
-_PENDING: Final = 4
+#: Values of `dsr_addresses`, which programs do not read.
+_SERVED: Final = 1
+_PUT_ON: Final = 2  # on the loopback device, where it was not before
 
 
-@frozen
-class DSRPrograms:
-    """The two objects, one of them for XDP alone, over the same maps."""
-
-    flows: int = field(default=65536, validator=number(1, 1 << 24, "flows"))
-    geneve_port: int = field(default=GENEVE_PORT, validator=number(1, PORT_MAX, "geneve_port"))
-    check_directors: bool = field(default=False, kw_only=True)
-
-    def load(self) -> Object:
-        """What runs at tc: `dsr_take_tc` and `dsr_restore_tc`; the caller closes it."""
-        return self._spec("loadbalancer_backend_tc").load()
-
-    def load_xdp(self, loaded: Object) -> Object:
-        """`dsr_take_xdp`, with the maps of the other one; the caller closes it."""
-        spec = self._spec("loadbalancer_backend")
-        shared = {name: loaded.maps[name] for name in spec.maps if not name.startswith(".")}
-        return spec.load(reuse=shared)
-
-    def _spec(self, name: str) -> ObjectSpec:
-        spec = ObjectSpec.open(object_path(name))
-        spec.resize("dsr_flows", self.flows)
-        spec.resize("dsr_pending", max(64, self.flows // _PENDING))
-        spec.config.update(
-            {
-                "check_directors": self.check_directors,
-                "geneve_port": self.geneve_port,
-                "jiffies_per_second": kernel_clock().hz,
-            }
-        )
-        return spec
-
-
-class DSRBackend:
+class DSRBackend(Closeable):
     """Lets this node serve behind balancers that send it packets as clients sent them (DSR).
 
     What comes for a service's address has its outer header or option taken off. Behind IP in IP
@@ -88,6 +54,7 @@ class DSRBackend:
         on_loopback: bool = True,
         geneve_port: int = GENEVE_PORT,
         flows: int = 65536,
+        pin_root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Serve `addresses` at `device` of the calling thread's network namespace.
 
@@ -95,79 +62,118 @@ class DSRBackend:
         since those come from the clients' addresses. `acceleration` says where packets come in, as
         for `LoadBalancer`; answers go out at tc. Without `on_loopback` the addresses are not put
         there, as IP in IP alone needs. `flows` is how many connections by option or Geneve are
-        remembered. Raises DeviceError, ExistsError, FeatureError, InvalidError, PrivilegeError.
+        remembered.
+
+        Those are forgotten when this ends, and their answers go out as the node's own then. With
+        `pin_root`, a directory below /sys/fs/bpf, all goes on without the process, and the next one
+        takes it over with the same `pin_root`, with its own version's programs.
+
+        Raises DeviceError, ExistsError where the device runs another, FeatureError, InvalidError,
+        PrivilegeError; of a `pin_root` LockedError if another process has it, LayoutError for
+        another version's, MismatchError for other `flows`, StateError for another device or hook.
         """
-        served = _parsed(addresses, "addresses")
+        self.device, self.addresses = device, _parsed(addresses, "addresses")
         allowed = None if directors is None else _parsed(directors, "directors")
-        self.device, self.addresses = device, served
-        self._programs = DSRPrograms(flows, geneve_port, check_directors=allowed is not None)
+        programs = DSRPrograms(flows, geneve_port, check_directors=allowed is not None)
+        self._pins = None if pin_root is None else PinRoot(pin_root, _LAYOUT)
         self._resources = contextlib.ExitStack()
+        self._closed = False
         try:
-            netns = self._resources.enter_context(NetNS.current())
-            self._object = self._resources.enter_context(self._programs.load())
-            _fill(self._object.maps["dsr_addresses"], served)
-            _fill(self._object.maps["dsr_directors"], allowed or ())
-            if on_loopback:
-                self._put_on_loopback(netns)
-            self._attach_restoring()
-            self.hook = self._attach_taking(Acceleration(acceleration))
+            self._netns = self._resources.enter_context(NetNS.current())
+            links = self._pins.links if self._pins else None
+            self._hooks = DSRHooks(self._netns, device, links)
+            self._resources.callback(self._hooks.close)
+            is_new = self._hooks.was is None
+            maps = self._pins.maps if self._pins else None
+            self._object = self._resources.enter_context(programs.load(maps))
         except BaseException:
-            self._resources.close()
+            self._let_go()
+            raise
+        try:
+            self._serve(allowed or (), on_loopback=on_loopback)
+            self._hooks.restore_with(self._object.programs["dsr_restore_tc"])
+            self.hook = self._hooks.take_with(
+                lambda hook: self._program_at(hook, programs), Acceleration(acceleration)
+            )
+        except BaseException:
+            if is_new:
+                self.close()
+            else:
+                self._let_go()
             raise
 
-    def _attach_restoring(self) -> None:
-        link = attach_once(self._object.programs["dsr_restore_tc"], self.device, "egress")
-        self._resources.callback(link.close)
+    def _program_at(self, hook: Hook, programs: DSRPrograms) -> Program:
+        if hook is Hook.TC:
+            return self._object.programs["dsr_take_tc"]
+        loaded = self._resources.enter_context(programs.load_xdp(self._object))
+        return loaded.programs["dsr_take_xdp"]
 
-    def _attach_taking(self, acceleration: Acceleration) -> Hook:
-        """Where packets come in: the first of the hooks that the device can."""
-        *better, last = HOOKS[acceleration]
-        for hook in better:
-            with contextlib.suppress(FeatureError):
-                self._attach_taking_at(hook)
-                return hook
-        self._attach_taking_at(last)
-        return last
+    # ------------------------------------------------------------------ addresses
 
-    def _attach_taking_at(self, hook: Hook) -> None:
-        program = self._object.programs["dsr_take_tc"]
-        with contextlib.ExitStack() as stack:
-            if hook is not Hook.TC:
-                loaded = stack.enter_context(self._programs.load_xdp(self._object))
-                program = loaded.programs["dsr_take_xdp"]
-            stack.callback(hook.attach(program, self.device).close)
-            self._resources.push(stack.pop_all())
+    def _serve(self, directors: Iterable[Address], *, on_loopback: bool) -> None:
+        """Let the maps and the loopback device have what they should, whatever was before."""
+        _hold(self._object.maps["dsr_directors"], dict.fromkeys(directors, _SERVED))
+        ours = self._put_on()
+        wanted = dict.fromkeys(self.addresses, _SERVED)
+        with Netlink(self._netns) as netlink:
+            there = {interface.ip for interface in netlink.addresses(_LOOPBACK)}
+            for address in self.addresses if on_loopback else ():
+                if address in ours or address not in there:
+                    wanted[address] = _PUT_ON
+        # first the map, so that what is put on is known to be, wherever this ends
+        _hold(self._object.maps["dsr_addresses"], {**dict.fromkeys(ours, _PUT_ON), **wanted})
+        with Netlink(self._netns) as netlink:
+            for address, value in wanted.items():
+                if value == _PUT_ON and address not in there:
+                    netlink.add_address(_LOOPBACK, _whole(address))
+        self._take_off(address for address in ours if wanted.get(address) != _PUT_ON)
+        _hold(self._object.maps["dsr_addresses"], wanted)
 
-    def _put_on_loopback(self, netns: NetNS) -> None:
-        netlink = self._resources.enter_context(Netlink(netns))
-        there = {interface.ip for interface in netlink.addresses(_LOOPBACK)}
-        for address in self.addresses:
-            if address not in there:
-                whole = f"{address}/{address.max_prefixlen}"
-                netlink.add_address(_LOOPBACK, whole)
-                self._resources.callback(netlink.delete_address, _LOOPBACK, whole)
+    def _put_on(self) -> list[Address]:
+        """The addresses that this, or the process before, put on the loopback device."""
+        rows = self._object.maps["dsr_addresses"].items()
+        return [parse_address(key) for key, value in rows if value == _PUT_ON]
+
+    def _take_off(self, addresses: Iterable[Address]) -> None:
+        with Netlink(self._netns) as netlink:
+            for address in addresses:
+                with contextlib.suppress(NotFoundError):
+                    netlink.delete_address(_LOOPBACK, _whole(address))
+
+    # ------------------------------------------------------------------ questions, life
 
     def metrics(self) -> Metrics:
         """Packets that were taken (ingress) and answers that were restored, and drops by reason."""
         return Metrics.read(self._object.maps["metrics"])
 
-    def close(self) -> None:
-        """Take the programs off their device; a second call does nothing.
+    def keep(self) -> None:
+        """Close this handle and let all go on at the pin root.
 
-        Connections by option or Geneve are forgotten, so their answers go out as the node's own.
+        Raises StateError without a pin root: nothing would hold it.
         """
+        if self._pins is None:
+            raise StateError("this has no pin_root: nothing of it can outlive the process")
+        self._let_go()
+
+    def close(self) -> None:
+        """Take the programs off their device, and the addresses off the loopback device.
+
+        Connections by option or Geneve are forgotten. To let all go on, use `keep()`. A second call
+        does nothing.
+        """
+        if self._closed:
+            return
+        self._hooks.detach()
+        self._take_off(self._put_on())
+        if self._pins is not None:
+            self._pins.remove()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
         self._resources.close()
-
-    def __enter__(self) -> DSRBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        if self._pins is not None:
+            self._pins.close()
 
     def __repr__(self) -> str:
         return f"<DSRBackend at {self.device} for {', '.join(map(str, self.addresses))}>"
@@ -179,10 +185,15 @@ def _parsed(values: Iterable[AddressLike], what: str) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(map(parse_address, values)))
 
 
-def _fill(map_: Map, addresses: tuple[Address, ...]) -> None:
-    if len(addresses) > map_.max_entries:
-        raise MapFullError(errno.ENOSPC, f"{len(addresses)} addresses, {map_.max_entries} fit")
-    if addresses:
-        data = np.frombuffer(b"".join(map(address_to_bytes, addresses)), map_.key_dtype.base)
-        keys = data.reshape(-1, 16) if map_.key_dtype.shape else data
-        map_.update_batch(keys, np.ones(len(addresses), map_.value_dtype))
+def _whole(address: Address) -> str:
+    return f"{address}/{address.max_prefixlen}"
+
+
+def _hold(map_: Map, wanted: Mapping[Address, int]) -> None:
+    """Let a map of addresses have these and no others."""
+    if len(wanted) > map_.max_entries:
+        raise MapFullError(errno.ENOSPC, f"{len(wanted)} addresses, {map_.max_entries} fit")
+    for address, value in wanted.items():
+        map_[address] = value
+    for key in [key for key, _ in map_.items() if parse_address(key) not in wanted]:
+        del map_[key]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import html
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from pyciliumlib.errors import ClosedError, ServiceError, StateError
 from pyciliumlib.kernel import Link, Map, TcFilter
+from pyciliumlib.loadbalancer import notebook
 from pyciliumlib.loadbalancer.backend import Backend, BackendState
-from pyciliumlib.loadbalancer.balancer import Balancer
+from pyciliumlib.loadbalancer.balancer import Balancer, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
@@ -80,7 +83,7 @@ class HeldServices:
             for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
             for reason in found
         )
-        problems = list(dict.fromkeys(reasons))
+        problems = list(dict.fromkeys((*_redirects(wanted), *reasons)))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
 
@@ -96,6 +99,34 @@ class HeldServices:
             self.model.upsert(service)
         for balancer in self.balancers:
             balancer._applied(applied)
+
+    def by_affinity(self, placed: Placement, met: Callable[[int, int], int]) -> Placement:
+        """A placement, or the candidate that its client met before, if the service has affinity.
+
+        `met` gives that backend's number for the service's number and timeout. The lock is held.
+        """
+        if placed.service is None or not placed.candidates:
+            return placed
+        timeout = self.table.in_force[placed.service].affinity_timeout
+        number = met(self.table.service_id(placed.service), timeout) if timeout else 0
+        known = self.table.backends.get(number)
+        for backend in placed.candidates:
+            if known is not None and backend.key == known.key:
+                return evolve(placed, why=Why.AFFINITY, backend=backend)
+        return placed
+
+
+def _states(service: Service) -> str:
+    """How many backends are in which state: "2 active, 1 quarantined"."""
+    counts = Counter(backend.state for backend in service.backends)
+    return ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
+
+
+def _redirects(services: Iterable[Service]) -> Iterator[str]:
+    for service in services:
+        if service.redirect is not None:
+            policy = service.redirect.policy
+            yield f"{service.key}: local redirect ({policy}) is not implemented in programs"
 
 
 class KernelBalancer(abc.ABC):
@@ -256,6 +287,23 @@ class KernelBalancer(abc.ABC):
         self._check_open()
         self._held.apply(plan)
         return plan
+
+    # ------------------------------------------------------------------ what is served
+
+    @abc.abstractmethod
+    def service_counts(self) -> Mapping[ServiceKey, object]:
+        """What this balancer's programs counted for each service."""
+
+    def _repr_html_(self) -> str:
+        """The services, for notebooks: their frontends, their backends' states and counts."""
+        if self._closed:
+            return f"<p>{html.escape(repr(self))}, closed</p>"
+        counts = self.service_counts()
+        rows = [
+            (str(key), ", ".join(map(str, one.frontends)), _states(one), str(counts.get(key, "")))
+            for key, one in self.in_force.items()
+        ]
+        return notebook.table(repr(self), ("service", "frontends", "backends", "counted"), rows)
 
     # ------------------------------------------------------------------ by number
 

@@ -16,6 +16,7 @@ from pyciliumlib.errors import DeviceError, FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import Object
 from pyciliumlib.kernel.pinroot import PinLayout
+from pyciliumlib.loadbalancer.affinity import KnownClients
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -27,6 +28,7 @@ from pyciliumlib.loadbalancer.kinds import (
     FrontendType,
     ProxyDelegation,
 )
+from pyciliumlib.loadbalancer.program.collector import CollectingThread
 from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
 from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
@@ -102,7 +104,12 @@ class LoadBalancer(KernelBalancer):
                 self._go_on(settings)
             sources = {4: self._place.ipv4, 6: self._place.ipv6}
             self._flows = Connections(maps, kernel_clock(), sources)
-            self._resources.callback(NeighbourKeeper(self._netns, maps, self._backends_now).close)
+            self._clients = KnownClients(maps, kernel_clock())
+            self._keeper = NeighbourKeeper(
+                self._netns, maps, self._backends_now, lasting=pin_root is not None
+            )
+            self._resources.callback(self._keeper.close)
+            self._resources.enter_context(CollectingThread(maps))
         except BaseException:
             self._give_up()
             raise
@@ -186,6 +193,7 @@ class LoadBalancer(KernelBalancer):
         table = self._held.table
         zero_others(self._object.maps["lb_service_counters"], map(table.service_id, table.services))
         zero_others(self._object.maps["lb_backend_counters"], table.backends)
+        zero_others(self._object.maps["lb_hops"], table.backends)
         wake(self._netns, {backend.address for backend in table.backends.values()})
 
     # ------------------------------------------------------------------ services
@@ -214,6 +222,7 @@ class LoadBalancer(KernelBalancer):
     def _applied(self, applied: Applied) -> None:
         zero(self._object.maps["lb_service_counters"], applied.unused_services)
         zero(self._object.maps["lb_backend_counters"], applied.unused_backends)
+        zero(self._object.maps["lb_hops"], applied.unused_backends)
         wake(self._netns, {backend.address for backend in applied.backends.values()})
 
     # ------------------------------------------------------------------ questions
@@ -221,16 +230,18 @@ class LoadBalancer(KernelBalancer):
     def where(self, client: str | Client, to: str | Frontend) -> Placement:
         """Where a client's connection goes, and why: "192.0.2.7:40000" to "203.0.113.10:80".
 
-        A connection that the kernel knows has its backend; for any other it is the model's answer
-        for its first packet, less the clients that the kernel remembers.
+        A connection that the kernel knows has its backend, and so has a client that it remembers
+        for session affinity; for any other it is the model's answer for its first packet.
         """
         self._check_open()
         caller, target = Client.parse(client), Frontend.parse(to, FrontendType.HOST_PORT)
         with self._held.lock:
             placed = self._held.model.where(caller, target)
             backend = self._flows.backend_of(caller, target, self._held.table.backends)
-        if backend is None or placed.service is None:
-            return placed
+            if backend is None or placed.service is None:
+                return self._held.by_affinity(
+                    placed, lambda *of: self._clients.of_address(caller.address, *of)
+                )
         return evolve(placed, why=Why.CONNECTION, backend=backend, candidates=())
 
     def connections(self) -> Iterator[Connection]:
@@ -252,6 +263,15 @@ class LoadBalancer(KernelBalancer):
         """Packets and bytes of services: forwarded, and dropped by reason."""
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
+
+    def close(self) -> None:
+        """Take the program off its device and free what is held, pins too.
+
+        To let it go on, use `keep()`. A second call does nothing.
+        """
+        if not self._closed:
+            self._keeper.release()
+        super().close()
 
     def __repr__(self) -> str:
         return f"<LoadBalancer at {self.device}, {len(self.services)} services>"

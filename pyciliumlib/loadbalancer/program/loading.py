@@ -116,22 +116,29 @@ class Hook(enum.Enum):
         return attach_once(program, device, "ingress")
 
     def adopt(self, program: Program, device: str, pin: Path) -> Link | TcFilter | None:
-        """What an earlier process attached and kept, with this program; None if it is gone.
+        """As the function `adopt`."""
+        return adopt(program, device, pin, "ingress" if self is Hook.TC else None)
 
-        Raises StateError if it is at another device.
-        """
-        link: Link | TcFilter | None = live_link(pin)
-        if link is None and self is Hook.TC and not probe("tcx"):
-            link = TcFilter.find(device, "ingress")
-        if link is not None:
-            if link.info.ifindex != device_index(device):
-                link.close()
-                raise StateError(
-                    f"the link pinned at {pin} is not at {device}: that is another device now; "
-                    "remove the pin root, or rename the device"
-                )
-            link.update(program)
-        return link
+
+def adopt(
+    program: Program, device: str, pin: Path, direction: Direction | None
+) -> Link | TcFilter | None:
+    """What an earlier process attached and kept, with this program; None if it is gone.
+
+    `direction` is that of tc. Raises StateError if it is at another device.
+    """
+    link: Link | TcFilter | None = live_link(pin)
+    if link is None and direction is not None and not probe("tcx"):
+        link = TcFilter.find(device, direction)
+    if link is not None:
+        if link.info.ifindex != device_index(device):
+            link.close()
+            raise StateError(
+                f"the link pinned at {pin} is not at {device}: that is another device now; "
+                "remove the pin root, or rename the device"
+            )
+        link.update(program)
+    return link
 
 
 def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:

@@ -14,6 +14,7 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import attach_cgroup, find_cgroup2
+from pyciliumlib.loadbalancer.affinity import KnownClients
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
@@ -83,7 +84,8 @@ class SocketBalancer(KernelBalancer):
             )
             maps = self._object.maps
             held = share._held if share else None
-            self._sockets = Sockets(maps, kernel_clock())
+            self._sockets = Sockets(maps)
+            self._clients = KnownClients(maps, kernel_clock())
             self._terminator = self._terminator_of(settings)
             self._join(held or HeldServices(self, maps, settings, node or _node_at(self._netns)))
             for name, hook in SOCKET_HOOKS.items():
@@ -135,27 +137,16 @@ class SocketBalancer(KernelBalancer):
         with self._held.lock:
             nobody = Client(_UNSPECIFIED[target.address.version], 0)
             placed = self._held.model.where(nobody, target, direction=Direction.SOCKET)
-            met = self._met(placed, netns or self._netns)
-        return evolve(placed, why=Why.AFFINITY, backend=met) if met else placed
+            return self._remembered(placed, netns or self._netns)
 
-    def _met(self, placed: Placement, netns: NetNS) -> Backend | None:
-        """The candidate that the namespace met before."""
-        if placed.service is None or not placed.candidates:
-            return None
-        timeout = self.services[placed.service].affinity_timeout
-        if not timeout:
-            return None
+    def _remembered(self, placed: Placement, netns: NetNS) -> Placement:
+        """The same, where a namespace that the kernel remembers meets its backend again."""
+        version = placed.candidates[0].address.version if placed.candidates else 0
         with contextlib.suppress(FeatureError):
-            table = self._held.table
-            number = self._sockets.met(
-                table.service_id(placed.service),
-                netns.cookie,
-                placed.candidates[0].address.version,
-                timeout,
+            return self._held.by_affinity(
+                placed, lambda *of: self._clients.of_namespace(netns.cookie, version, *of)
             )
-            met = table.backends.get(number)
-            return met if met in placed.candidates else None
-        return None
+        return placed
 
     def connections(self) -> Iterator[SocketConnection]:
         """The sockets that were translated, and to which backend."""
