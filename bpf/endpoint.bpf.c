@@ -140,8 +140,8 @@ static __noinline int handle_translated(struct __sk_buff *skb, const struct plai
 		return NOT_ESTABLISHED;
 	flow_count(flow, from, skb->len);
 	if (!translate_established(skb, flow, plain)) {
-		metrics_count(hook, DROP_WRITE_ERROR, skb->len);
-		return TC_ACT_SHOT;
+		packet_parse(skb);	/* for what is told of it */
+		return report_drop(skb, DROP_WRITE_ERROR);
 	}
 	if (!is_local(flow, !from, hook))
 		return send_to_stack(skb, hook);

@@ -6,7 +6,6 @@
 
 #include <linux/errno.h>
 
-#include "lib/lb_filter.h"	/* a table of services has it, for those who look at packets */
 #include "lib/lb_socket.h"
 #include "lib/metrics.h"
 

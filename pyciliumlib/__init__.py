@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyciliumlib.conntrack import Clock as Clock
     from pyciliumlib.conntrack import Conntrack as Conntrack
+    from pyciliumlib.conntrack import Ends as Ends
     from pyciliumlib.conntrack import FlowEntry as FlowEntry
     from pyciliumlib.conntrack import FlowKey as FlowKey
+    from pyciliumlib.conntrack import Nat as Nat
     from pyciliumlib.datapath import Datapath as Datapath
     from pyciliumlib.datapath import DatapathConfig as DatapathConfig
     from pyciliumlib.datapath import Drift as Drift
@@ -135,8 +137,10 @@ _EXPORTS = {
     "conntrack": (
         "Clock",
         "Conntrack",
+        "Ends",
         "FlowEntry",
         "FlowKey",
+        "Nat",
     ),
     "datapath": (
         "Datapath",

@@ -16,10 +16,11 @@
 
 enum hook_slot {
 	HOOK_BEFORE_POLICY = 0,	/* every packet, identities not known yet */
-	HOOK_AFTER_POLICY = 1,	/* every packet that policy allows */
+	HOOK_AFTER_POLICY = 1,	/* every packet that policy allows, translated for its service */
 	HOOK_SLOTS = 2,
 };
 
+/* After policy, the ends are those that it saw: of a service's packets the client and the backend. */
 struct hook_args {
 	struct addr src;
 	struct addr dst;

@@ -24,7 +24,8 @@ enum lb_flow_flags {
 };
 
 /* What a flow keeps as long as it has its backend, whatever becomes of its service. */
-#define LB_FLOW_KEPT (LB_FLOW_CLOSING | LB_FLOW_FIN_CLIENT | LB_FLOW_FIN_BACKEND | LB_FLOW_SNAT)
+#define LB_FLOW_WAY (LB_FLOW_SNAT | LB_FLOW_OPTION | LB_FLOW_GENEVE)
+#define LB_FLOW_KEPT (LB_FLOW_CLOSING | LB_FLOW_FIN_CLIENT | LB_FLOW_FIN_BACKEND | LB_FLOW_WAY)
 
 struct lb_flow {
 	__u32 backend;

@@ -5,34 +5,8 @@
 
 #include "crc32c.h"
 #include "lb_nat_work.h"
+#include "lb_route.h"
 #include "rewrite.h"
-
-/* One hop less to live, and the Ethernet addresses of the next; 0 or a drop reason. */
-static __always_inline int lb_nat_pass_on(CTX *ctx, bool ipv6, const __u8 *ethernet)
-{
-	struct ethhdr *eth = (void *)(long)ctx->data;
-	void *header = eth + 1, *end = (void *)(long)ctx->data_end;
-
-	if (header + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) > end)
-		return DROP_INVALID_PACKET;
-	if (ipv6) {
-		struct ipv6hdr *ip = header;
-
-		if (ip->hop_limit <= 1)
-			return DROP_TTL_EXCEEDED;
-		ip->hop_limit--;
-		ctx_sum_add(ctx, checksum_exchange16(bpf_htons(1), 0));
-	} else {
-		struct iphdr *ip = header;
-
-		if (ip->ttl <= 1)
-			return DROP_TTL_EXCEEDED;
-		ip->ttl--;
-		ip->check = checksum_follow(ip->check, checksum_exchange16(bpf_htons(0x100), 0));
-	}
-	__builtin_memcpy(eth, ethernet, 12);
-	return 0;
-}
 
 /* The checksum of SCTP covers its ports, and no addresses; 0 is not made yet, but by the device. */
 static __always_inline bool lb_nat_follow_sctp(CTX *ctx, const struct lb_packet *packet, __u32 ports)
@@ -105,7 +79,7 @@ __noinline int lb_nat_translate(CTX *ctx)
 	packet = &work->packet;
 	if (packet->l4_off > REWRITE_REACH)
 		return DROP_IPV6_EXTENSION;
-	reason = lb_nat_pass_on(ctx, packet->ipv6, work->ethernet);
+	reason = lb_route(ctx, packet->ipv6, work->ethernet);
 	if (reason)
 		return reason;
 	if (packet->quoted ? lb_nat_rewrite_error(ctx, packet, &work->ends) :

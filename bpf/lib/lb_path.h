@@ -114,9 +114,7 @@ static __noinline int decide(CTX *ctx, struct lb_packet *packet, struct lb_flow 
 	       lb_member(service->id, before->backend) && keeps(packet, before, backend_of(before));
 	decided->service = service->id;
 	decided->service_rev = service->revision;
-	decided->flags = service->flags & (LB_OPTION | LB_GENEVE);
-	if (service->affinity)
-		decided->flags |= LB_FLOW_AFFINITY;
+	decided->flags = service->affinity ? LB_FLOW_AFFINITY : 0;
 	if (kept) {
 		decided->backend = before->backend;
 		decided->backend_rev = before->backend_rev;
@@ -134,6 +132,7 @@ static __noinline int decide(CTX *ctx, struct lb_packet *packet, struct lb_flow 
 		if (!decided->backend || !backend || !(backend->revision & 1))
 			return DROP_NO_SERVICE_BACKEND;
 		decided->backend_rev = backend->revision;
+		decided->flags |= service->flags & (LB_OPTION | LB_GENEVE);
 		decided->flags |= service->flags & LB_SNAT ? LB_FLOW_SNAT : 0;
 		decided->expires = bpf_jiffies64();
 	}

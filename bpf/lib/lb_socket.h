@@ -10,6 +10,7 @@
 
 #include "drop.h"
 #include "lb_affinity.h"
+#include "lb_filter.h"
 
 CONFIG(bool, host_only, "translate sockets of the node's own network namespace alone") = false;
 CONFIG(__u64, host_netns, "cookie of the node's own network namespace, 0: the initial one") = 0;
@@ -100,12 +101,14 @@ static __always_inline struct lb_service *lb_service_of(void *ctx, struct lb_ser
 {
 	struct lb_service *service;
 
-	if (lb_is_loopback(&key->addr)) {
-		if (!lb_in_host_netns(ctx))
-			return NULL;
-		key->addr.words[3] = 0;
-	}
 	key->scope = LB_INTERNAL;
+	if (lb_is_loopback(&key->addr)) {
+		key->addr.words[3] = 0;
+		return lb_in_host_netns(ctx) ? bpf_map_lookup_elem(&lb_services, key) : NULL;
+	}
+	if (!lb_filter_has(&key->addr, lb_filter_port(key->port, key->proto)) &&
+	    !lb_filter_has(&key->addr, LB_FILTER_OTHER_PORTS))
+		return NULL;
 	service = bpf_map_lookup_elem(&lb_services, key);
 	if (service)
 		return service;

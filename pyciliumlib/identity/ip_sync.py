@@ -37,6 +37,8 @@ class ClusterAddresses(Closeable):
         self._session = store.session(SESSION_TTL)
         self._prefix = f"{IP_BASE_PATH}/{address_space}/"
         self._watch = store.watch(self._prefix)
+        #: Changes that the ipcache has not taken yet, by key.
+        self._untaken: dict[str, Event] = {}
 
     def publish(self, pair: IPIdentityPair) -> None:
         """Tell of an address; InvalidError where the pair names another host."""
@@ -50,13 +52,16 @@ class ClusterAddresses(Closeable):
         return self._store.delete(key)
 
     def poll(self, timeout: float = 0.0) -> int:
-        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much."""
-        updates = [
-            update
-            for event in self._watch.poll(timeout)
-            if (update := self._update_of(event)) is not None
-        ]
+        """Take in what other nodes changed, waiting `timeout` seconds for the first; how much.
+
+        Raises what the ipcache raises, with nothing taken in; the next call tries again.
+        """
+        events = self._watch.poll(0.0 if self._untaken else timeout)
+        self._untaken |= {event.key: event for event in events}
+        found = (self._update_of(event) for event in self._untaken.values())
+        updates = [update for update in found if update is not None]
         self._cache.update(updates)
+        self._untaken.clear()
         return len(updates)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from types import MappingProxyType
 
 from attrs import evolve, field, frozen
@@ -147,8 +147,8 @@ class Balancer:
     def upsert(self, service: Service) -> None:
         """Add a service, or put it in the place of the one of its key.
 
-        Raises ExistsError where a frontend is another service's, InvalidError for a dispatch that
-        cannot serve its ports.
+        Connections keep the backends that it still has. Raises ExistsError where a frontend is
+        another service's, InvalidError for a dispatch that cannot serve its ports.
         """
         if self.config.forwarding_of(service) is ForwardingMode.DSR:
             self.config.dispatch_of(service)
@@ -158,15 +158,18 @@ class Balancer:
                 raise ExistsError(
                     f"{frontend} of service {service.key} is {there[0].key}'s already"
                 )
-        if service.key in self._services:
-            self._forget(self._services[service.key])
+        known = self._services.get(service.key)
+        if known is not None:
+            self._forget(known)
         self._services[service.key] = service
-        if not selection.is_installed(service, self.node):
-            return
-        for frontend in service.frontends:
-            self._frontends[_place(frontend)] = service, frontend
-            if _has_address(frontend):
-                self._addresses[frontend.address] = self._addresses.get(frontend.address, 0) + 1
+        if selection.is_installed(service, self.node):
+            for frontend in service.frontends:
+                self._frontends[_place(frontend)] = service, frontend
+                if _has_address(frontend):
+                    count = self._addresses.get(frontend.address, 0)
+                    self._addresses[frontend.address] = count + 1
+        if known is not None:
+            self._part(service.key, {backend.key for backend in service.backends})
 
     def delete(self, key: ServiceKey) -> Service:
         """Forget a service, its connections and clients; NotFoundError if there is none."""
@@ -175,9 +178,28 @@ class Balancer:
             raise NotFoundError(f"there is no service {key}{nearest(str(key), known)}")
         service = self._services.pop(key)
         self._forget(service)
-        self._connections = {k: v for k, v in self._connections.items() if v[0] != key}
-        self._affinity = {k: v for k, v in self._affinity.items() if k[0] != key}
+        self._part(key, frozenset())
         return service
+
+    def _part(self, key: ServiceKey, kept: Set[object]) -> None:
+        """End the connections of a service with backends that it has no more, or by no frontend.
+
+        Should such a backend come back, it is another one to the clients.
+        """
+        self._connections = {
+            (client, to): (of, backend)
+            for (client, to), (of, backend) in self._connections.items()
+            if of != key or (backend in kept and self._is_of(to, key))
+        }
+        self._affinity = {
+            (of, client): met
+            for (of, client), met in self._affinity.items()
+            if of != key or met[0] in kept
+        }
+
+    def _is_of(self, target: Frontend, key: ServiceKey) -> bool:
+        found = self._frontend(target)
+        return found is not None and found[0].key == key
 
     def _forget(self, service: Service) -> None:
         self._tables = {k: table for k, table in self._tables.items() if k[0] != service.key}

@@ -130,8 +130,8 @@ class Rig:
 
     def reset(self) -> None:
         """No services, no flows, counters at zero."""
-        for name in ("lb_services", "lb_members", "lb_ranges", "lb_flows", "lb_pending",
-                     "lb_nat", "lb_nat_pending", "lb_affinity", "lb_fragments"):  # fmt: skip
+        self.forget_flows()
+        for name in ("lb_services", "lb_members", "lb_ranges"):
             self.maps[name].clear()
         for name in ("lb_backends", "lb_revisions", "lb_filter", "metrics", "lb_hops",
                      "lb_nat_used", "lb_collecting", "lb_service_counters",
@@ -140,6 +140,12 @@ class Rig:
             self.maps[name].update_batch(keys, np.zeros_like(values))
         self.table = ServiceTable(self.maps, self.config, self.node)
         self.model = Balancer((), self.config, self.node)
+
+    def forget_flows(self) -> None:
+        """No flows, and nothing that is remembered of any."""
+        for name in ("lb_flows", "lb_pending", "lb_nat", "lb_nat_pending", "lb_affinity",
+                     "lb_fragments"):  # fmt: skip
+            self.maps[name].clear()
 
     def serve(self, *services: Service) -> None:
         """Hold these services and no others."""

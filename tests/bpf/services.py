@@ -28,17 +28,18 @@ LOOPBACK: Final = {4: "169.254.42.1", 6: "fe80::1"}
 VIP: Final = {4: "10.96.0.10", 6: "fd96::10"}
 OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd96::11"}
 NODE: Final = {4: "192.0.2.1", 6: "2001:db8:2::1"}
+HERE: Final = LocalNode("here", list(NODE.values()))
 PORT, TARGET, SPORT = 80, 8080, 40000
 FLOW_SERVICE, FLOW_BACKEND = 8, 16
 _SIZES: Final = {
     "lb_services": 64,
     "lb_members": 64,
-    "lb_backends": 32,
-    "lb_backend_counters": 32,
-    "lb_revisions": 32,
-    "lb_service_counters": 32,
-    "lb_frontends": 32,
-    "lb_slots": 128,
+    "lb_backends": 64,
+    "lb_backend_counters": 64,
+    "lb_revisions": 64,
+    "lb_service_counters": 64,
+    "lb_frontends": 64,
+    "lb_slots": 512,
     "lb_affinity": 64,
 }
 _DATA: Final = (
@@ -55,10 +56,10 @@ class ServiceRig:
         self.maps = bare.maps
         self.table = self._table(config)
 
-    def _table(self, config: LoadBalancerConfig) -> ServiceTable:
-        return ServiceTable(self.maps, config, LocalNode("here", list(NODE.values())))
+    def _table(self, config: LoadBalancerConfig, node: LocalNode = HERE) -> ServiceTable:
+        return ServiceTable(self.maps, config, node)
 
-    def reset(self, config: LoadBalancerConfig = CONFIG) -> None:
+    def reset(self, config: LoadBalancerConfig = CONFIG, node: LocalNode = HERE) -> None:
         """No services, and the rest as `Rig.reset` makes it."""
         self.rig.reset()
         for name in _DATA:
@@ -68,7 +69,7 @@ class ServiceRig:
                 found.delete_batch(keys)
             else:
                 found.update_batch(keys, np.zeros_like(values))
-        self.table = self._table(config)
+        self.table = self._table(config, node)
 
     # ------------------------------------------------------------------ services
 

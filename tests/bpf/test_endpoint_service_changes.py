@@ -177,7 +177,7 @@ def test_numbers_that_somebody_else_has(rig: ServiceRig, family: Family) -> None
     establish(rig, pair)
     number = rig.entry(family.client, pair.backend).frontend
     rig.only()
-    for turn in range(40):  # until the number is used again
+    for turn in range(80):  # until the number is used again
         frontend = Frontend(OTHER_VIP[family.version], PORT + turn)
         rig.only(Service(f"other{turn}", [frontend], pair.service().backends))
         if number in {value.frontend for value in rig.maps["lb_services"].values()}:
@@ -230,6 +230,20 @@ def test_affinity(rig: ServiceRig, family: Family) -> None:
         for n in range(40)
     }
     assert len(now) == 1 and gone not in now
+
+
+@families
+def test_affinity_with_oneself(rig: ServiceRig, family: Family) -> None:
+    """A pod among its service's backends is remembered by its own address."""
+    pair = Pair(family, "udp", family.client)
+    rig.put(pair.service(affinity_timeout=60))
+    rig.from_client(pair.request())
+    rig.put(pair.service(family.client, family.server, family.peer, affinity_timeout=60))
+    met = {
+        destination(rig.from_client(pair.packet(family.client, 1000 + n, pair.vip, PORT)))
+        for n in range(20)
+    }
+    assert met == {family.client}
 
 
 @families

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +16,12 @@ from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, PadN
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
+from pyciliumlib.kernel import wait_for_programs
 from pyciliumlib.loadbalancer import Frontend, LoadBalancerConfig, Service
+from pyciliumlib.loadbalancer.collecting import FlowCollector
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, NetNS
 from tests.bpf import balancer
@@ -602,6 +607,38 @@ def test_nothing_becomes_known_while_it_is_collected(rig: Rig, family: Family) -
     rig.maps["lb_collecting"][0] = (balancer.jiffies() - balancer.hz()) & 0xFFFFFFFF
     assert talk.open("A") == ends
     assert sizes(rig) == (1, 0, 2, 0)
+
+
+def test_collecting_takes_nothing_that_lives(rig: Rig) -> None:
+    """While somebody collects all the time, flows that come back at once keep all they have."""
+    rig.serve(served(V4))
+
+    def slowly() -> int:
+        time.sleep(0.003)  # between reading and deleting, too
+        return time.monotonic_ns()
+
+    collector = FlowCollector(rig.maps, kernel_clock(), wait_for_programs, slowly)
+    ending, deleted = threading.Event(), []
+
+    def collect() -> None:
+        while not ending.is_set():
+            deleted.append(collector.collect())
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        talks = [Talk(rig, V4, port) for port in range(40000, 40010)]
+        for _ in range(15):
+            for name in ("lb_flows", "lb_nat", "lb_pending", "lb_nat_pending"):
+                age(rig, name, 10)
+            seen = [talk.open("SAAA") for talk in talks]
+            for talk, ends in zip(talks, seen, strict=True):
+                assert talk.answer(ends).action == TX
+                assert talk.open("A") == ends
+    finally:
+        ending.set()
+        thread.join()
+    assert sum(deleted) > 5
 
 
 # ---------------------------------------------------------------------- ways, counters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import socket
 import subprocess
 import time
@@ -180,6 +181,51 @@ def _bytes(metrics: Metrics, direction: Direction) -> int:
 
 def _packets(metrics: Metrics) -> int:
     return metrics.packets(direction=Direction.INGRESS)
+
+
+@VERSIONS
+@DISPATCHES
+def test_bulk(whole: Sides, dispatch: str, version: int) -> None:
+    """iperf3 both ways, and its datagrams where a server that answers as itself can be asked."""
+    port = IPERF_PORT if dispatch == "ipip" else IPERF_PORT + 1
+    services = [
+        Service(
+            f"iperf-{protocol}",
+            [at(VIP[version], IPERF_PORT, protocol)],
+            [at(backend_address(1, version), port, protocol)],
+        )
+        for protocol in ("TCP", "UDP")
+    ]
+    with whole.balancing(dispatch) as there:
+        there.serve(*services)
+        runs = [(), ("-R",)]
+        if dispatch != "ipip":
+            runs += [("-u", "-b", "40M", "-l", "1200"), ("-u", "-b", "40M", "-l", "1200", "-R")]
+        for options in runs:
+            total = iperf(there.scene, version, port, *options)
+            assert total["bits_per_second"] > 2e7, (options, total)
+
+
+IPERF_PORT = 5201
+
+
+def iperf(scene: Scene, version: int, port: int, *options: str) -> dict[str, float]:
+    """What the receiver got within a second."""
+    serve = ["iperf3", "-s", "-1", "--forceflush", "-p", str(port)]
+    ask = ["iperf3", "-c", VIP[version], "-p", str(IPERF_PORT), "-t", "1", "-J", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    server = scene.backends[0].call(lambda: subprocess.Popen(serve, **pipes))
+    try:
+        assert server.stdout is not None
+        while "listening" not in server.stdout.readline():
+            assert server.poll() is None
+        client = scene.client.call(lambda: subprocess.run(ask, **pipes, timeout=20))
+        end = json.loads(client.stdout)["end"]
+        found: dict[str, float] = end.get("sum_received") or end["sum"]
+        return found
+    finally:
+        server.terminate()
+        server.communicate()
 
 
 @VERSIONS

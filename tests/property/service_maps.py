@@ -14,6 +14,7 @@ from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.types import MapLike, Protocol, address_to_bytes, parse_address
 
 MAGLEV, DENY, OTHER, CLUSTER_IP = 1, 2, 4, 8
+MAGLEV_INSIDE = 256
 EXTERNAL, INTERNAL = 0, 1
 
 
@@ -49,8 +50,10 @@ class Reader:
             return 0, {self._address(int(found))}
         return 0, {self._address(int(found)) for found in slots}
 
-    def ask_inside(self, to: str, dport: int, protocol: str) -> tuple[int, set[str]]:
-        """The same of a client in the cluster: whom it may meet by chance."""
+    def ask_inside(
+        self, to: str, dport: int, protocol: str, client: tuple[str, int] | None = None
+    ) -> tuple[int, set[str]]:
+        """The same of a client in the cluster; without one, of a socket: chance chooses for it."""
         number, address = Protocol.parse(protocol), address_to_bytes(parse_address(to))
         entry = (
             self._entry(address, dport, number, INTERNAL)
@@ -62,6 +65,10 @@ class Reader:
         found = self._slots(entry)
         if entry.flags & OTHER or not len(found):
             return DropReason.NO_SERVICE_BACKEND, set()
+        if client is not None and entry.flags & MAGLEV_INSIDE:
+            flow = FlowTuple(*client, dport, number)
+            slot = self._hash.of(flow, affinity=bool(entry.affinity)) % len(found)
+            return 0, {self._address(int(found[slot]))}
         return 0, {self._address(int(backend)) for backend in found}
 
     def check_links(self) -> None:

@@ -60,6 +60,9 @@ def test_histories(first: Service, steps: list[Service | tuple[str, bool, int]])
         if isinstance(step, Service):
             service = step
             model.upsert(service)
+            there = {backend.key for backend in service.backends}
+            open_ = {client: backend for client, backend in open_.items() if backend.key in there}
+            met = {host: (last, at) for host, (last, at) in met.items() if last.key in there}
             continue
         client, opening, pause = step
         now += pause

@@ -481,6 +481,40 @@ def test_nodes_learn_of_each_other(caplog: pytest.LogCaptureFixture) -> None:
         other.close()
 
 
+def test_what_the_ipcache_refuses_is_tried_again() -> None:
+    """With what came meanwhile; of an address that changed, what it is now."""
+    here, there = parse_address("192.0.2.1"), parse_address("192.0.2.2")
+    refusals = [True, True]
+
+    def refuse(changes: Sequence[Change]) -> None:
+        if changes and refusals:
+            refusals.pop()
+            raise MapFullError(28, "full")
+
+    cache = IPCache()
+    cache.listen(refuse)
+    with (
+        MemoryStore() as store,
+        ClusterAddresses(store, IPCache(), there) as other,
+        ClusterAddresses(store, cache, here) as one,
+    ):
+        for number in (1, 2):
+            other.publish(IPIdentityPair(parse_network(f"10.0.0.{number}"), 500 + number, there))
+        with pytest.raises(MapFullError):
+            one.poll()
+        assert cache.entries() == []
+        other.withdraw("10.0.0.1")
+        other.publish(IPIdentityPair(parse_network("10.0.0.2"), 600, there))
+        with pytest.raises(MapFullError):
+            one.poll(timeout=60.0)
+        other.publish(IPIdentityPair(parse_network("10.0.0.3"), 503, there))
+        assert one.poll() == 3
+        assert [(str(e.prefix), e.identity) for e in sorted(cache, key=str)] == [
+            ("10.0.0.2/32", 600), ("10.0.0.3/32", 503),
+        ]  # fmt: skip
+        assert one.poll() == 0
+
+
 @pytest.mark.parametrize("number", [0, 1, Scope.LOCAL + 1, Scope.REMOTE_NODE + 1, 0x0300_0001])
 def test_a_node_cannot_say_what_is_another_thing_here(
     number: int, caplog: pytest.LogCaptureFixture

@@ -28,6 +28,7 @@ from pyciliumlib.loadbalancer.kinds import (
     FrontendType,
     ProxyDelegation,
 )
+from pyciliumlib.loadbalancer.program.collector import CollectingThread
 from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
 from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
@@ -108,6 +109,7 @@ class LoadBalancer(KernelBalancer):
                 self._netns, maps, self._backends_now, lasting=pin_root is not None
             )
             self._resources.callback(self._keeper.close)
+            self._resources.enter_context(CollectingThread(maps))
         except BaseException:
             self._give_up()
             raise

@@ -72,6 +72,7 @@ def load_sockets(
     spec.config.update(
         {
             "jiffies_per_second": kernel_clock().hz,
+            "filter_cells": spec.maps["lb_filter"].max_entries,
             "host_only": place.host_only,
             "host_netns": place.host_netns,
             "set_retval": place.own_errors,
