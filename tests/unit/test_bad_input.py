@@ -360,14 +360,15 @@ def public_functions() -> Iterator[str]:
 def methods(name: str, cls: type) -> Iterator[str]:
     for member, value in vars(cls).items():
         function = getattr(value, "__func__", value)
-        public = not member.startswith("_") or member in ("__init__", "__getitem__", "__setitem__")
+        makes = member in ("__init__", "__new__")
+        public = makes or not member.startswith("_") or member in ("__getitem__", "__setitem__")
         if not inspect.isfunction(function) or not public:
             continue
         arguments = len(inspect.signature(function).parameters)
         if arguments > (not isinstance(value, staticmethod)) and not (
-            member == "__init__" and issubclass(cls, enum.Enum)
+            makes and issubclass(cls, enum.Enum)
         ):
-            yield name if member == "__init__" else f"{name}.{member}"
+            yield name if makes else f"{name}.{member}"
 
 
 @pytest.mark.parametrize("name", REFUSED)
