@@ -332,7 +332,7 @@ NOTHING_TO_REFUSE = {
     "Labels.without", "PortProto.contains", "Scope.of",
     "Selector", "Selector.matches", "Selector.names_key", "Selector.of",
     "Selector.with_requirement", "Selector.without_key",
-    "Repository", "Repository.bandwidth", "Repository.derivation", "Repository.suggest",
+    "Record", "Repository", "Repository.bandwidth", "Repository.derivation", "Repository.suggest",
     "Repository.undo", "ObjectSpec",
     *(f"{store}.{call}" for store in ("MemoryStore", "SQLiteStore")
       for call in ("delete", "end_session", "entries", "get", "renew_session", "session_alive",
