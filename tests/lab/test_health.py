@@ -42,7 +42,7 @@ from tests.lab.test_load_balancer import SIZES, VERSIONS, at
 from tests.unit.test_health import FakeBalancer
 
 T = TypeVar("T")
-PORT, HEALTH_PORT = 8080, 32100
+PORT, HEALTH_PORT = 8088, 32100
 OFTEN = HealthSettings(interval=0.2, timeout=0.5, rise=2, fall=2, concurrency=64)
 PATIENCE = 20.0
 _CONFIG = """
