@@ -12,7 +12,7 @@ from typing import Final
 from pyciliumlib.lab.processes import Spawner, terminate
 from pyciliumlib.net import NetNS
 
-PORT: Final = 8080
+PORT: Final = 8088
 _PATIENCE: Final = 20.0
 _CONFIG: Final = """
 daemon off; user root; worker_processes 1; worker_rlimit_nofile 20000;
@@ -32,7 +32,7 @@ http {{
 
 @contextlib.contextmanager
 def nginx(spawner: Spawner, netns: NetNS, name: str, folder: Path) -> Iterator[None]:
-    """A server at port 8080 of `netns` that answers every request with its name."""
+    """A server at port 8088 of `netns` that answers every request with its name."""
     folder.mkdir()
     config, log = folder / "nginx.conf", folder / "error.log"
     config.write_text(_CONFIG.format(folder=folder, port=PORT, name=name))

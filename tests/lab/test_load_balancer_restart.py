@@ -24,7 +24,7 @@ from pyciliumlib.lab.processes import Spawner
 from pyciliumlib.loadbalancer import Backend, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
-from pyciliumlib.net import Netlink, NetNS, write_sysctls
+from pyciliumlib.net import Netlink, NetNS, read_sysctl, write_sysctls
 from tests.lab import balancer_scene
 from tests.lab.balancer_controller import controlled
 from tests.lab.balancer_scene import DIRECTOR, VIP, Scene, backend_address
@@ -80,13 +80,16 @@ def reopen(scene: Scene, pin_root: Path, **options: Any) -> LoadBalancer:
 
 
 @pytest.mark.parametrize(
-    ("config", "version"), [(DEFAULTS, 4), (AT_TC, 6)], ids=["XDP-IPv4", "tc-IPv6"]
+    ("config", "version"),
+    [(DEFAULTS, 4), (AT_TC, 6), (evolve(DEFAULTS, mode="snat"), 4)],
+    ids=["XDP-IPv4", "tc-IPv6", "SNAT-IPv4"],
 )
 def test_killed_and_taken_over(
     scene: Scene, spawner: Spawner, pin_root: Path, config: LoadBalancerConfig, version: int
 ) -> None:
     """No request fails and no connection breaks: while nobody is there, nor at the takeover."""
     services = [web(4, port=PORT), web(6, port=PORT)]
+    reserved = read_sysctl(scene.director, "ipv4/ip_local_reserved_ports")
     with (
         controlled(spawner, scene.director, pin_root, config, SIZES) as controller,
         load(spawner, scene.client, (VIP[version], PORT), hold=100) as clients,
@@ -103,6 +106,7 @@ def test_killed_and_taken_over(
             time.sleep(0.5)
             assert sum(count.packets for count in balancer.service_counts().values()) > before > 300
             result = clients.end()
+    assert read_sysctl(scene.director, "ipv4/ip_local_reserved_ports") == reserved
     assert (result.held, result.failed) == (100, [])
     assert result.exchanges > 500 and result.new > 20
     assert set(result.homes) == {"b1", "b2", "b3"}
@@ -166,8 +170,8 @@ def test_keep_and_open(scene: Scene, pin_root: Path, config: LoadBalancerConfig)
         assert list(second.services.values()) == [web(4), web(6)]
         assert dict(second._held.table.backends) == numbers
         key = web(4).key
-        assert second.service_counts()[key].packets == 2 * counts[key].packets
-        assert len(list(second.connections())) == 20
+        assert second.service_counts()[key].packets >= counts[key].packets + 30
+        assert len({one.client for one in second.connections()}) == 20
         assert scene.who(4, 10).keys() == {"b2", "b3"}
         second.restore(at_80(1))
         assert scene.who(4, 30).keys() == {"b1", "b2", "b3"}

@@ -161,20 +161,26 @@ class KernelBalancer(abc.ABC):
 
     def _give_up(self) -> None:
         """It could not be made: of a new one nothing stays, of an earlier one everything."""
-        if self._kept is None:
-            self._resources.close()
-        elif self._is_new:
+        if self._is_new:
             self._end()
         else:
-            self._resources.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close all handles; what is kept goes on."""
+        self._resources.close()
+        if self._kept is not None:
             self._kept.close()
 
     def _end(self) -> None:
-        for link in self._links.values():
-            self._netns.call(link.detach)
-        self._resources.close()  # a thread of it may be waiting for the lock
-        if self._kept is not None:
-            self._kept.remove()
+        """Take all of it away."""
+        try:
+            for link in self._links.values():
+                self._netns.call(link.detach)
+        finally:
+            self._resources.close()  # a thread of it may be waiting for the lock
+            if self._kept is not None:
+                self._kept.remove()
 
     def _join(self, held: HeldServices) -> None:
         """Have these services; ServiceError if one that is there cannot be served."""
@@ -182,9 +188,9 @@ class KernelBalancer(abc.ABC):
         with held.lock:
             held.check([self], self.services.values())
             held.balancers.append(self)
-        self._resources.callback(self._leave)
+        self._resources.callback(self._part)
 
-    def _leave(self) -> None:
+    def _part(self) -> None:
         with self._held.lock:
             self._held.balancers.remove(self)
 
@@ -360,8 +366,7 @@ class KernelBalancer(abc.ABC):
             raise StateError("this balancer has no pin_root: nothing of it can outlive the process")
         with self._held.lock:
             self._closed = True
-        self._resources.close()
-        self._kept.close()
+        self._leave()
 
     def _check_open(self) -> None:
         if self._closed:
