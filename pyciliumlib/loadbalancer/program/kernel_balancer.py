@@ -170,7 +170,7 @@ class KernelBalancer(abc.ABC):
             self._kept.close()
 
     def _end(self) -> None:
-        for link in self._links.values():
+        for link in reversed(self._links.values()):
             self._netns.call(link.detach)
         self._resources.close()  # a thread of it may be waiting for the lock
         if self._kept is not None:
