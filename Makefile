@@ -8,7 +8,8 @@ SHELL := bash
 # "a|b": the first of them that this release has. A name ending in "?" may be missing altogether.
 SYSTEM_PACKAGES := \
 	clang-19|clang llvm-19|llvm libbpf-dev libelf-dev zlib1g-dev linux-libc-dev gcc libc6-dev make \
-	python3-dev python3-venv iproute2 iputils-ping iperf3 ethtool nginx procps bpftool|linux-tools-generic?
+	python3-dev python3-venv iproute2 iputils-ping iperf3 ethtool nginx openssl procps \
+	bpftool|linux-tools-generic?
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12

@@ -214,17 +214,18 @@ static __always_inline struct lb_flow *known_flow(const struct lb_packet *packet
 static __always_inline int lb_balance(CTX *ctx)
 {
 	struct lb_packet packet = {};
-	struct lb_flow decided = {};
+	struct lb_flow decided;
 	struct lb_flow *flow;
 	bool ours, answer;
 	int result;
 
 	if (!lb_parse(ctx, &packet))
 		return CTX_PASS;
-	ours = may_be_ours(&packet);
 	answer = lb_nat_may_answer(&packet);
+	ours = may_be_ours(&packet);
 	if (!ours && !answer)
 		return CTX_PASS;
+	__builtin_memset(&decided, 0, sizeof(decided));
 	if (packet.fragment) {
 		result = lb_fragment_resolve(&packet);
 		if (result == NOT_OURS)

@@ -211,8 +211,8 @@ def test_metrics_as_text() -> None:
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        ("10.96.0.10", "kube-system/dns 10.96.0.10:53"),
-        ("fd96::10", "kube-system/dns [fd96::10]:53"),
+        ("10.96.0.10", "kube/dns 10.96.0.10:53"),
+        ("fd96::10", "kube/dns [fd96::10]:53"),
     ],
 )
 def test_the_service_of_a_flow(address: str, text: str) -> None:

@@ -20,6 +20,7 @@ from pyciliumlib.store import SQLiteStore, Store
 _SETTINGS: Final = "settings"
 _SERVICES: Final = "services/"
 _QUARANTINE: Final = "quarantine"
+_RESERVED: Final = "reserved-ports"
 #: A change that was begun, and whose end the process may not have seen.
 _CHANGE: Final = "change"
 Make = Callable[[list[Saved], Quarantine], ServiceTable]
@@ -120,6 +121,16 @@ class Kept(StoredServices):
     def remember(self, settings: Mapping[str, Any]) -> None:
         """Keep how the owner was made."""
         self._store.put(_SETTINGS, json.dumps(settings))
+
+    @property
+    def reserved_ports(self) -> str:
+        """The ports that were kept from sockets, as `ip_local_reserved_ports` has them."""
+        entry = self._store.get(_RESERVED)
+        return entry.value if entry else ""
+
+    def remember_reserved(self, ports: str) -> None:
+        """Keep which they are, before they are reserved."""
+        self._store.put(_RESERVED, ports)
 
     # ------------------------------------------------------------------ life
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError, PyCiliumError
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.nat_ports import SocketPorts, format_ports, parse_ports
+from pyciliumlib.loadbalancer.program.kept import Kept
 from pyciliumlib.net import NetNS, read_sysctl, write_sysctls
 from pyciliumlib.types import PortProto
 
@@ -17,16 +17,17 @@ _GIVEN: Final = "ipv4/ip_local_port_range"
 _RESERVED: Final = "ipv4/ip_local_reserved_ports"
 
 
-class OwnPorts(Closeable):
+class OwnPorts:
     """The ports of a network namespace that are for translated flows.
 
-    Nothing is changed before `protect`, and `close` takes back what it did.
+    Nothing is changed before `protect`, and `give_back` takes back what that did, be it in an
+    earlier process.
     """
 
-    def __init__(self, netns: NetNS, config: LoadBalancerConfig) -> None:
+    def __init__(self, netns: NetNS, config: LoadBalancerConfig, kept: Kept | None) -> None:
         """`config` says which ports, and whether the kernel's settings may be changed."""
-        self._netns, self._may_change = netns, config.auto_protect_ports
-        self._added: frozenset[int] = frozenset()
+        self._netns, self._may_change, self._kept = netns, config.auto_protect_ports, kept
+        self._added = parse_ports(kept.reserved_ports) if kept else frozenset()
         self.ports = self._sockets().nat_ports(config)
 
     def protect(self) -> None:
@@ -45,16 +46,18 @@ class OwnPorts(Closeable):
                 "are for translated connections; run "
                 f"`sysctl -w net.ipv4.ip_local_reserved_ports={wanted}`"
             )
-        write_sysctls(self._netns, {_RESERVED: wanted})
         self._added |= clash
+        if self._kept is not None:
+            self._kept.remember_reserved(format_ports(self._added))
+        write_sysctls(self._netns, {_RESERVED: wanted})
 
-    def close(self) -> None:
+    def give_back(self) -> None:
         """Reserve no more what `protect` reserved."""
-        added, self._added = self._added, frozenset()
-        if added:
+        if self._added:
             with contextlib.suppress(PyCiliumError):  # the namespace may be gone
-                left = self._sockets().reserved - added
+                left = self._sockets().reserved - self._added
                 write_sysctls(self._netns, {_RESERVED: format_ports(left)})
+        self._added = frozenset()
 
     def _sockets(self) -> SocketPorts:
         first, last = map(int, read_sysctl(self._netns, _GIVEN).split())
