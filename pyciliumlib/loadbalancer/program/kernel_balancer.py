@@ -175,7 +175,7 @@ class KernelBalancer(abc.ABC):
     def _end(self) -> None:
         """Take all of it away."""
         try:
-            for link in self._links.values():
+            for link in reversed(self._links.values()):
                 self._netns.call(link.detach)
         finally:
             self._resources.close()  # a thread of it may be waiting for the lock
