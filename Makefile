@@ -8,7 +8,9 @@ SHELL := bash
 # "a|b": the first of them that this release has. A name ending in "?" may be missing altogether.
 SYSTEM_PACKAGES := \
 	clang-19|clang llvm-19|llvm libbpf-dev libelf-dev zlib1g-dev linux-libc-dev gcc libc6-dev make \
-	python3-dev python3-venv iproute2 iputils-ping iperf3 ethtool nginx wrk procps bpftool|linux-tools-generic?
+	python3-dev python3-venv iproute2 iputils-ping procps bpftool|linux-tools-generic?
+# The servers and tools of the tests; their services are not started.
+TEST_PACKAGES := iperf3 ethtool nginx wrk openssl
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12
@@ -34,10 +36,10 @@ demo: build
 
 examples: $(patsubst %.c,build/examples/%.o,$(notdir $(EXAMPLES)))
 
-test: build
+test: build $(STAMPS)/test
 	$(AS_ROOT) $(PY) -m pytest
 
-bench: build
+bench: build $(STAMPS)/test
 	$(AS_ROOT) $(PY) -m tests.bench
 
 cases: build
@@ -48,7 +50,7 @@ lint: build
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test-vm: build $(STAMPS)/vm
+test-vm: build $(STAMPS)/test $(STAMPS)/vm
 	$(PY) -m tests.vm.run $(KERNELS) --rings $(VM_RINGS)
 
 wheel: $(STAMPS)/wheel
@@ -88,6 +90,10 @@ build/examples/%.bpf.o: %.bpf.c $(STAMPS)/built
 	@mkdir -p $(@D)
 	$(CLANG) -O2 -g -target bpf -mcpu=v3 -Wall -Werror \
 		-I pyciliumlib/include -I /usr/include/$$(uname -m)-linux-gnu -c $< -o $@
+
+$(STAMPS)/test: Makefile
+	.ci/install-packages '$(TEST_PACKAGES)'
+	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/vm: $(STAMPS)/venv
 	.ci/install-packages '$(VM_PACKAGES)'

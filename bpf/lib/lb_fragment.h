@@ -28,9 +28,10 @@ struct {
 
 /*
  * Remembers the first fragment's ports, or gives them to a later one. 0, a drop reason, or -1 for
- * a fragment of something else, since an address of the node has more than services.
+ * a fragment of something else, since an address of the node has more than services. Not inline:
+ * what it needs of the stack would be every packet's.
  */
-static __always_inline int lb_fragment_resolve(struct lb_packet *packet)
+static __noinline int lb_fragment_resolve(struct lb_packet *packet)
 {
 	struct lb_flow_key *key = &packet->key;
 	struct lb_fragment_key whole = {
@@ -40,6 +41,7 @@ static __always_inline int lb_fragment_resolve(struct lb_packet *packet)
 		.proto = key->proto,
 	};
 	struct lb_fragment_ports *known, ports = { key->client_port, key->service_port };
+	struct lb_service_key any_port = { .addr = key->service };
 
 	if (packet->fragment == FRAGMENT_FIRST) {
 		if (bpf_map_update_elem(&lb_fragments, &whole, &ports, BPF_ANY))
@@ -52,7 +54,8 @@ static __always_inline int lb_fragment_resolve(struct lb_packet *packet)
 		key->service_port = known->service_port;
 		return 0;
 	}
-	return lb_filter_has(&key->service, LB_FILTER_OTHER_PORTS) ? DROP_FRAGMENT_NOT_FOUND : -1;
+	/* Not by the filter alone, which may mean another address. */
+	return bpf_map_lookup_elem(&lb_services, &any_port) ? DROP_FRAGMENT_NOT_FOUND : -1;
 }
 
 #endif

@@ -112,7 +112,7 @@ static __always_inline void lb_nat_use(const struct lb_nat_key *key)
 /* The port's use, NULL if there was none for as long as any flow may idle. */
 static __always_inline struct lb_nat_port *lb_nat_port_of(__be16 nat_port)
 {
-	__u32 index = bpf_ntohs(nat_port), used;
+	__u32 index = bpf_ntohs(nat_port), used, longest;
 	struct lb_nat_port *port;
 
 	if (index - nat_first >= nat_ports)
@@ -121,8 +121,9 @@ static __always_inline struct lb_nat_port *lb_nat_port_of(__be16 nat_port)
 	if (!port)
 		return NULL;
 	used = READ_ONCE(port->used);
+	longest = timeout_tcp > timeout_any ? timeout_tcp : timeout_any;
 	/* Lives are late by a second, and so are uses. */
-	if (!used || (__u32)bpf_jiffies64() - used > (timeout_tcp + 2) * jiffies_per_second)
+	if (!used || (__u32)bpf_jiffies64() - used > (longest + 2) * jiffies_per_second)
 		return NULL;
 	return port;
 }

@@ -4,7 +4,7 @@
 #define PCL_LB_NAT_PACKET_H
 
 #include "crc32c.h"
-#include "lb_nat_work.h"
+#include "lb_work.h"
 #include "lb_route.h"
 #include "rewrite.h"
 
@@ -70,7 +70,7 @@ static __always_inline bool lb_nat_rewrite_error(CTX *ctx, const struct lb_packe
 /* Makes the packet one between the ends that it shall have; 0 or a drop reason. */
 __noinline int lb_nat_translate(CTX *ctx)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 	const struct lb_packet *packet;
 	int reason;
 

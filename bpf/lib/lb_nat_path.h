@@ -18,7 +18,7 @@ static __always_inline int service_for(const struct lb_flow_key *key, struct lb_
 /* Sends a client's packet, or an ICMP error about an answer, to the backend. */
 __noinline int lb_nat_to_backend(CTX *ctx)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 	const struct lb_packet *packet;
 	const struct lb_flow *flow;
 	struct lb_backend *backend;
@@ -109,7 +109,7 @@ static __always_inline struct lb_hop *lb_nat_hop(CTX *ctx, struct lb_nat *nat)
 /* Sends an answer, or an ICMP error about what the backend was sent, to the client; or NOT_OURS. */
 __noinline int lb_nat_to_client(CTX *ctx)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 	const struct lb_packet *packet;
 	struct lb_nat_key key = {};
 	struct lb_nat *nat;
@@ -154,7 +154,7 @@ __noinline int lb_nat_to_client(CTX *ctx)
 static __always_inline int lb_nat_forward(CTX *ctx, const struct lb_packet *packet,
 					  const struct lb_flow *flow)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 
 	if (!work)
 		return CTX_DROP;
@@ -165,7 +165,7 @@ static __always_inline int lb_nat_forward(CTX *ctx, const struct lb_packet *pack
 
 static __always_inline int lb_nat_back(CTX *ctx, const struct lb_packet *packet)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 
 	if (!work)
 		return CTX_DROP;

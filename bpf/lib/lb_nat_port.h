@@ -8,7 +8,7 @@
 #ifndef PCL_LB_NAT_PORT_H
 #define PCL_LB_NAT_PORT_H
 
-#include "lb_nat_work.h"
+#include "lb_work.h"
 #include "metrics.h"
 
 #define LB_NAT_TRIES 32
@@ -75,7 +75,7 @@ static __always_inline int lb_nat_if_same(struct lb_nat *there, const struct lb_
 /* Asks for the port, of which `at` is the number among those of the node. */
 __noinline int lb_nat_claim(CTX *ctx, __u32 at)
 {
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 	struct lb_nat *there;
 
 	if (!work)
@@ -146,7 +146,7 @@ static __always_inline int lb_nat_bind(CTX *ctx, const struct lb_flow_key *key,
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(&lb_backends, &flow->backend);
 	__u32 at = bpf_ntohs(flow->nat_port ?: key->client_port) - nat_first;
-	struct lb_nat_work *work = lb_nat_work_here();
+	struct lb_work *work = lb_work_here();
 	int reason;
 
 	if (!backend || !work)

@@ -15,6 +15,7 @@
 #include "lb_nat_path.h"
 #include "lb_select.h"
 #include "lb_too_big.h"
+#include "lb_work.h"
 
 /* Whether the packet may be for a service, by the filter alone. */
 static __always_inline bool may_be_ours(const struct lb_packet *packet)
@@ -93,15 +94,26 @@ static __always_inline int flow_store(const struct lb_packet *packet, const stru
 	return 0;
 }
 
-/* Decides on a flow that is new, or that was decided before the service changed; 0 or a reason. */
-static __noinline int decide(CTX *ctx, struct lb_packet *packet, struct lb_flow *decided)
+/*
+ * Decides on the flow of the packet at work, which is new, or was decided before its service changed.
+ * 0 and the flow there, a drop reason, or NOT_OURS.
+ */
+__noinline int decide(CTX *ctx)
 {
-	struct lb_flow *known, *pending = NULL, *before;
+	struct lb_work *work = lb_work_here();
+	struct lb_flow *known, *pending = NULL, *before, *decided;
+	struct lb_packet *packet;
 	struct lb_service *service;
 	struct lb_backend *backend;
-	int reason = service_for(&packet->key, &service);
+	int reason;
 	bool kept;
 
+	if (!work)
+		return NOT_OURS;
+	packet = &work->packet;
+	decided = &work->flow;
+	__builtin_memset(decided, 0, sizeof(*decided));
+	reason = service_for(&packet->key, &service);
 	if (reason)
 		return reason;
 	known = bpf_map_lookup_elem(&lb_flows, &packet->key);
@@ -214,15 +226,15 @@ static __always_inline struct lb_flow *known_flow(const struct lb_packet *packet
 static __always_inline int lb_balance(CTX *ctx)
 {
 	struct lb_packet packet = {};
-	struct lb_flow decided = {};
+	struct lb_work *work;
 	struct lb_flow *flow;
 	bool ours, answer;
 	int result;
 
 	if (!lb_parse(ctx, &packet))
 		return CTX_PASS;
-	ours = may_be_ours(&packet);
 	answer = lb_nat_may_answer(&packet);
+	ours = may_be_ours(&packet);
 	if (!ours && !answer)
 		return CTX_PASS;
 	if (packet.fragment) {
@@ -241,12 +253,17 @@ static __always_inline int lb_balance(CTX *ctx)
 	}
 	flow = known_flow(&packet);
 	if (!flow) {
-		result = decide(ctx, &packet, &decided);
+		work = lb_work_here();
+		if (!work)
+			return CTX_DROP;
+		work->packet = packet;
+		result = decide(ctx);
 		if (result == NOT_OURS)
 			return CTX_PASS;
 		if (result)
 			return drop(&packet, result);
-		flow = &decided;
+		packet.first = work->packet.first;
+		flow = &work->flow;
 	}
 	return forward(ctx, &packet, flow);
 }

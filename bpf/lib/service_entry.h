@@ -44,15 +44,15 @@ static __always_inline bool service_entry_of(const struct flow *entry,
 	       entry->frontend == translation->frontend;
 }
 
-/* All but what the entry counts itself, from the backend's entry; `client` is the end in this key. */
+/*
+ * All but what the entry counts itself, from the backend's entry; `client` is the end in this key.
+ * Which of the ends has closed is not asked of this entry, only whether one or both have.
+ */
 static __always_inline void service_entry_fill(struct flow *entry, const struct flow *flow,
 					       __u32 client)
 {
 	__u32 turned = client ^ flow->opener;
-	__u8 closing = flow->state & FLOW_CLOSING;
 
-	if (turned)
-		closing = (closing >> 1 | closing << 1) & FLOW_CLOSING;
 	entry->ifindex[0] = flow->ifindex[END(turned)];
 	entry->ifindex[1] = flow->ifindex[END(!turned)];
 	entry->endpoint[0] = flow->endpoint[END(turned)];
@@ -62,7 +62,7 @@ static __always_inline void service_entry_fill(struct flow *entry, const struct 
 	entry->due = flow->due;
 	entry->changes = flow->changes;
 	entry->opener = client;
-	entry->state = FLOW_SERVICE | (flow->state & (FLOW_CONFIRMED | FLOW_HAIRPIN)) | closing;
+	entry->state = FLOW_SERVICE | (flow->state & ~FLOW_BACKEND);
 	entry->expires = flow->expires;
 	entry->rule = flow->rule;
 	entry->revision = flow->revision;
@@ -90,16 +90,15 @@ static __always_inline int service_entry_keep(struct work *work, const struct lb
 		flow_add_up(found.flow, END(client));
 		if (!found.in_pending || !work->in_flows)
 			return 0;
-		*made = *found.flow;
-	} else {
+	} else if (found.flow) {
 		/* The ports lead to another backend, or are in use without the service. */
-		if (found.flow && answer)
+		if (answer)
 			return DROP(&work->packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
-		if (found.flow && !found.in_pending)
+		if (!found.in_pending)
 			bpf_map_delete_elem(&flows, &key);
-		__builtin_memset(made, 0, sizeof(*made));
-		service_entry_fill(made, flow, client);
 	}
+	__builtin_memset(made, 0, sizeof(*made));
+	service_entry_fill(made, flow, client);
 	if (!work->in_flows) {
 		failed = bpf_map_update_elem(&pending, &key, made, BPF_ANY);
 	} else {

@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError
 from pyciliumlib.types import Address, PortProto, Protocol, parse_address
+from pyciliumlib.types.ports import PORT_MAX
 
 
 def _protocol(value: str | int) -> Protocol:
@@ -25,6 +26,13 @@ class Ends:
     destination: Address = field(converter=parse_address)
     dport: int
     protocol: Protocol = field(default=Protocol.TCP, converter=_protocol)
+
+    def __attrs_post_init__(self) -> None:
+        for port in (self.sport, self.dport):
+            if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= PORT_MAX:
+                raise InvalidError(f"port {port!r}: write a whole number, 0 to {PORT_MAX}")
+        if self.source.version != self.destination.version:
+            raise InvalidError(f"{self.source} and {self.destination} are of two families")
 
     @property
     def reversed(self) -> Ends:
@@ -56,7 +64,9 @@ class Nat:
     """
 
     def __init__(self, address: str | Address, ports: PortProto) -> None:
-        """Flows are seen by backends as from `address` and one of `ports`."""
+        """Flows are seen by backends as from `address` and one of `ports`, 1 to 65535."""
+        if ports.any_port:
+            raise InvalidError(f"{ports} are all ports; write the first and the last")
         self.address, self.ports = parse_address(address), ports
         self._flows: dict[Ends, _Mapping] = {}
         self._answers: dict[Ends, _Mapping] = {}
@@ -65,13 +75,13 @@ class Nat:
         """The ports that the flow may get towards a backend; none is left if it is empty.
 
         That it has; else its client's own, if it is one of ours and nobody's; else any that is
-        nobody's.
+        nobody's. Raises InvalidError for a backend of another family.
         """
         known = self._flows.get(flow)
-        if known is not None and known.inside == self._inside(
-            flow, backend, port, known.inside.sport
-        ):
-            return frozenset({known.inside.sport})
+        if known is not None:
+            has = known.inside.sport
+            if known.inside == self._inside(flow, backend, port, has):
+                return frozenset({has})
         free = frozenset(
             ours
             for ours in range(self.ports.first, self.ports.last + 1)

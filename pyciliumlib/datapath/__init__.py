@@ -10,6 +10,7 @@ from pyciliumlib.datapath.hook import Hook
 from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.services import Services
 from pyciliumlib.datapath.simulate import Outcome, Simulation
 from pyciliumlib.flow.metrics import Metric, Metrics
 from pyciliumlib.types import Drift
@@ -28,5 +29,6 @@ __all__ = [
     "NodePolicy",
     "Outcome",
     "PodLike",
+    "Services",
     "Simulation",
 ]

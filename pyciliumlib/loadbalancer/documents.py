@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import yaml
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from pyciliumlib.errors import InvalidError, NotFoundError, ServiceError
 from pyciliumlib.loadbalancer.annotations import only_on_nodes
@@ -26,6 +26,7 @@ from pyciliumlib.loadbalancer.service import Service
 from pyciliumlib.loadbalancer.service_reader import ServiceObject, read_service
 from pyciliumlib.loadbalancer.slice_reader import Slice, read_slice
 from pyciliumlib.types import Address, AddressLike, parse_address
+from pyciliumlib.types.collector import collector_at_rest
 
 #: YAML text, a file or folder, one object, or several.
 ServiceInput: TypeAlias = "str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]"
@@ -81,61 +82,82 @@ def read_services(
 type=<FrontendType.CLUSTER_IP: 'ClusterIP'>),)
     """
     config, node, reader = config or LoadBalancerConfig(), node or LocalNode(), Reader()
-    objects: list[ServiceObject] = []
-    slices: list[Slice] = []
-    pods: list[PodObject] = []
-    policies: list[RedirectPolicy] = []
-    for where, data in _documents(source, reader):
-        reader.document = where
+    given = {name: tuple(values) for name, values in (addresses or {}).items()}
+    found = _Objects()
+    with collector_at_rest():
+        for where, data in _documents(source, reader):
+            reader.document = where
+            found.add(data, config, reader)
+        services = _join(found, config, node, given, reader)
+        reader.raise_if_any()
+    return ServiceDocuments(tuple(services), tuple(reader.warnings))
+
+
+@define
+class _Objects:
+    """The objects of all documents, before they are joined."""
+
+    services: list[ServiceObject] = field(factory=list)
+    slices: list[Slice] = field(factory=list)
+    pods: list[PodObject] = field(factory=list)
+    policies: list[RedirectPolicy] = field(factory=list)
+
+    def add(self, data: Mapping[str, Any], config: LoadBalancerConfig, reader: Reader) -> None:
+        """One more; what is wrong goes to `reader`."""
         kind, version = data.get("kind"), data.get("apiVersion")
         if (kind, version) == ("Service", "v1"):
-            objects.extend(read_service(data, config, reader))
+            self.services.extend(read_service(data, config, reader))
         elif (kind, version) == ("EndpointSlice", _SLICES):
-            slices.extend(read_slice(data, reader))
+            self.slices.extend(read_slice(data, reader))
         elif (kind, version) == ("Pod", "v1"):
-            pods.extend(read_pod(data, reader))
+            self.pods.extend(read_pod(data, reader))
         elif (kind, version) == ("CiliumLocalRedirectPolicy", _REDIRECTS):
-            policies.extend(read_redirect(data, reader))
+            self.policies.extend(read_redirect(data, reader))
         else:
             reader.problem(
                 "kind",
                 f"{kind!r} of {version!r}: Services and Pods of v1, EndpointSlices of {_SLICES}, "
                 f"CiliumLocalRedirectPolicies of {_REDIRECTS}",
             )
-    _check_unique(objects, reader)
-    given = {name: tuple(values) for name, values in (addresses or {}).items()}
-    _check_given(given, objects, reader)
-    services = _join(objects, slices, config, node, given, reader)
-    _check_node(pods, policies, node, reader)
-    for pod in pods:
-        if pod.is_on(node):
-            services.extend(pod.host_ports(node, config, reader))
-    services = apply_redirects(policies, services, pods, node, reader)
-    reader.raise_if_any()
-    return ServiceDocuments(tuple(services), tuple(reader.warnings))
 
 
 def _join(
-    objects: list[ServiceObject],
-    slices: list[Slice],
+    found: _Objects,
     config: LoadBalancerConfig,
     node: LocalNode,
     given: Mapping[str, tuple[str, ...]],
     reader: Reader,
 ) -> list[Service]:
+    """The services, with the host ports of pods and what is redirected."""
+    _check_unique(found.services, reader)
+    _check_given(given, found.services, reader)
+    _check_node(found.pods, found.policies, node, reader)
+    services = list(_balanced(found, config, node, given, reader))
+    for pod in found.pods:
+        if pod.is_on(node):
+            services.extend(pod.host_ports(node, config, reader))
+    return apply_redirects(found.policies, services, found.pods, node, reader)
+
+
+def _balanced(
+    found: _Objects,
+    config: LoadBalancerConfig,
+    node: LocalNode,
+    given: Mapping[str, tuple[str, ...]],
+    reader: Reader,
+) -> Iterator[Service]:
+    """Service objects with the slices that are theirs."""
     of_service: dict[tuple[str, str], list[Slice]] = {}
-    for found in slices:
-        of_service.setdefault((found.namespace, found.service), []).append(found)
-    services: list[Service] = []
-    for item in objects:
+    for one in found.slices:
+        of_service.setdefault((one.namespace, one.service), []).append(one)
+    for item in found.services:
         reader.document = item.document
         with reader.catching(""):
             if item.skipped_by(config) or not only_on_nodes(item.annotations.exposure, node.labels):
                 continue
-            found_slices = of_service.get((item.namespace, item.name), [])
+            slices = of_service.get((item.namespace, item.name), [])
             extra = given.get(f"{item.namespace}/{item.name}", ())
-            services.extend(item.services(found_slices, config, node, extra))
-    return services
+            yield from item.services(slices, config, node, extra)
 
 
 def _check_node(

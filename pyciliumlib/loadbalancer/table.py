@@ -213,7 +213,7 @@ class ServiceTable:
         for key, service in plan.wanted.items():
             if key in change.fresh:
                 after[key] = _saved(service, change.fresh[key], held)
-            elif service != self._wanted[key]:
+            elif service is not self._wanted[key] and service != self._wanted[key]:
                 after[key] = _saved(service, self._installed[key], held)
         return after
 

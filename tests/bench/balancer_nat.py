@@ -158,7 +158,8 @@ def _wrapped(
     for table in shared:
         spec.resize(table, rig.maps[table].max_entries)
     with spec.load(reuse={table: rig.maps[table] for table in shared}) as bench:
-        bench.maps["heads"][0] = {"words": np.frombuffer(frame[:80], np.uint64)}
+        words = np.frombuffer(frame[14 : 14 + 64], np.uint64)
+        bench.maps["heads"][0] = {"words": words, "ethernet": frame[:16]}
         yield bench
 
 

@@ -1,7 +1,8 @@
 """Services at sockets beside plain routing: the same pods, the same programs, the same run.
 
 Each round measures both, one right after the other and in changing order. The client of a plain
-turn asks for the backend itself, and there is no balancer meanwhile.
+turn asks for the backend itself, and there is no balancer meanwhile. It is in the cgroup all the
+same, since the kernel does more for each switch of a task that is in one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ _STREAM, _LOAD, _UDP = 5201, 7000, 7001
 
 def figures() -> Iterator[Figure]:
     """Throughput, new connections, requests, and what connect() itself costs."""
-    with Lab() as lab, c_program("net_load") as program, cgroups.cgroup() as group:
+    with (
+        c_program("net_load") as program,
+        cgroups.cgroup() as group,
+        cgroups.inside(group),
+        Lab() as lab,
+    ):
         node = lab.node()
         scene = Scene(node.pod("client"), node.pod("backend"), program, group)
         scene.start()
@@ -51,7 +57,7 @@ def figures() -> Iterator[Figure]:
 
 @frozen
 class Scene:
-    """A client and a backend, and the cgroup in which the client runs."""
+    """A client and a backend, and the cgroup in which both run."""
 
     client: Pod
     backend: Pod
@@ -71,7 +77,7 @@ class Scene:
 
     @contextmanager
     def balancing(self) -> Iterator[None]:
-        """The backend is behind services, for processes that are started meanwhile."""
+        """The backend is behind services."""
         services = []
         for port, protocol in ((_STREAM, "TCP"), (_LOAD, "TCP"), (_UDP, "UDP")):
             places = [
@@ -79,7 +85,7 @@ class Scene:
                 for addresses in (_VIP, {4: self.address(4), 6: self.address(6)})
             ]
             services.append(Service(f"{protocol}-{port}", *places))
-        with SocketBalancer(self.cgroup) as balancer, cgroups.inside(self.cgroup):
+        with SocketBalancer(self.cgroup) as balancer:
             balancer.upsert(*services)
             yield
 

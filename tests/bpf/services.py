@@ -144,6 +144,12 @@ class Pair:
     family: Family
     transport: str
     backend: str
+    #: The client's second address is ordered otherwise against the service's than its first.
+    second: bool = False
+
+    @property
+    def client(self) -> str:
+        return self.family.client_second if self.second else self.family.client
 
     @property
     def vip(self) -> str:
@@ -175,19 +181,19 @@ class Pair:
 
     def request(self, flags: str = packets.ACK, **more: Any) -> bytes:
         """What the client sends to the service."""
-        return self.packet(self.family.client, SPORT, self.vip, PORT, flags, **more)
+        return self.packet(self.client, SPORT, self.vip, PORT, flags, **more)
 
     def request_inside(self, flags: str = packets.ACK, **more: Any) -> bytes:
         """The same, as the backend gets it."""
-        return self.packet(self.family.client, SPORT, self.backend, self.target, flags, **more)
+        return self.packet(self.client, SPORT, self.backend, self.target, flags, **more)
 
     def answer_inside(self, flags: str = packets.ACK, **more: Any) -> bytes:
         """What the backend sends."""
-        return self.packet(self.backend, self.target, self.family.client, SPORT, flags, **more)
+        return self.packet(self.backend, self.target, self.client, SPORT, flags, **more)
 
     def answer(self, flags: str = packets.ACK, **more: Any) -> bytes:
         """The same, as the client gets it."""
-        return self.packet(self.vip, PORT, self.family.client, SPORT, flags, **more)
+        return self.packet(self.vip, PORT, self.client, SPORT, flags, **more)
 
 
 def delivered(frame: bytes, to: int) -> bytes:

@@ -170,6 +170,33 @@ def test_a_service_that_is_deleted(rig: ServiceRig, family: Family) -> None:
 
 
 @families
+def test_a_service_that_is_made_anew(rig: ServiceRig, family: Family) -> None:
+    """It is another one, though address and backend are the same: the client meets it first."""
+    pair = Pair(family, "tcp", family.server)
+    twin = Service("twin", [Frontend(OTHER_VIP[family.version], PORT)], pair.service().backends)
+    rig.put(pair.service(), twin)  # so that the backend is always there
+    establish(rig, pair)
+    rig.only(twin)
+    rig.put(pair.service())
+    assert rig.from_server(pair.answer_inside()).drop == NO_BACKEND
+    assert rig.from_client(pair.request()).packet == delivered(pair.request_inside(), SERVER)
+    assert rig.from_server(pair.answer_inside()).packet == delivered(pair.answer(), CLIENT)
+
+
+@families
+def test_an_answer_that_nothing_stands_behind(rig: ServiceRig, family: Family) -> None:
+    """What was decided under something that has changed needs the service's entry as well."""
+    pair = Pair(family, "tcp", family.server)
+    rig.put(pair.service())
+    establish(rig, pair)
+    rig.forget(family.client, pair.vip)
+    rig.rig.bump_policy(CLIENT)
+    assert rig.from_server(pair.answer_inside()).drop == NO_BACKEND
+    assert rig.from_client(pair.request()).packet == delivered(pair.request_inside(), SERVER)
+    assert rig.from_server(pair.answer_inside()).packet == delivered(pair.answer(), CLIENT)
+
+
+@families
 def test_numbers_that_somebody_else_has(rig: ServiceRig, family: Family) -> None:
     """A flow of a service that is gone is not one of the next that gets the same numbers."""
     pair = Pair(family, "tcp", family.server)

@@ -309,6 +309,22 @@ def test_a_backend_that_becomes_somebody_else(rig: ServiceRig, family: Family) -
 
 
 @families
+@pytest.mark.parametrize("second", [False, True])
+def test_a_client_that_becomes_somebody_else(rig: ServiceRig, family: Family, second: bool) -> None:
+    """A change of the client's own identity, whichever end of the two keys it is."""
+    pair = Pair(family, "tcp", family.server, second)
+    rig.put(pair.service())
+    rig.rig.clear_rules(SERVER)
+    rig.rig.rule(SERVER, INGRESS, identity=1001)
+    shake_hands(rig, pair)
+    assert rig.from_client(pair.request()).events == ()
+    rig.rig.place(CLIENT, pair.client, identity=1009)
+    rig.rig.bump_address(pair.client)
+    assert rig.from_client(pair.request()).drop == DropReason.POLICY
+    assert rig.from_server(pair.answer_inside()).drop == DropReason.POLICY
+
+
+@families
 def test_nobody_speaks_as_the_service(rig: ServiceRig, family: Family) -> None:
     """Not even its backend, with or without a flow; and nobody as another pod."""
     pair = tcp(family)

@@ -20,7 +20,7 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.kernel import wait_for_programs
-from pyciliumlib.loadbalancer import Frontend, LoadBalancerConfig, Service
+from pyciliumlib.loadbalancer import Backend, Frontend, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.collecting import FlowCollector
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, NetNS
@@ -505,6 +505,74 @@ def test_hybrid(where: tuple[NetNS, int]) -> None:
                 assert tcp.send("S").data.endswith(inner)
                 udp = Talk(rig, family, kind="UDP")
                 assert udp.open("A").dport == 8080
+
+
+# ---------------------------------------------------------------------- who gets what
+
+
+@families
+@kinds
+def test_choices_are_the_models(rig: Rig, family: Family, kind: str) -> None:
+    """The Maglev table's, all through a connection."""
+    rig.serve(served(family, kind))
+    met = set()
+    for port in range(1000, 1064):
+        talk = Talk(rig, family, port, kind)
+        seen = talk.open()
+        client = family.at(family.client, port).partition("/")[0]
+        placed = rig.model.where(client, family.at(family.vip, 80, kind))
+        assert placed.backend is not None
+        assert seen.destination == str(placed.backend.address)
+        assert talk.open("A") == seen
+        met.add(seen.destination)
+    assert len(met) == 4
+
+
+@families
+def test_random_affinity_and_draining(rig: Rig, family: Family) -> None:
+    """All of them are met by chance; a client by affinity meets one, until that drains."""
+    rig.serve(evolve(served(family), algorithm="random"))
+    met = [Talk(rig, family, port).open().destination for port in range(1000, 1100)]
+    assert min(met.count(address) for address in family.backends) > 8
+    service = evolve(served(family), algorithm="random", affinity_timeout=60)
+    rig.reset()
+    rig.serve(service)
+    first = Talk(rig, family, 1000)
+    home = first.open()
+    for port in range(2000, 2040):
+        assert Talk(rig, family, port).open().destination == home.destination
+    drained = [
+        b.in_state("terminating") if str(b.address) == home.destination else b
+        for b in service.backends
+    ]
+    rig.serve(service.with_backends(drained))
+    assert Talk(rig, family, 3000).open().destination != home.destination
+    assert first.open("A") == home
+    assert first.answer(home).action == TX
+
+
+@families
+def test_backends_of_this_node_alone(rig: Rig, family: Family) -> None:
+    """External policy Local: those that say they are on it, else none."""
+    backends = [
+        Backend(address, 8080, node=node)
+        for address, node in zip(family.backends, ("n1", "n2", "", "n2"), strict=True)
+    ]
+    service = Service("web", [family.at(family.vip, 80)], backends, external_policy="Local")
+    rig.serve(service)
+    for port in range(1000, 1020):
+        assert Talk(rig, family, port).open().destination == family.backends[0]
+    rig.serve(service.with_backends(backends[1:]))
+    assert Talk(rig, family, 2000).send("S").reason == DropReason.NO_SERVICE_BACKEND
+
+
+@families
+def test_source_ranges(rig: Rig, family: Family) -> None:
+    """Others than these are dropped, and no port is spent on them."""
+    rig.serve(evolve(served(family), source_ranges=[family.other_client]))
+    assert Talk(rig, family).send("S").reason == DropReason.LB_SOURCE_RANGE
+    assert Talk(rig, family, client=family.other_client).open().sport == 40000
+    assert sizes(rig) == (1, 0, 1, 0)
 
 
 # ---------------------------------------------------------------------- lives

@@ -20,7 +20,8 @@ from attrs import define
 from pyciliumlib.errors import NotFoundError
 from pyciliumlib.lab.processes import Spawner, terminate
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
-from pyciliumlib.loadbalancer.program import LoadBalancer, Sizes
+from pyciliumlib.loadbalancer.program import LoadBalancer, Sizes, SocketBalancer
+from pyciliumlib.loadbalancer.program.kernel_balancer import KernelBalancer
 from pyciliumlib.net import NetNS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -68,9 +69,10 @@ def controlled(
     pin_root: Path,
     config: LoadBalancerConfig,
     sizes: Sizes,
+    cgroup: Path | None = None,
 ) -> Iterator[Controller]:
-    """Another process has the balancer at eth0 of a namespace."""
-    words = _encode((str(pin_root), config, sizes))
+    """Another process has the balancer at eth0 of a namespace, or that of a cgroup's sockets."""
+    words = _encode((str(pin_root), config, sizes, cgroup))
     argv = [sys.executable, "-m", "tests.lab.balancer_controller", words]
     pipe = subprocess.PIPE
     process = spawner.spawn(netns, argv, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
@@ -92,11 +94,15 @@ def _decode(text: str) -> Any:
     return pickle.loads(base64.b64decode(text))
 
 
-def main(pin_root: str, config: LoadBalancerConfig, sizes: Sizes) -> None:
+def main(
+    pin_root: str, config: LoadBalancerConfig, sizes: Sizes, cgroup: Path | None = None
+) -> None:
+    balancer: KernelBalancer
+    kind, place = (LoadBalancer, "eth0") if cgroup is None else (SocketBalancer, str(cgroup))
     try:
-        balancer = LoadBalancer.open(pin_root)
+        balancer = kind.open(pin_root)
     except NotFoundError:
-        balancer = LoadBalancer("eth0", config=config, sizes=sizes, pin_root=pin_root)
+        balancer = kind(place, config=config, sizes=sizes, pin_root=pin_root)
     print("ready", flush=True)
     for line in sys.stdin:
         steps, forever = _decode(line)

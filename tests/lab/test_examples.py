@@ -128,6 +128,35 @@ def test_socket_balancer() -> None:
     ]  # fmt: skip
 
 
+def test_pod_services() -> None:
+    """Policy sees the backend; a drained one keeps its connection; nobody left is told at once."""
+    lines = well(run(EXAMPLES / "pod_services.py")).splitlines()
+    assert lines[:4] == [
+        "+ default/web: 1 frontend(s), 2 backend(s)",
+        "one of 2 backends: any of the candidates, at random (default/web)",
+        "client: b'blue' b'red'",
+        "stranger: timeout",
+    ]
+    denied = (
+        r".* stranger:\d+ \(\d+\) -> (red|blue):8080 \(\d+\) by default/web 10.96.0.10:80 .*133\)"
+    )
+    assert lines[4:-4] and all(re.fullmatch(denied, line) for line in lines[4:-4])
+    assert lines[-4:-2] == ["drained, and answers: True", "new connections go elsewhere: True"]
+    assert re.fullmatch("10.96.0.10:80 is (red|blue): True", lines[-2])
+    assert lines[-1] == "nobody is left: refused"
+
+
+def test_health_checks() -> None:
+    """One that answers 503 serves nobody, as does one that is gone; a pass brings it back."""
+    lines = well(run(EXAMPLES / "health_checks.py")).splitlines()
+    red, green, blue = (f"10.244.1.{host}:8080/TCP" for host in (3, 4, 5))
+    assert lines == [
+        "at first: blue green red", f"{red} unhealthy: HTTP status 503", "now: blue green",
+        f"{red} healthy: it answers", f"{green} unhealthy: Connection refused",
+        "in force:", f"  {red} active", f"  {green} quarantined", f"  {blue} active",
+    ]  # fmt: skip
+
+
 def test_hooks(objects: Path) -> None:
     """One program closes port 80 to everybody; the other counts what each identity sends."""
     out = well(run(EXAMPLES / "hooks" / "hooks.py", objects))

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -39,7 +42,7 @@ from tests.lab.test_load_balancer import SIZES, VERSIONS, at
 from tests.unit.test_health import FakeBalancer
 
 T = TypeVar("T")
-PORT, HEALTH_PORT = 8080, 32100
+PORT, HEALTH_PORT = 8088, 32100
 OFTEN = HealthSettings(interval=0.2, timeout=0.5, rise=2, fall=2, concurrency=64)
 PATIENCE = 20.0
 _CONFIG = """
@@ -338,6 +341,45 @@ def test_kinds(
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
             assert health.unhealthy[first].startswith(reason)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "reason"),
+    [
+        ("web.test", True, ""),
+        ("other.test", True, "Hostname mismatch"),
+        ("web.test", False, "self-signed|self signed"),
+    ],
+    ids=["trusted", "another name", "nobody's"],
+)
+def test_https(tmp_path: Path, host: str, trusted: bool, reason: str) -> None:
+    """With a context, the certificate has to be right, for the name that is asked for."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key,
+         "-out", certificate, "-subj", "/CN=web.test", "-addext", "subjectAltName=DNS:web.test"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificate, key)
+    client_side = ssl.create_default_context(cafile=certificate if trusted else None)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert f"Host: {host}".encode() in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_side) as server:
+            port = server.sockets[0].getsockname()[1]
+            fake = FakeBalancer(Service("web", [at(VIP[4], 443)], [f"127.0.0.1:{port}"]))
+            check = HTTPCheck("/", host=host, tls=client_side)
+            async with HealthChecks(fake, check, HealthSettings(interval=0.1, fall=1)) as health:
+                await asyncio.sleep(1)
+                (said,) = health.unhealthy.values() or [""]
+                assert re.search(reason, said) if reason else not said
 
     asyncio.run(main())
 

@@ -6,12 +6,15 @@ import contextlib
 import http.client
 import http.server
 import json
+import os
+import shutil
 import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,6 +323,46 @@ def test_ports_that_may_not_be_protected(scene: Scene) -> None:
     with balancer_at(scene, evolve(IN_XDP, nat_ports="30000-65535")) as balancer:
         with pytest.raises(errors.ServiceError, match="own sockets 0 of the ports"):
             balancer.upsert(web(4))
+
+
+@pytest.fixture
+def pin_root() -> Iterator[Path]:
+    path = Path(f"/sys/fs/bpf/pcl-nat-{os.getpid()}")
+    yield path
+    left = path.exists()
+    shutil.rmtree(path, ignore_errors=True)
+    assert not left
+
+
+@VERSIONS
+@pytest.mark.parametrize("config", [IN_XDP, AT_TC], ids=["XDP", "tc"])
+def test_taken_over(scene: Scene, pin_root: Path, version: int, config: LoadBalancerConfig) -> None:
+    """Connections go on while nobody is there and afterwards, and the ports stay protected."""
+    name = "ipv4/ip_local_reserved_ports"
+    config = evolve(config, nat_ports="50000-60000")
+
+    def begin() -> LoadBalancer:
+        return scene.director.call(
+            lambda: LoadBalancer("eth0", config=config, sizes=SIZES, pin_root=pin_root)
+        )
+
+    with scene.client.socket(FAMILY[version], socket.SOCK_STREAM) as tcp:
+        tcp.settimeout(3)
+        with begin() as balancer:
+            Place(scene, balancer).serve(web(version))
+            tcp.connect((VIP[version], 80))
+            home = exchange(tcp)
+            (before,) = balancer.connections()
+            balancer.keep()
+        assert exchange(tcp) == home
+        assert read_sysctl(scene.director, name) == "50000-60000"
+        with scene.director.call(lambda: LoadBalancer.open(pin_root)) as balancer:
+            assert balancer.config == config
+            assert exchange(tcp) == home
+            (after,) = balancer.connections()
+            assert after.nat == before.nat
+            assert read_sysctl(scene.director, name) == "50000-60000"
+    assert read_sysctl(scene.director, name) == ""
 
 
 @VERSIONS

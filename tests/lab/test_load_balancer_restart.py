@@ -152,6 +152,7 @@ def test_keep_and_open(scene: Scene, pin_root: Path, config: LoadBalancerConfig)
         assert scene.who(4, 10).keys() == {"b2", "b3"}
         hook, counts = first.hook, first.service_counts()
         numbers = dict(first._held.table.backends)
+        clients = {one.client for one in first.connections()}
         first.keep()
     with pytest.raises(errors.ClosedError):
         first.keep()
@@ -162,7 +163,8 @@ def test_keep_and_open(scene: Scene, pin_root: Path, config: LoadBalancerConfig)
         assert dict(second._held.table.backends) == numbers
         key = web(4).key
         assert second.service_counts()[key].packets >= counts[key].packets + 30
-        assert len({one.client for one in second.connections()}) == 20
+        known = {one.client for one in second.connections()}
+        assert clients < known and len(known) >= 20  # some of an earlier test may still be closing
         assert scene.who(4, 10).keys() == {"b2", "b3"}
         second.restore(at_80(1))
         assert scene.who(4, 30).keys() == {"b1", "b2", "b3"}

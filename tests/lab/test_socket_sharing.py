@@ -8,20 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from pyciliumlib import errors
+from pyciliumlib.datapath import Datapath
 from pyciliumlib.lab import Host
-from pyciliumlib.loadbalancer import (
-    LoadBalancerConfig,
-    Service,
-)
+from pyciliumlib.loadbalancer import LoadBalancerConfig, Service, ServiceKey
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
 from pyciliumlib.loadbalancer.program.kernel_balancer import KernelBalancer
 from pyciliumlib.net import Netlink
 from pyciliumlib.types import parse_address
 from tests import cgroups
-from tests.lab import socket_scene
+from tests.lab import scenes, socket_scene
 from tests.lab.socket_scene import (
     SIZES,
+    VIP,
     Client,
     Scene,
 )
@@ -80,6 +79,30 @@ def from_outside(world: Host, address: str) -> set[str]:
         return {world.connect(address, "8080/TCP").reply.decode().strip() for _ in range(30)}
 
 
+def test_with_a_datapath(scene: Scene) -> None:
+    """The datapath's services, at the sockets of its pods: policy sees the backend's packets."""
+    policy = scenes.policy(
+        "b1", {"app": "b1"}, ingress=[{**scenes.apps("from", "client"), **scenes.ports("8080/TCP")}]
+    )
+    with Datapath(scene.node) as dp:
+        for pod in (scene.client, scene.other, *scene.backends):
+            dp.add_endpoint(pod.name, labels={"app": pod.name}, pod=pod)
+        dp.policy.apply(policy)
+        with scene.node.call(lambda: SocketBalancer(scene.cgroup, share=dp.services)) as at_sockets:
+            dp.services.upsert(scene.service("TCP", 1))
+            with Client(scene.client, "IPv4").connect() as client:
+                assert client.ask() == "b1"
+                assert client.peer == (VIP[4], 80)
+            with Client(scene.other, "IPv4") as client, pytest.raises(TimeoutError):
+                client.sock.settimeout(0.3)
+                client.connect()
+            assert sum(at_sockets.service_counts().values()) == 2
+            assert {count.packets for count in dp.services.service_counts().values()} == {0}
+            with cgroups.outside(), Client(scene.client, "IPv4") as client:
+                assert client.connect().ask() == "b1"
+            assert sum(count.packets for count in dp.services.service_counts().values()) > 0
+
+
 def test_both_must_be_able_to_serve(both: tuple[LoadBalancer, SocketBalancer]) -> None:
     """What one of them cannot serve is refused, whoever is asked."""
     packets, at_sockets = both
@@ -97,6 +120,9 @@ class Picky(KernelBalancer):
 
     def _refusals(self, service: Service) -> Iterator[str]:
         yield f"{service.key}: not for me"
+
+    def service_counts(self) -> dict[ServiceKey, int]:
+        return {}
 
     def _applied(self, applied: Applied) -> None:
         raise AssertionError("it was never asked to serve anything")

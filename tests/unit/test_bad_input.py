@@ -48,6 +48,11 @@ def cached(call: Callable[[pcl.IPCache], Any]) -> Callable[[], Any]:
     return lambda: call(pcl.IPCache())
 
 
+def translated(call: Callable[[pcl.Nat, pcl.Ends], Any]) -> Callable[[], Any]:
+    flow = pcl.Ends("198.51.100.7", 1, "203.0.113.10", 80)
+    return lambda: call(pcl.Nat("192.0.2.1", pcl.PortProto(50000, 50003)), flow)
+
+
 REFUSED: dict[str, list[Case]] = {
     "AllocatorSettings": [
         (errors.InvalidError, lambda: pcl.AllocatorSettings(node="a/b")),
@@ -59,6 +64,13 @@ REFUSED: dict[str, list[Case]] = {
     "Endpoint.from_json": [
         (errors.StateError, lambda: pcl.Endpoint.from_json("no json")),
         (errors.StateError, lambda: pcl.Endpoint.from_json('{"id": 1}')),
+    ],
+    "Ends": [
+        (errors.UnitError, lambda: pcl.Ends("nowhere", 1, "10.0.0.1", 2)),
+        (errors.InvalidError, lambda: pcl.Ends("10.0.0.2", 65536, "10.0.0.1", 2)),
+        (errors.InvalidError, lambda: pcl.Ends("10.0.0.2", 1, "10.0.0.1", -1)),
+        (errors.InvalidError, lambda: pcl.Ends("10.0.0.2", 1, "fd00::1", 2)),
+        (errors.UnitError, lambda: pcl.Ends("10.0.0.2", 1, "10.0.0.1", 2, "XTP")),
     ],
     "FlowKey.of": [
         (errors.UnitError, lambda: pcl.FlowKey.of("nowhere", "10.0.0.1", 1, 2, 6)),
@@ -117,6 +129,19 @@ REFUSED: dict[str, list[Case]] = {
         (errors.InvalidError, lambda: pcl.Map.create(pcl.MapType.HASH, "u4", "O", 1)),
     ],
     "Map.from_id": [(errors.InvalidError, lambda: pcl.Map.from_id(-1))],
+    "Nat": [
+        (errors.UnitError, lambda: pcl.Nat("nowhere", pcl.PortProto(1, 2))),
+        (errors.InvalidError, lambda: pcl.Nat("192.0.2.1", pcl.PortProto())),
+    ],
+    "Nat.allowed": [
+        (errors.InvalidError, translated(lambda nat, flow: nat.allowed(flow, "fd00::1", 80))),
+        (errors.InvalidError, translated(lambda nat, flow: nat.allowed(flow, "10.0.0.1", -1))),
+    ],
+    "Nat.bind": [
+        (errors.InvalidError, translated(lambda nat, flow: nat.bind(flow, "10.0.0.1", 80, 1))),
+        (errors.UnitError, translated(lambda nat, flow: nat.bind(flow, "nowhere", 80, 50000))),
+    ],
+    "Nat.release": [(errors.NotFoundError, translated(lambda nat, flow: nat.release(flow)))],
     "Program.from_id": [(errors.InvalidError, lambda: pcl.Program.from_id(1 << 32))],
     "Link.from_id": [(errors.InvalidError, lambda: pcl.Link.from_id(-1))],
     "MemoryStore.create": [(errors.InvalidError, stored(lambda s: s.create("", "x")))],
@@ -293,7 +318,8 @@ NOTHING_TO_REFUSE = {
     "Clock", "Clock.fitting", "Clock.jiffies",
     "ConnectResult", "Drift", "Endpoint", "Explanation", "Features", "Flow", "FlowEntry",
     "FlowEntry.decode", "FlowKey", "FlowKey.packed", "Hook", "Hook.rehearse", "Identity", "Link",
-    "Map", "MapSpec", "MapSpec.create", "Metric", "Node", "Object", "Outside",
+    "Map", "MapSpec", "MapSpec.create", "Metric", "Nat.back", "Nat.out", "Nat.quoted", "Node",
+    "Object", "Outside",
     "Outside.add_route_to", "Pod", "Program", "ProgramSpec", "RunResult", "Server", "Simulation",
     "TcFilter",
     "Conntrack", "Conntrack.get", "Datapath.flows", "Lab", "Lab.leave_lan",
@@ -306,7 +332,7 @@ NOTHING_TO_REFUSE = {
     "Labels.without", "PortProto.contains", "Scope.of",
     "Selector", "Selector.matches", "Selector.names_key", "Selector.of",
     "Selector.with_requirement", "Selector.without_key",
-    "Repository", "Repository.bandwidth", "Repository.derivation", "Repository.suggest",
+    "Record", "Repository", "Repository.bandwidth", "Repository.derivation", "Repository.suggest",
     "Repository.undo", "ObjectSpec",
     *(f"{store}.{call}" for store in ("MemoryStore", "SQLiteStore")
       for call in ("delete", "end_session", "entries", "get", "renew_session", "session_alive",
@@ -334,14 +360,15 @@ def public_functions() -> Iterator[str]:
 def methods(name: str, cls: type) -> Iterator[str]:
     for member, value in vars(cls).items():
         function = getattr(value, "__func__", value)
-        public = not member.startswith("_") or member in ("__init__", "__getitem__", "__setitem__")
+        makes = member in ("__init__", "__new__")
+        public = makes or not member.startswith("_") or member in ("__getitem__", "__setitem__")
         if not inspect.isfunction(function) or not public:
             continue
         arguments = len(inspect.signature(function).parameters)
         if arguments > (not isinstance(value, staticmethod)) and not (
-            member == "__init__" and issubclass(cls, enum.Enum)
+            makes and issubclass(cls, enum.Enum)
         ):
-            yield name if member == "__init__" else f"{name}.{member}"
+            yield name if makes else f"{name}.{member}"
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from pyciliumlib.conntrack import Clock, Conntrack, FlowEntry, FlowKey
 from pyciliumlib.conntrack.model import signed32
@@ -14,7 +15,7 @@ from pyciliumlib.errors import InvalidError, UnitError
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.resources import object_path
 from pyciliumlib.testing import FakeMap
-from pyciliumlib.types import parse_address
+from pyciliumlib.types import address_to_bytes, parse_address
 
 SPEC = ObjectSpec.open(object_path("endpoint"))
 KEY, VALUE = SPEC.type("flow_key").dtype, SPEC.type("flow").dtype
@@ -236,3 +237,70 @@ def test_expiry_over_the_wrap_of_the_clock(tables: Tables, monkeypatch: pytest.M
     monkeypatch.setattr(time, "clock_gettime_ns", lambda _: (wraps_at + 10) * 10**9)
     assert tables.conntrack.get(key) is None
     assert tables.conntrack.collect() == 1
+
+
+# ---------------------------------------------------------------------- by a service
+
+
+FRONTEND = SPEC.type("lb_frontend").dtype
+SERVICE, BACKEND, HAIRPIN = 8, 16, 32
+
+
+class Translated(Tables):
+    """One flow to a service: what the client sent by each entry, and the backend by its own."""
+
+    def __init__(self, hairpin: bool = False) -> None:
+        super().__init__()
+        frontends = FakeMap("array", np.dtype("u4"), FRONTEND, max_entries=8)
+        row = np.zeros(1, FRONTEND)
+        row["addr"] = np.frombuffer(address_to_bytes(parse_address("10.96.0.10")), np.uint8)
+        row["port"] = 80
+        frontends.update_batch(np.array([3], "u4"), row)
+        self.conntrack = Conntrack(self.flows, self.pending, CLOCK, frontends)
+        self.by_service = FlowKey.of("10.0.0.2", "10.96.0.10", 40000, 80, 6)
+        other = "169.254.42.1" if hairpin else "10.0.0.2"
+        server = "10.0.0.2" if hairpin else "10.0.0.3"
+        self.by_backend = FlowKey.of(other, server, 40000, 8080, 6)
+        extra = HAIRPIN if hairpin else 0
+        for key, state, table, client in (
+            (self.by_service, SERVICE, self.flows, "10.0.0.2"),
+            (self.by_backend, BACKEND, self.pending, other),
+        ):
+            opener = int(str(key.high) == client)
+            sent = [0, 0]
+            sent[opener] = (5 << 38) + 500
+            if state == BACKEND:
+                sent[1 - opener] = (2 << 38) + 200
+            self.put(table, key, 60, opener=opener, state=state | extra, sent=sent, frontend=3)
+
+
+@pytest.mark.parametrize("hairpin", [False, True])
+def test_a_translated_flow_is_one_entry(hairpin: bool) -> None:
+    """With the sums of both, its backend, and the service that its opener knows."""
+    tables = Translated(hairpin)
+    (entry,) = tables.conntrack
+    assert (str(entry.src), entry.sport) == ("10.0.0.2", 40000)
+    assert (str(entry.dst), entry.dport) == ("10.0.0.2" if hairpin else "10.0.0.3", 8080)
+    assert entry.service == (parse_address("10.96.0.10"), 80)
+    assert (entry.packets, entry.bytes) == ((10, 2), (1000, 200))
+    assert entry.service_key == tables.by_service
+    keys = [tables.by_service]
+    if not hairpin:
+        assert entry.key == tables.by_backend
+        keys.append(tables.by_backend)
+    for key in keys:
+        found = tables.conntrack.get(key)
+        assert found is not None and evolve(found, expires_in=entry.expires_in) == entry
+
+
+def test_a_translated_flow_whose_other_entry_is_gone() -> None:
+    """What there is of it; and nothing of a service's entry alone."""
+    tables = Translated()
+    tables.flows.clear()
+    (entry,) = tables.conntrack
+    assert (entry.packets, entry.service) == ((5, 2), (parse_address("10.96.0.10"), 80))
+    assert tables.conntrack.get(tables.by_service) is None
+    tables = Translated()
+    tables.pending.clear()
+    assert list(tables.conntrack) == []
+    assert tables.conntrack.get(tables.by_service) is None

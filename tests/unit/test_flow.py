@@ -13,6 +13,7 @@ from pyciliumlib.flow import (
     Direction,
     DropReason,
     Flow,
+    FlowService,
     FlowType,
     TracePoint,
     Verdict,
@@ -205,3 +206,22 @@ def test_metrics_as_text() -> None:
     assert len(lines) == 4 and lines[3].split() == [
         "egress", "2", "108", "Policy", "denied", "(133)",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("10.96.0.10", "kube/dns 10.96.0.10:53"),
+        ("fd96::10", "kube/dns [fd96::10]:53"),
+    ],
+)
+def test_the_service_of_a_flow(address: str, text: str) -> None:
+    """What stands behind the frontend's number, between the ends and what was seen."""
+    dns = FlowService("kube", "dns", parse_address(address), 53)
+    known = {7: dns}
+    (found,) = decode(event(frontend=7), 0.0, services=known.get)
+    assert found.service == dns
+    assert f"10.0.0.2:80 (1002) by {text}  drop" in str(found)
+    (none,) = decode(event(), 0.0, services=known.get)
+    (unasked,) = decode(event(frontend=7), 0.0)
+    assert (none.service, unasked.service) == (None, None)

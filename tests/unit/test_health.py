@@ -51,6 +51,15 @@ class FakeBalancer:
     def services(self) -> Mapping[ServiceKey, Service]:
         return dict(self._services)
 
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        return {
+            key: one.with_backends(
+                b.in_state("quarantined") if str(b) in self.out else b for b in one.backends
+            )
+            for key, one in self._services.items()
+        }
+
     def set(self, *services: Service) -> None:
         self._services = {one.key: one for one in services}
         self.out &= {str(b) for one in services for b in one.backends}
@@ -414,6 +423,25 @@ def test_an_answer_that_comes_with_the_end(turns: int) -> None:
 
     run(main())
     assert asked == 1
+
+
+def test_what_an_earlier_process_left() -> None:
+    """One in quarantine is restored when it passes, and else stays there."""
+
+    async def main() -> None:
+        balancer = FakeBalancer(web(1, 2, 3))
+        balancer.out = {at(1), at(2)}
+        async with HealthChecks(balancer, failing({at(2)}), EVERY_SECOND) as health:
+            seen = follow(health)
+            assert 1 < await until(lambda: balancer.out == {at(2)}) <= 2.02
+            await asyncio.sleep(10)
+            assert {str(b): why for b, why in health.unhealthy.items()} == {
+                at(2): "it was in quarantine before"
+            }
+        assert [str(event) for event in await seen] == [f"{at(1)} healthy: it answers"]
+        assert balancer.out == set()
+
+    run(main())
 
 
 def test_a_balancer_that_fails() -> None:

@@ -271,6 +271,27 @@ def test_slots_are_shared(kernel: FakeKernel, table: ServiceTable) -> None:
     assert table.free_slots == free
 
 
+def test_many_services_cost_few_calls() -> None:
+    """However many there are at once, each map is written in one batch; a change writes its own."""
+    kernel = maps(lb_services=4096, lb_frontends=1024, lb_backends=8192, lb_revisions=1024,
+                  lb_members=8192, lb_slots=16384)  # fmt: skip
+    table = ServiceTable(kernel, CONFIG)
+    calls = recorded(kernel)
+
+    def service(number: int, last: int) -> Service:
+        backends = [f"10.{number // 256}.{number % 256}.{host}:80" for host in (*range(8), last)]
+        frontend = f"198.18.{number // 256}.{number % 256}:80"
+        return Service(f"s{number}", [frontend], backends)
+
+    serve(table, *(service(number, 8) for number in range(700)))
+    assert len(calls) <= 8
+    assert sum(rows for name, _, rows in calls if name == "lb_members") == 700 * 9
+    calls.clear()
+    table.apply(table.plan([service(300, 9)], whole=False))
+    assert len(calls) <= 10
+    assert sum(rows for name, _, rows in calls if name != "lb_slots") <= 10
+
+
 def quarantine(table: ServiceTable, *backends: str, out: bool = False) -> str:
     plan = table.plan_quarantine(map(Backend.parse, backends), out=out)
     table.apply(plan)

@@ -30,6 +30,7 @@ _EVENTS_MAX: Final = 16384
 #: Failures that say nothing of the backend.
 _OUR_OWN: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _GONE: Final = "it is not checked any more"
+_BEFORE: Final = "it was in quarantine before"
 
 
 class Checked(Protocol):
@@ -38,6 +39,10 @@ class Checked(Protocol):
     @property
     def services(self) -> Mapping[ServiceKey, Service]:
         """The services by their keys; a service that has changed is another object."""
+
+    @property
+    def in_force(self) -> Mapping[ServiceKey, Service]:
+        """The same, with the states of backends in quarantine."""
 
     def quarantine(self, *backends: Backend) -> object:
         """Give backends no new connections; NotFoundError for one that no service has."""
@@ -62,9 +67,10 @@ class HealthChecks:
             async for event in health.events():
                 print(event)
 
-    Every backend is healthy at first. One that has several checks, by several services, has to pass
-    all of them. Backends that come and go with the services are followed within a second. At the
-    end of the block nobody watches any more, so what was quarantined is restored.
+    Every backend is healthy at first, but for those in quarantine: an earlier process may have left
+    them there. One that has several checks, by several services, has to pass all of them. Backends
+    that come and go with the services are followed within a second. At the end of the block nobody
+    watches any more, so what is quarantined is restored.
 
     Where all backends of a service are unhealthy, all of them are quarantined, and its new
     connections are dropped.
@@ -155,15 +161,32 @@ class HealthChecks:
         for key in self._watches.keys() - wanted.keys():
             self._unwatch(key, self._watches[key].keys())
             del self._watches[key]
+        apart = self._set_apart() if wanted.keys() - self._watches.keys() else set()
         for key, checks in wanted.items():
+            healthy = key not in apart or key in self._watches
             watches = self._watches.setdefault(key, {})
             self._unwatch(key, watches.keys() - checks.keys())
             for check, backend in checks.items():
                 if check in watches:
                     watches[check].backend = backend  # it may have another state or weight
-                else:
-                    watch = watches[check] = _Watch(backend)
-                    watch.task = self._tasks.start(self._watch(watch, check))
+                    continue
+                watch = watches[check] = _Watch(backend, health=Health(healthy=healthy))
+                watch.task = self._tasks.start(self._watch(watch, check))
+                if not healthy:
+                    self._unhealthy[key] = backend, _BEFORE
+                    self._quarantined[key] = backend
+
+    def _set_apart(self) -> set[bytes]:
+        """Backends in quarantine: those that are, and were not given so."""
+        in_force = self._balancer.in_force
+        return {
+            backend.key
+            for key, service in self._balancer.services.items()
+            for given, backend in zip(
+                service.backends, in_force[key].backends if key in in_force else (), strict=False
+            )
+            if given.state is not backend.state
+        }
 
     def _unwatch(self, key: bytes, checks: Iterable[Check]) -> None:
         watches = self._watches[key]

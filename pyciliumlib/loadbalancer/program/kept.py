@@ -20,7 +20,7 @@ from pyciliumlib.store import SQLiteStore, Store
 _SETTINGS: Final = "settings"
 _SERVICES: Final = "services/"
 _QUARANTINE: Final = "quarantine"
-_NOTES: Final = "notes/"
+_RESERVED: Final = "reserved-ports"
 #: A change that was begun, and whose end the process may not have seen.
 _CHANGE: Final = "change"
 Make = Callable[[list[Saved], Quarantine], ServiceTable]
@@ -122,14 +122,15 @@ class Kept(StoredServices):
         """Keep how the owner was made."""
         self._store.put(_SETTINGS, json.dumps(settings))
 
-    def noted(self, name: str) -> str:
-        """A note that an earlier process left; empty where there is none."""
-        entry = self._store.get(f"{_NOTES}{name}")
+    @property
+    def reserved_ports(self) -> str:
+        """The ports that were kept from sockets, as `ip_local_reserved_ports` has them."""
+        entry = self._store.get(_RESERVED)
         return entry.value if entry else ""
 
-    def note(self, name: str, text: str) -> None:
-        """Leave a note to the next process."""
-        self._store.put(f"{_NOTES}{name}", text)
+    def remember_reserved(self, ports: str) -> None:
+        """Keep which they are, before they are reserved."""
+        self._store.put(_RESERVED, ports)
 
     # ------------------------------------------------------------------ life
 

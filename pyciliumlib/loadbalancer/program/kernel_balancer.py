@@ -138,7 +138,7 @@ class KernelBalancer(abc.ABC):
     def __init__(self, kept: Kept | None = None) -> None:
         """With `kept` it goes on where an earlier process ended, and outlives this one."""
         self._resources = contextlib.ExitStack()
-        self._closed = self._ends = False
+        self._closed = False
         self._kept = kept
         self._is_new = kept is None or not kept.settings
         self._links: dict[str, Link | TcFilter] = {}
@@ -174,9 +174,8 @@ class KernelBalancer(abc.ABC):
 
     def _end(self) -> None:
         """Take all of it away."""
-        self._ends = True
         try:
-            for link in self._links.values():
+            for link in reversed(self._links.values()):
                 self._netns.call(link.detach)
         finally:
             self._resources.close()  # a thread of it may be waiting for the lock

@@ -90,11 +90,12 @@ class LoadBalancer(KernelBalancer):
         FeatureError where its driver cannot, InvalidError, PrivilegeError.
         """
         super().__init__(None if pin_root is None else Kept(pin_root, _LAYOUT))
+        self._at_end = contextlib.ExitStack()
         self.device = device
         try:
             self._netns = self._resources.enter_context(NetNS.current())
             self._ports = OwnPorts(self._netns, config, self._kept)
-            self._resources.callback(self._give_ports_back)
+            self._at_end.callback(self._ports.give_back)
             self._place, found = _place_of(self._netns, device, self._ports.ports)
             settings = Settings(device, self._netns.inode, config, sizes or Sizes(), node)
             self._object, self.hook = self._start(settings)
@@ -183,6 +184,10 @@ class LoadBalancer(KernelBalancer):
             lambda pin: hook.adopt(program, self.device, pin),
         )
 
+    def _end(self) -> None:
+        self._at_end.close()
+        super()._end()
+
     def _remember(self, hook: Hook, settings: Settings) -> None:
         if self._kept is not None:
             self._kept.remember(evolve(settings, hook=hook).to_json())
@@ -260,14 +265,15 @@ class LoadBalancer(KernelBalancer):
         self._check_open()
         return self._by_backend(packet_sums(self._object.maps["lb_backend_counters"]))
 
+    @property
+    def nat_ports(self) -> PortProto:
+        """The ports of this node that connections have which are translated."""
+        return self._ports.ports
+
     def metrics(self) -> Metrics:
         """Packets and bytes of services: forwarded, and dropped by reason."""
         self._check_open()
         return Metrics.read(self._object.maps["metrics"])
-
-    def _give_ports_back(self) -> None:
-        if self._ends:
-            self._ports.close()
 
     def close(self) -> None:
         """Take the program off its device and free what is held, pins too.

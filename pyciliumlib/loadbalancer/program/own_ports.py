@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import InvalidError, PyCiliumError
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.nat_ports import SocketPorts, format_ports, parse_ports
@@ -16,20 +15,19 @@ from pyciliumlib.types import PortProto
 #: Both are IPv6's as well.
 _GIVEN: Final = "ipv4/ip_local_port_range"
 _RESERVED: Final = "ipv4/ip_local_reserved_ports"
-_NOTE: Final = "reserved-ports"
 
 
-class OwnPorts(Closeable):
+class OwnPorts:
     """The ports of a network namespace that are for translated flows.
 
-    Nothing is changed before `protect`, and `close` takes back what it did, also in an earlier
-    process.
+    Nothing is changed before `protect`, and `give_back` takes back what that did, be it in an
+    earlier process.
     """
 
-    def __init__(self, netns: NetNS, config: LoadBalancerConfig, kept: Kept | None = None) -> None:
+    def __init__(self, netns: NetNS, config: LoadBalancerConfig, kept: Kept | None) -> None:
         """`config` says which ports, and whether the kernel's settings may be changed."""
         self._netns, self._may_change, self._kept = netns, config.auto_protect_ports, kept
-        self._added = parse_ports(kept.noted(_NOTE) if kept else "")
+        self._added = parse_ports(kept.reserved_ports) if kept else frozenset()
         self.ports = self._sockets().nat_ports(config)
 
     def protect(self) -> None:
@@ -50,16 +48,16 @@ class OwnPorts(Closeable):
             )
         self._added |= clash
         if self._kept is not None:
-            self._kept.note(_NOTE, format_ports(self._added))
+            self._kept.remember_reserved(format_ports(self._added))
         write_sysctls(self._netns, {_RESERVED: wanted})
 
-    def close(self) -> None:
+    def give_back(self) -> None:
         """Reserve no more what `protect` reserved."""
-        added, self._added = self._added, frozenset()
-        if added:
+        if self._added:
             with contextlib.suppress(PyCiliumError):  # the namespace may be gone
-                left = self._sockets().reserved - added
+                left = self._sockets().reserved - self._added
                 write_sysctls(self._netns, {_RESERVED: format_ports(left)})
+        self._added = frozenset()
 
     def _sockets(self) -> SocketPorts:
         first, last = map(int, read_sysctl(self._netns, _GIVEN).split())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from attrs import evolve
@@ -13,7 +15,9 @@ from attrs import evolve
 from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.errors import FeatureError, InvalidError
 from pyciliumlib.flow.metrics import Metrics
-from pyciliumlib.kernel import attach_cgroup, find_cgroup2
+from pyciliumlib.kernel import Link, Object, Program, attach_cgroup, find_cgroup2
+from pyciliumlib.kernel.link import live_link
+from pyciliumlib.kernel.pinroot import PinLayout
 from pyciliumlib.loadbalancer.affinity import KnownClients
 from pyciliumlib.loadbalancer.backend import Backend
 from pyciliumlib.loadbalancer.balancer import Client, Placement, Why
@@ -21,7 +25,8 @@ from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.documents import LocalNode
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import Direction, FrontendType, ProxyDelegation
-from pyciliumlib.loadbalancer.program.counters import number_sums, zero
+from pyciliumlib.loadbalancer.program.counters import number_sums, zero, zero_others
+from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
 from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
 from pyciliumlib.loadbalancer.program.loading import Sizes
 from pyciliumlib.loadbalancer.program.socket_loading import (
@@ -29,11 +34,15 @@ from pyciliumlib.loadbalancer.program.socket_loading import (
     SocketPlace,
     load_sockets,
 )
+from pyciliumlib.loadbalancer.program.socket_settings import SocketSettings
 from pyciliumlib.loadbalancer.program.terminator import SocketTerminator
 from pyciliumlib.loadbalancer.service import Frontend, Service, ServiceKey
 from pyciliumlib.loadbalancer.sockets import SocketConnection, Sockets
 from pyciliumlib.net import Netlink, NetNS, check_can_destroy, netns_inode_of
 from pyciliumlib.types import Address, Protocol
+
+#: Its number counts changes of what is pinned that an older or newer version cannot use.
+_LAYOUT: Final = PinLayout("SocketBalancer", "sockets-v1")
 
 
 class SocketBalancer(KernelBalancer):
@@ -59,6 +68,7 @@ class SocketBalancer(KernelBalancer):
         config: LoadBalancerConfig | None = None,
         sizes: Sizes | None = None,
         node: LocalNode | None = None,
+        pin_root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Balance the sockets of `cgroup` and those below it; by default all of the machine.
 
@@ -67,33 +77,102 @@ class SocketBalancer(KernelBalancer):
         closed last. The calling thread's network namespace is the node's; by default `node` has
         its addresses and no name.
 
+        Without `pin_root` everything ends with `close()` or the process. With it, a directory below
+        /sys/fs/bpf, programs, maps and services go on, and the next balancer takes them over: this
+        class with the same `pin_root`, or `open`. Raises then what `open` does, too; one that is
+        shared needs a `pin_root` of its own.
+
         Raises NotFoundError where there is no such cgroup, StateError for another file system's
         directory, FeatureError for a setting that this kernel cannot fulfil, InvalidError,
         PrivilegeError, ServiceError for a shared service that sockets cannot have.
         """
-        if share is not None and (config is not None or node is not None):
-            raise InvalidError("config and node are those of the balancer that is shared")
-        super().__init__()
+        _check_arguments(share, config, node, pin_root)
+        super().__init__(None if pin_root is None else Kept(pin_root, _LAYOUT))
         self.cgroup = os.fspath(cgroup if cgroup is not None else find_cgroup2())
         try:
             self._netns = self._resources.enter_context(NetNS.current())
-            settings = share.config if share else config or LoadBalancerConfig()
-            place = SocketPlace(_cookie_of(self._netns), settings.socket_host_only)
-            self._object = self._resources.enter_context(
-                load_sockets(place, sizes or Sizes(), share._held.maps if share else None)
+            settings = SocketSettings(
+                self.cgroup,
+                self._netns.inode,
+                share.config if share else config or LoadBalancerConfig(),
+                sizes or Sizes(),
+                node,
+                share._held.maps["lb_services"].info.id if share else 0,
             )
+            if self._kept is not None and not self._is_new:
+                SocketSettings.from_json(self._kept.settings).check(settings)
+            self._object = self._load(settings, share)
             maps = self._object.maps
-            held = share._held if share else None
             self._sockets = Sockets(maps)
             self._clients = KnownClients(maps, kernel_clock())
-            self._terminator = self._terminator_of(settings)
-            self._join(held or HeldServices(self, maps, settings, node or _node_at(self._netns)))
-            for name, hook in SOCKET_HOOKS.items():
-                link = attach_cgroup(self._object.programs[name], self.cgroup, hook)
-                self._resources.callback(link.close)
+            self._terminator = self._terminator_of(settings.config)
+            if share is not None:
+                self._join(share._held)
+            else:
+                here = node or _node_at(self._netns)
+                self._join(HeldServices(self, maps, settings.config, here, self._kept))
+                if not self._is_new:
+                    self._held.restore()
+            self._start(settings)
         except BaseException:
-            self._resources.close()
+            self._give_up()
             raise
+
+    @classmethod
+    def open(
+        cls,
+        pin_root: str | os.PathLike[str],
+        *,
+        share: KernelBalancer | None = None,
+        config: LoadBalancerConfig | None = None,
+        sizes: Sizes | None = None,
+        node: LocalNode | None = None,
+    ) -> SocketBalancer:
+        """Take over what an earlier process left at `pin_root`; its clients go on meanwhile.
+
+        To be called in the same network namespace, with the balancer that it shared, if any.
+        Cgroup and settings are as they were; a `config` or `node` that is given takes their place.
+        Each hook gets this version's program in one step, over the same maps, and sockets that
+        were translated go on seeing their service. A change that was cut short is carried out.
+
+        Raises NotFoundError if nothing is kept there, LockedError if another process has it,
+        LayoutError for another version's pins, MismatchError for other `sizes`, StateError in
+        another namespace and for other services than before, ServiceError if a service cannot be
+        served any more. Then all is as it was.
+        """
+        was = SocketSettings.from_json(kept_settings(pin_root, _LAYOUT))
+        return cls(
+            was.cgroup,
+            share=share,
+            config=config if share else config or was.config,
+            sizes=sizes or was.sizes,
+            node=node if share else node or was.node,
+            pin_root=pin_root,
+        )
+
+    def _load(self, settings: SocketSettings, share: KernelBalancer | None) -> Object:
+        place = SocketPlace(_cookie_of(self._netns), settings.config.socket_host_only)
+        shared = share._held.maps if share else None
+        pins = self._kept.maps if self._kept else None
+        return self._resources.enter_context(load_sockets(place, settings.sizes, shared, pins))
+
+    def _start(self, settings: SocketSettings) -> None:
+        """Have the programs at their hooks, new ones or in the place of an earlier process's."""
+        if self._kept is not None:
+            self._kept.remember(settings.to_json())
+        for name, hook in SOCKET_HOOKS.items():
+            program = self._object.programs[name]
+            self._attach(
+                hook,
+                functools.partial(attach_cgroup, program, self.cgroup, hook),
+                functools.partial(_adopt, program),
+            )
+        if not self._is_new:
+            maps, table = self._object.maps, self._held.table
+            zero_others(maps["lb_socket_services"], map(table.service_id, table.services))
+            zero_others(maps["lb_socket_backends"], table.backends)
+            if self._terminator:
+                self._terminator.wake()  # for backends that went when nobody was there
 
     def _terminator_of(self, config: LoadBalancerConfig) -> SocketTerminator | None:
         if not config.socket_terminate:
@@ -175,6 +254,31 @@ class SocketBalancer(KernelBalancer):
 
     def __repr__(self) -> str:
         return f"<SocketBalancer at {self.cgroup}, {len(self.services)} services>"
+
+
+def _check_arguments(
+    share: KernelBalancer | None,
+    config: LoadBalancerConfig | None,
+    node: LocalNode | None,
+    pin_root: str | os.PathLike[str] | None,
+) -> None:
+    if share is None:
+        return
+    if config is not None or node is not None:
+        raise InvalidError("config and node are those of the balancer that is shared")
+    if pin_root is not None and share._held.kept is None:
+        raise InvalidError(
+            "what is pinned would outlive the services that it needs: give the balancer that is "
+            "shared a pin_root as well"
+        )
+
+
+def _adopt(program: Program, pin: Path) -> Link | None:
+    """What an earlier process attached and kept, with this program; None if it is gone."""
+    link = live_link(pin)
+    if link is not None:
+        link.update(program)
+    return link
 
 
 _UNSPECIFIED: Final[dict[int, Address]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from attrs import field, frozen
@@ -57,9 +58,15 @@ class SocketPlace:
 
 
 def load_sockets(
-    place: SocketPlace, sizes: Sizes, shared: Mapping[str, Map] | None = None
+    place: SocketPlace,
+    sizes: Sizes,
+    shared: Mapping[str, Map] | None = None,
+    pins: Path | None = None,
 ) -> Object:
-    """The programs of sockets; with `shared`, over these maps of another balancer."""
+    """The programs of sockets; with `shared`, over these maps of another balancer.
+
+    With `pins` the other maps are those that are pinned there, or will be.
+    """
     spec = sized("socket", sizes)
     reuse = {} if shared is None else {name: shared[name] for name in _SHARED}
     for name, map_ in reuse.items():
@@ -78,4 +85,4 @@ def load_sockets(
             "set_retval": place.own_errors,
         }
     )
-    return spec.load(reuse=reuse)
+    return spec.load(reuse=reuse, pins=pins)
