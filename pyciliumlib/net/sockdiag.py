@@ -9,11 +9,11 @@ import errno
 import ipaddress
 import socket
 import struct
-from types import TracebackType
 from typing import Final
 
 from attrs import field, frozen
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import FeatureError
 from pyciliumlib.net._errors import kernel_error
 from pyciliumlib.net.netns import NetNS
@@ -50,7 +50,7 @@ class ConnectedSocket:
     _id: bytes = field(repr=False)
 
 
-class SocketDiag:
+class SocketDiag(Closeable):
     """A client of sock_diag in one namespace.
 
     Needs CAP_NET_ADMIN there to end sockets, and a kernel with CONFIG_INET_DIAG_DESTROY.
@@ -109,17 +109,6 @@ class SocketDiag:
     def close(self) -> None:
         """Close the client; again is no error."""
         self._socket.close()
-
-    def __enter__(self) -> SocketDiag:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_can_destroy(netns: NetNS) -> None:

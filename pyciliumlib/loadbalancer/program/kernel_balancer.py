@@ -9,11 +9,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, evolve, field
 
+from pyciliumlib.closeable import Closeable
 from pyciliumlib.errors import ClosedError, ServiceError, StateError
 from pyciliumlib.kernel import Link, Map, TcFilter
 from pyciliumlib.loadbalancer import notebook
@@ -33,7 +33,7 @@ from pyciliumlib.net import NetNS
 from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def _redirects(services: Iterable[Service]) -> Iterator[str]:
             yield f"{service.key}: local redirect ({policy}) is not implemented in programs"
 
 
-class KernelBalancer(abc.ABC):
+class KernelBalancer(Closeable):
     """A balancer whose services are in maps of the kernel, its own or another balancer's."""
 
     _held: HeldServices
@@ -384,14 +384,3 @@ class KernelBalancer(abc.ABC):
         with self._held.lock:
             self._closed = True
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
