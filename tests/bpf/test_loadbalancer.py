@@ -29,6 +29,7 @@ from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.loadbalancer import Backend, Frontend, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, NetNS
+from tests.bench.fastpath import one_cpu
 from tests.bpf import balancer
 from tests.bpf.balancer import (
     DROP,
@@ -125,7 +126,7 @@ def test_a_neighbour_that_the_kernel_forgot(rig: Rig, family: Family) -> None:
     """It stays where it was until it is found elsewhere; one that was never known is none."""
     rig.serve(web(family, family.served()[3:]))
     address = family.backends[3]
-    with Netlink(rig.netns) as netlink:
+    with Netlink(rig.netns) as netlink, one_cpu():  # each CPU has a memory of its own
         first = rig.send(tcp(family)).packet.dst
         netlink.delete_neighbour("eth0", address)
         try:
