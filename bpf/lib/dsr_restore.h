@@ -7,6 +7,10 @@
 #ifndef PCL_DSR_RESTORE_H
 #define PCL_DSR_RESTORE_H
 
+#ifndef PCL_TC
+#error "for programs at tc: define PCL_TC before the first include"
+#endif
+
 #include "dsr_flow.h"
 #include "metrics.h"
 #include "rewrite.h"

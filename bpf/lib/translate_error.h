@@ -3,6 +3,10 @@
 #ifndef PCL_TRANSLATE_ERROR_H
 #define PCL_TRANSLATE_ERROR_H
 
+#ifndef PCL_TC
+#error "for programs at tc: define PCL_TC before the first include"
+#endif
+
 #include "translate_change.h"
 #include "work.h"
 
