@@ -15,7 +15,7 @@ from scapy.layers.l2 import Ether
 from pyciliumlib import errors
 from pyciliumlib.datapath import Outcome
 from pyciliumlib.flow import DropReason
-from pyciliumlib.kernel import ObjectSpec, attached_tc
+from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.lab import Lab
 from pyciliumlib.resources import include_dir
 from tests.bpf.compiled import compile_bpf
@@ -178,10 +178,9 @@ def test_both_slots_at_once(scene: Scene, obj: Path) -> None:
 
 
 def programs(scene: Scene) -> set[int]:
-    """The programs on the device of web."""
-    attached = lambda way: attached_tc(scene.web.ifindex, way)  # noqa: E731
-    ways = scene.node.call(lambda: [*attached("ingress"), *attached("egress")])
-    return {one.prog_id for one in ways}
+    """The programs on the device of web, by tcx or clsact."""
+    links = scene.dp.endpoints._devices._attachments[scene.web.ifindex]._links
+    return scene.node.call(lambda: {link.info.prog_id for link in links.values()})
 
 
 def test_slots_cost_nothing_before_and_after(scene: Scene, obj: Path) -> None:
