@@ -8,8 +8,19 @@
 #include "packet.h"
 #include "work.h"
 
-/* The IP header with its options or extensions, and the transport's first 8 bytes (RFC 792). */
+/*
+ * The IP header with its options or extensions, and the transport's first 8 bytes (RFC 792); a power
+ * of two.
+ */
 #define REJECT_QUOTED 128
+
+/* A number from 1 to that, bounded right before its use, since the verifier of 5.10 forgets it. */
+static __always_inline __u32 reject_bytes(__u32 bytes)
+{
+	bytes--;
+	barrier_var(bytes);
+	return (bytes & (REJECT_QUOTED - 1)) + 1;
+}
 
 struct unreachable {
 	__u8 type;
@@ -76,10 +87,10 @@ __noinline int reject(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	head = ETHER_LEN + sizeof(struct unreachable) +
 	       (packet->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
-	if (bpf_skb_load_bytes(skb, ETHER_LEN, quoted, bytes) ||
+	if (bpf_skb_load_bytes(skb, ETHER_LEN, quoted, reject_bytes(bytes)) ||
 	    bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) ||
 	    bpf_skb_change_tail(skb, head + bytes, 0) ||
-	    bpf_skb_store_bytes(skb, head, quoted, bytes, 0))
+	    bpf_skb_store_bytes(skb, head, quoted, reject_bytes(bytes), 0))
 		return TC_ACT_SHOT;
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)quoted, sizeof(quoted), 0);
 	if (sum < 0 || !(packet->ipv6 ? reject_ipv6(skb, packet, bytes, sum) :

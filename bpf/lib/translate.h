@@ -170,25 +170,28 @@ static __always_inline __u32 translate_changes(const struct flow *flow)
 static __always_inline __u64 translate_revision(const struct flow *flow,
 						const struct flow_key *key)
 {
-	struct addr one = key->low, other = key->high;
+	const struct addr *one = &key->low, *other = &key->high;
 	struct lb_backend *backend;
-	__u64 revision;
+	struct addr loopback;
+	__u64 revision = 0;
 
-	if (!(flow->state & FLOW_TRANSLATED))
-		return flow_address_revision(&one, &other);
-	backend = lb_backend(flow->backend);
-	if (!backend)
-		return 0;
-	revision = (__u64)lb_frontend_revision(flow->frontend) + READ_ONCE(backend->revision);
-	if (flow->state & FLOW_SERVICE) {
-		/* The addresses are those of the other entry. */
-		one = *flow_addr(key, flow->opener);
-		if (flow->state & FLOW_HAIRPIN)
-			service_loopback(&other, !addr_is_v4(&one));
-		else
-			other = backend->addr;
+	if (flow->state & FLOW_TRANSLATED) {
+		backend = lb_backend(flow->backend);
+		if (!backend)
+			return 0;
+		revision = (__u64)lb_frontend_revision(flow->frontend) +
+			   READ_ONCE(backend->revision);
+		if (flow->state & FLOW_SERVICE) {
+			/* The addresses are those of the other entry. */
+			one = flow_addr(key, flow->opener);
+			other = &backend->addr;
+			if (flow->state & FLOW_HAIRPIN) {
+				service_loopback(&loopback, !addr_is_v4(one));
+				other = &loopback;
+			}
+		}
 	}
-	return revision + flow_address_revision(&one, &other);
+	return revision + flow_address_revision(one, other);
 }
 
 /* Whether a plain packet of this end may go the established way, in its translated flow. */
