@@ -86,6 +86,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _hush(scene: Scene) -> None:
+    scene.hush()
+
+
 @pytest.fixture(scope="module")
 def offloading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("offloading")

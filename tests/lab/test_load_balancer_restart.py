@@ -48,6 +48,11 @@ def scene(spawner: Spawner, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _hush(scene: Scene) -> None:
+    scene.hush()
+
+
 @pytest.fixture
 def pin_root() -> Iterator[Path]:
     """A root of this test alone, gone afterwards."""
