@@ -104,7 +104,7 @@ def test_another_director(sides: Sides, dispatch: str, version: int, hook: Hook)
     with side(scene, hook), contextlib.ExitStack() as stack:
         with sides.balancing(dispatch) as there:
             there.serve(web(version, dispatch))
-            open_ones = [stack.enter_context(connect(scene, version)) for _ in range(12)]
+            open_ones = [stack.enter_context(connect(scene, version)) for _ in range(24)]
             homes = [exchange(tcp) for tcp in open_ones]
         assert set(homes) == {"b1", "b2", "b3"}
         with sides.balancing(dispatch) as there:

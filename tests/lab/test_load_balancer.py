@@ -409,6 +409,7 @@ def test_html(place: Place) -> None:
     place.serve(web(4), web(6))
     place.balancer.quarantine(web(4).backends[0])
     place.scene.ask(4)
+    time.sleep(0.3)  # the client's last acknowledgement is under way
     page = place.balancer._repr_html_()
     assert page.count("<tr><td>") == 2
     assert "default/web-4" in page and "2 active, 1 quarantined" in page
