@@ -128,7 +128,7 @@ def adopt(
     `direction` is that of tc. Raises StateError if it is at another device.
     """
     link: Link | TcFilter | None = live_link(pin)
-    if link is None and direction is not None and not probe("tcx"):
+    if link is None and direction is not None and not probe("tcx").has("tcx"):
         link = TcFilter.find(device, direction)
     if link is not None:
         if link.info.ifindex != device_index(device):
@@ -143,7 +143,7 @@ def adopt(
 
 def attach_once(program: Program, device: str, direction: Direction) -> Link | TcFilter:
     """Attach at tc; raises ExistsError where the device has a program of this name already."""
-    if probe("tcx"):
+    if probe("tcx").has("tcx"):
         for there in attached_tc(device, direction):
             label = program_label(there.prog_id)
             if program.name in label:
