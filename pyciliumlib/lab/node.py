@@ -36,8 +36,9 @@ QUIET: Final = {
     "ipv6/conf/default/accept_dad": 0,
     "ipv6/conf/default/accept_ra": 0,
     "ipv6/conf/default/addr_gen_mode": 1,  # no link-local address, so no DAD or MLD for it
-    "ipv4/icmp_ratelimit": 0,
-    "ipv6/icmp/ratelimit": 0,
+    # no type is rationed; a ratelimit of 0 would leave the machine's own limit in force
+    "ipv4/icmp_ratemask": 0,
+    "ipv6/icmp/ratemask": "",
     "ipv4/ping_group_range": "0 2147483647",
 }
 #: For a node: it forwards, and judges no packet by the device it came from.

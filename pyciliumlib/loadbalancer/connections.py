@@ -44,7 +44,11 @@ class Connection:
 
 
 class Connections:
-    """Reads the maps of flows; owns none of them."""
+    """Reads the maps of flows; owns none of them.
+
+    A connection stands if its next packet goes to the backend that it has: also where its service
+    has changed since its last one, as long as the service still has that backend.
+    """
 
     def __init__(
         self, maps: Mapping[str, MapLike], clock: Clock, sources: Mapping[int, Address | None]
@@ -53,19 +57,18 @@ class Connections:
         self._sources = sources
         self._flows, self._pending = maps["lb_flows"], maps["lb_pending"]
         self._backends, self._revisions = maps["lb_backends"], maps["lb_revisions"]
+        self._services, self._members = maps["lb_services"], maps["lb_members"]
         self._clock = clock
 
     def read(self, backends: Mapping[int, Backend]) -> Iterator[Connection]:
-        """All that live and whose backend is still there; `backends` by their numbers."""
-        _, alive = self._backends.lookup_batch()
-        _, services = self._revisions.lookup_batch()
+        """All that stand; `backends` by their numbers."""
+        # A connection moves from the pending to the flows, so in this order none is missed.
+        pending_keys, pending = self._pending.lookup_batch()
+        keys, flows = self._flows.lookup_batch()
         now = self._now()
-        for table, known in ((self._flows, True), (self._pending, False)):
-            keys, values = table.lookup_batch()
-            for row in self._valid(values, alive, services, now).nonzero()[0]:
-                backend = backends.get(int(values[row]["backend"]))
-                if backend is not None:
-                    yield self._decode(keys[row], values[row], backend, known, now)
+        moved = np.isin(_rows(pending_keys), _rows(keys))
+        yield from self._standing(pending_keys[~moved], pending[~moved], backends, False, now)
+        yield from self._standing(keys, flows, backends, True, now)
 
     def backend_of(
         self, client: Client, to: Frontend, backends: Mapping[int, Backend]
@@ -76,28 +79,51 @@ class Connections:
         key["service"] = np.frombuffer(address_to_bytes(to.address), np.uint8)
         key["client_port"], key["service_port"] = client.port, to.port
         key["proto"] = int(to.protocol)
-        for table in (self._flows, self._pending):
+        found = None
+        for table in (self._pending, self._flows):
             with contextlib.suppress(NotFoundError):
-                flow = table.lookup(key[0])
-                backend, service = flow.backend, flow.service
-                if (
-                    signed32(flow.expires - self._now()) >= 0
-                    and self._backends.lookup(backend).revision == flow.backend_rev
-                    and self._revisions.lookup(service) == flow.service_rev
-                ):
-                    return backends.get(backend)
-        return None
+                found = table.lookup(key[0])
+        if found is None or signed32(found.expires - self._now()) < 0:
+            return None
+        if self._backends.lookup(found.backend).revision != found.backend_rev:
+            return None
+        if self._revisions.lookup(found.service) != found.service_rev:
+            try:
+                service = self._services.lookup(_service_keys(key, self._services.key_dtype)[0])
+                self._members.lookup((found.service, found.backend))
+            except NotFoundError:
+                return None
+            if service.id != found.service:
+                return None
+        return backends.get(found.backend)
 
-    def _valid(
-        self, flows: npt.NDArray[Any], backends: npt.NDArray[Any], services: npt.NDArray[Any],
-        now: int,
-    ) -> npt.NDArray[np.bool_]:  # fmt: skip
+    def _standing(
+        self, keys: npt.NDArray[Any], flows: npt.NDArray[Any], backends: Mapping[int, Backend],
+        known: bool, now: int,
+    ) -> Iterator[Connection]:  # fmt: skip
+        _, rows = self._backends.lookup_batch()
+        _, revisions = self._revisions.lookup_batch()
         left = (flows["expires"] - np.uint32(now)).astype(np.int32)
-        found: npt.NDArray[np.bool_] = (
-            (left >= 0)
-            & (backends["revision"][flows["backend"]] == flows["backend_rev"])
-            & (services[flows["service"]] == flows["service_rev"])
-        )
+        stands = (left >= 0) & (rows["revision"][flows["backend"]] == flows["backend_rev"])
+        older = stands & (revisions[flows["service"]] != flows["service_rev"])
+        stands[older] = self._kept(keys[older], flows[older])
+        for row in stands.nonzero()[0]:
+            backend = backends.get(int(flows[row]["backend"]))
+            if backend is not None:
+                yield self._decode(keys[row], flows[row], backend, known, now)
+
+    def _kept(self, keys: npt.NDArray[Any], flows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which of these keep their backend when they are decided again, as the programs do it."""
+        if not len(keys):
+            return np.zeros(0, np.bool_)
+        entries, services = self._services.lookup_batch()
+        ids = dict(zip(_rows(entries).tolist(), services["id"].tolist(), strict=True))
+        wanted = _rows(_service_keys(keys, entries.dtype)).tolist()
+        same = np.array([ids.get(key, -1) for key in wanted]) == flows["service"]
+        members, _ = self._members.lookup_batch()
+        pairs = np.zeros(len(flows), members.dtype)
+        pairs["service"], pairs["backend"] = flows["service"], flows["backend"]
+        found: npt.NDArray[np.bool_] = same & np.isin(_rows(pairs), _rows(members))
         return found
 
     def _decode(self, key: Any, value: Any, backend: Backend, known: bool, now: int) -> Connection:
@@ -121,3 +147,17 @@ class Connections:
 
     def _now(self) -> int:
         return self._clock.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC)) & 0xFFFFFFFF
+
+
+def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Each element as its bytes, to be compared whole."""
+    return np.ascontiguousarray(array).view(f"V{array.dtype.itemsize}")
+
+
+def _service_keys(flows: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The keys of the services that flows of these keys are for."""
+    made = np.zeros(len(flows), dtype)
+    made["addr"], made["port"], made["proto"] = (
+        flows["service"], flows["service_port"], flows["proto"],
+    )  # fmt: skip
+    return made
