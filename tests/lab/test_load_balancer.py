@@ -303,7 +303,9 @@ def test_a_connection_that_is_silent_through_a_change(place: Place, version: int
         source = Client.parse(at(CLIENT[version], tcp.getsockname()[1]))
         (before,) = by_client(place.balancer, CLIENT[version])
         place.balancer.drain(before.backend)
-        others = [n for n in (1, 2, 3) if backend_address(n, version) != str(before.backend.address)]
+        others = [
+            n for n in (1, 2, 3) if backend_address(n, version) != str(before.backend.address)
+        ]
         mine = ({1, 2, 3} - set(others)).pop()
         place.balancer.upsert(web(version, (mine, others[0])))
         (after,) = by_client(place.balancer, CLIENT[version])

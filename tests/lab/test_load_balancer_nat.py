@@ -305,6 +305,10 @@ def test_ports_are_protected(scene: Scene) -> None:
         with balancer_at(scene, IN_XDP) as balancer:
             balancer.upsert(web(4, (1,), forwarding="dsr", dispatch="ipip")
                             .with_backends([at(backend_address(1, 4), 80)]))  # fmt: skip
+            too_many = web(6).with_backends([f"[2001:db8:b::{n:x}]:80" for n in range(1, 80)])
+            for refused in (web(6, proxy_delegation="delegate-if-local"), too_many):
+                with pytest.raises((errors.ServiceError, errors.MapFullError)):
+                    balancer.upsert(refused)
             assert read_sysctl(scene.director, name) == "8080,40000-40010"
             balancer.upsert(web(6))
             assert read_sysctl(scene.director, name) == "8080,36864-60999"

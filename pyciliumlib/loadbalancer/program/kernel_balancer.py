@@ -8,8 +8,9 @@ import html
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from attrs import define, evolve, field
 
@@ -31,9 +32,6 @@ from pyciliumlib.loadbalancer.service import Service, ServiceKey
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.net import NetNS
 from pyciliumlib.types import Drift
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -62,8 +60,8 @@ class HeldServices:
     def restore(self) -> None:
         """Go on with what an earlier process kept; ServiceError if that cannot be served."""
         if self.kept is not None:
-            self.check(self.balancers, self.kept.services())
-            self.table = self.kept.restore(self._restored)
+            with self._made_ready(self.kept.services()):
+                self.table = self.kept.restore(self._restored)
             self.model = Balancer(self.table.in_force.values(), self.config, self.node)
 
     def _restored(self, saved: Iterable[Saved], quarantine: Quarantine) -> ServiceTable:
@@ -87,10 +85,20 @@ class HeldServices:
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
 
+    @contextlib.contextmanager
+    def _made_ready(self, services: Iterable[Service]) -> Iterator[None]:
+        """Every balancer can serve these; ServiceError otherwise, and nothing has changed."""
+        wanted = list(services)
+        self.check(self.balancers, wanted)
+        with contextlib.ExitStack() as ready:
+            for balancer in self.balancers:
+                ready.enter_context(balancer._ready_for(wanted))
+            yield
+
     def apply(self, plan: ServicePlan) -> None:
         """Carry out a plan if every balancer can serve what it holds, all of it or nothing."""
-        self.check(self.balancers, [service for _, service in plan.upserts.values()])
-        applied = self.table.apply(plan, self.kept or Journal())
+        with self._made_ready([service for _, service in plan.upserts.values()]):
+            applied = self.table.apply(plan, self.kept or Journal())
         for key in plan.deletes:
             self.model.delete(key)
         for key in [key for key in plan.upserts if key in self.model.services]:
@@ -203,6 +211,10 @@ class KernelBalancer(Closeable):
     def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
         """Why no backend of some of these families can be reached; by default each can."""
         return iter(())
+
+    def _ready_for(self, services: Iterable[Service]) -> AbstractContextManager[None]:
+        """What must hold before they are served; undone if the change inside fails."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def _applied(self, applied: Applied) -> None:

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
 from attrs import evolve
@@ -208,13 +209,19 @@ class LoadBalancer(KernelBalancer):
         key, config = service.key, self.config
         try:
             if config.forwarding_of(service) is ForwardingMode.SNAT:
-                self._ports.protect()
+                self._ports.check()
             else:
                 config.dispatch_of(service)
         except InvalidError as error:
             yield f"{key}: {error}"
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{key}: proxy delegation is not implemented"
+
+    def _ready_for(self, services: Iterable[Service]) -> AbstractContextManager[None]:
+        forwarding = map(self.config.forwarding_of, services)
+        if ForwardingMode.SNAT in forwarding:
+            return self._ports.protected()
+        return contextlib.nullcontext()
 
     def _unreachable(self, versions: Iterable[int]) -> Iterator[str]:
         """Why the device cannot send to backends of these families."""
