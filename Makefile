@@ -27,7 +27,7 @@ SOURCES := setup.py $(shell find bpf csrc -name '*.[ch]' -o -name '*.py')
 CLANG ?= $(shell command -v clang-19 || command -v clang)
 EXAMPLES := $(wildcard examples/*/*.bpf.c)
 
-.PHONY: bench build cases clean demo distclean examples lint test test-vm test-wheel wheel
+.PHONY: bench build cases clean demo distclean examples lint test test-failed test-vm test-wheel wheel
 
 build: $(STAMPS)/built
 
@@ -38,6 +38,10 @@ examples: $(patsubst %.c,build/examples/%.o,$(notdir $(EXAMPLES)))
 
 test: build $(STAMPS)/test
 	$(AS_ROOT) $(PY) -m pytest
+
+# Those that failed in the last run, again; an error if there are none.
+test-failed: build $(STAMPS)/test
+	$(AS_ROOT) $(PY) -m pytest --last-failed --last-failed-no-failures none --maxfail 1
 
 bench: build $(STAMPS)/test
 	$(AS_ROOT) $(PY) -m tests.bench

@@ -91,6 +91,7 @@ def place(
 
 @VERSIONS
 @DISPATCHES
+@pytest.mark.smoke
 def test_who_answers(place: Sides, dispatch: str, version: int) -> None:
     """Every backend, in the service's name and by its port; they see the client's own address."""
     with place.balancing(dispatch) as there:

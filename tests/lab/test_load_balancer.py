@@ -96,6 +96,7 @@ def place(scene: Scene) -> Iterator[Place]:
 
 
 @VERSIONS
+@pytest.mark.smoke
 def test_tcp_and_udp(place: Place, version: int) -> None:
     """Every backend answers in the service's name and sees the client's own address."""
     place.serve(web(version), dns(version))

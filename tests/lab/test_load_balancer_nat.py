@@ -124,6 +124,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 @VERSIONS
+@pytest.mark.smoke
 def test_tcp_and_udp(place: Place, version: int) -> None:
     """Every backend answers in the service's name, from another port, and sees the balancer."""
     place.serve(web(version), dns(version))

@@ -51,6 +51,7 @@ def balancer(scene: Scene) -> Iterator[SocketBalancer]:
 # ---------------------------------------------------------------------- who answers
 
 
+@pytest.mark.smoke
 @kinds
 @protocols
 def test_every_backend_answers(scene: Scene, kind: str, protocol: str) -> None:
