@@ -196,6 +196,14 @@ class Pair:
         return self.packet(self.vip, PORT, self.client, SPORT, flags, **more)
 
 
+def establish(rig: ServiceRig, pair: Pair) -> None:
+    """A connection to the pair's backend, over the stack or on the node."""
+    hook = rig.from_server if pair.backend == pair.family.server else rig.from_stack
+    assert rig.from_client(pair.request(packets.SYN)).passed
+    assert hook(pair.answer_inside(packets.SYN_ACK)).passed
+    assert rig.from_client(pair.request(packets.ACK)).passed
+
+
 def delivered(frame: bytes, to: int) -> bytes:
     """The frame as an endpoint of the node gets it: a hop less, and its device's addresses."""
     packet = Ether(frame)

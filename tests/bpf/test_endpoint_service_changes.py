@@ -20,6 +20,7 @@ from tests.bpf.services import (
     Pair,
     ServiceRig,
     delivered,
+    establish,
     service_rig,
 )
 
@@ -39,14 +40,6 @@ def rig(loaded: ServiceRig) -> ServiceRig:
     loaded.reset()
     loaded.rig.allow_all()
     return loaded
-
-
-def establish(rig: ServiceRig, pair: Pair) -> None:
-    """A connection to the pair's backend, over the stack or on the node."""
-    hook = rig.from_server if pair.backend == pair.family.server else rig.from_stack
-    assert rig.from_client(pair.request(SYN)).passed
-    assert hook(pair.answer_inside(SYN_ACK)).passed
-    assert rig.from_client(pair.request(ACK)).passed
 
 
 def destination(outcome: Outcome) -> str:

@@ -26,8 +26,10 @@ from typing import Final, TypeVar
 from attrs import define, frozen
 
 from pyciliumlib.kernel import ObjectSpec, attach_xdp
+from pyciliumlib.loadbalancer import Service
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
 from tests.bpf.compiled import compile_bpf
+from tests.bpf.sockets import at
 
 T = TypeVar("T")
 VIP: Final = {4: "203.0.113.10", 6: "2001:db8:a::10"}
@@ -55,6 +57,18 @@ char LICENSE[] SEC("license") = "GPL";
 def backend_address(number: int, version: int) -> str:
     """The address of backend 1, 2, ..."""
     return f"192.0.2.{10 + number}" if version == 4 else f"2001:db8::{10 + number}"
+
+
+def dns(version: int) -> Service:
+    """Port 53 of the three backends."""
+    served = [at(backend_address(number, version), 53, "UDP") for number in (1, 2, 3)]
+    return Service(f"dns-{version}", [at(VIP[version], 53, "UDP")], served)
+
+
+def exchange(tcp: socket.socket) -> str:
+    """Ask once more on an open connection; who answered."""
+    tcp.sendall(b"who?")
+    return tcp.recv(200).decode().split()[0]
 
 
 @frozen

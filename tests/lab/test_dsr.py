@@ -21,9 +21,10 @@ from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import NetNS
 from pyciliumlib.types import Direction
+from tests.bpf.sockets import at
 from tests.lab import balancer_scene
 from tests.lab.balancer_scene import CLIENT, VIP, Scene, backend_address
-from tests.lab.test_load_balancer import SIZES, Place, at, send_megabyte, wait_for
+from tests.lab.test_load_balancer import SIZES, Place, send_megabyte, wait_for
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 DISPATCHES = pytest.mark.parametrize("dispatch", ["ipip", "opt", "geneve"])

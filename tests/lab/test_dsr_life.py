@@ -24,9 +24,9 @@ from pyciliumlib.loadbalancer.program import DSRBackend
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, NetNS
 from tests.lab import balancer_scene
-from tests.lab.balancer_scene import DIRECTOR, VIP, Scene
+from tests.lab.balancer_scene import DIRECTOR, VIP, Scene, exchange
 from tests.lab.test_dsr import AT, TELLING, VERSIONS, Sides, web
-from tests.lab.test_load_balancer import exchange, wait_for
+from tests.lab.test_load_balancer import wait_for
 
 HOOKS = pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC], ids=str)
 _serial = itertools.count()

@@ -36,9 +36,10 @@ from pyciliumlib.loadbalancer.health import (
 )
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, NamespaceSockets
 from pyciliumlib.net import Netlink, NetNS
+from tests.bpf.sockets import at
 from tests.lab import balancer_scene
 from tests.lab.balancer_scene import DIRECTOR, VIP, Scene, backend_address
-from tests.lab.test_load_balancer import SIZES, VERSIONS, at
+from tests.lab.test_load_balancer import SIZES, VERSIONS
 from tests.unit.test_health import FakeBalancer
 
 T = TypeVar("T")

@@ -21,17 +21,13 @@ from pyciliumlib.loadbalancer.connections import Connection
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, Sizes
 from pyciliumlib.loadbalancer.program.loading import Hook
 from pyciliumlib.net import Netlink, write_sysctls
+from tests.bpf.sockets import at
 from tests.lab import balancer_scene
-from tests.lab.balancer_scene import CLIENT, DIRECTOR, VIP, Scene, backend_address
+from tests.lab.balancer_scene import CLIENT, DIRECTOR, VIP, Scene, backend_address, dns, exchange
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 AT_TC = LoadBalancerConfig("maglev", "dsr", "ipip", acceleration="disabled")
 SIZES = Sizes(services=64, frontends=64, backends=64, slots=1 << 18, flows=4096)
-
-
-def at(address: str, port: int, protocol: str = "TCP") -> str:
-    host = f"[{address}]" if ":" in address else address
-    return f"{host}:{port}/{protocol}"
 
 
 def web(
@@ -39,11 +35,6 @@ def web(
 ) -> Service:
     served = [at(backend_address(number, version), port) for number in numbers]
     return Service(f"web-{version}", [at(VIP[version], port)], served, **options)
-
-
-def dns(version: int) -> Service:
-    served = [at(backend_address(number, version), 53, "UDP") for number in (1, 2, 3)]
-    return Service(f"dns-{version}", [at(VIP[version], 53, "UDP")], served)
 
 
 @frozen
@@ -147,11 +138,6 @@ def test_two_directors_agree(place: Place, version: int) -> None:
             second.upsert(web(version))
             assert exchange(tcp) == first
             assert len(list(second.connections())) == 1
-
-
-def exchange(tcp: socket.socket) -> str:
-    tcp.sendall(b"who?")
-    return tcp.recv(200).decode().split()[0]
 
 
 @VERSIONS

@@ -22,12 +22,13 @@ from pyciliumlib.loadbalancer import Backend
 from pyciliumlib.loadbalancer.program import LoadBalancer, Sizes
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
 from pyciliumlib.net import Netlink, NetNS
+from tests.bpf.sockets import at
 from tests.lab.balancer_controller import controlled
-from tests.lab.balancer_scene import VIP, Scene, backend_address
+from tests.lab.balancer_scene import VIP, Scene, backend_address, dns, exchange
 from tests.lab.http_load import load
 from tests.lab.nginx import PORT, web_scene
 from tests.lab.syn_flood import flood
-from tests.lab.test_load_balancer import SIZES, at, dns, exchange, web
+from tests.lab.test_load_balancer import SIZES, web
 
 _serial = itertools.count()
 

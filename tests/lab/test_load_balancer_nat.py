@@ -25,6 +25,7 @@ from pyciliumlib.flow import DropReason
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import LoadBalancer, Sizes
 from pyciliumlib.net import Netlink, NetNS, read_sysctl, write_sysctls
+from tests.bpf.sockets import at
 from tests.lab import balancer_scene
 from tests.lab.balancer_scene import (
     DIRECTOR,
@@ -34,6 +35,8 @@ from tests.lab.balancer_scene import (
     Scene,
     Server,
     backend_address,
+    dns,
+    exchange,
 )
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
@@ -43,20 +46,10 @@ AT_TC = evolve(IN_XDP, acceleration="disabled")
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-def at(address: str, port: int, protocol: str = "TCP") -> str:
-    host = f"[{address}]" if ":" in address else address
-    return f"{host}:{port}/{protocol}"
-
-
 def web(version: int, numbers: tuple[int, ...] = (1, 2, 3), **options: Any) -> Service:
     """Port 80 of the service is 8080 of its backends."""
     served = [at(backend_address(number, version), OTHER_PORT) for number in numbers]
     return Service(f"web-{version}", [at(VIP[version], 80)], served, **options)
-
-
-def dns(version: int) -> Service:
-    served = [at(backend_address(number, version), 53, "UDP") for number in (1, 2, 3)]
-    return Service(f"dns-{version}", [at(VIP[version], 53, "UDP")], served)
 
 
 @frozen
@@ -109,11 +102,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     scene = request.getfixturevalue("scene" if in_xdp else "offloading")
     with balancer_at(scene, IN_XDP if in_xdp else AT_TC) as balancer:
         yield Place(scene, balancer)
-
-
-def exchange(tcp: socket.socket) -> str:
-    tcp.sendall(b"who?")
-    return tcp.recv(200).decode().split()[0]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -26,10 +26,10 @@ from pyciliumlib.loadbalancer.program import LoadBalancer
 from pyciliumlib.loadbalancer.program.load_balancer import DEFAULTS
 from pyciliumlib.net import Netlink, NetNS, read_sysctl, write_sysctls
 from tests.lab.balancer_controller import controlled
-from tests.lab.balancer_scene import VIP, Scene, backend_address
+from tests.lab.balancer_scene import VIP, Scene, backend_address, exchange
 from tests.lab.http_load import load
 from tests.lab.nginx import PORT, web_scene
-from tests.lab.test_load_balancer import AT_TC, SIZES, exchange, web
+from tests.lab.test_load_balancer import AT_TC, SIZES, web
 
 _serial = itertools.count()
 HOOKS = pytest.mark.parametrize("config", [DEFAULTS, AT_TC], ids=["XDP", "tc"])
