@@ -170,14 +170,14 @@ def damaged(draw: st.DrawFn) -> list[dict[str, Any]]:
     return documents
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(damaged())
 def test_damaged_documents(documents: list[Any]) -> None:
     """Nothing but a PolicyError comes out, and nothing is half applied."""
     _apply(documents)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(objects.all_kinds())
 def test_whole_documents(documents: list[Any]) -> None:
     """What the damage is done to is right: without it everything is applied."""
