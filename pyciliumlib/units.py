@@ -31,6 +31,7 @@ _NANOSECONDS: Final = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
+_END: Final = 1 << 64
 _DURATION_PART: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>ns|us|µs|ms|s|m|h)")
 
 
@@ -81,6 +82,8 @@ def _scaled(text: str | int, pattern: re.Pattern[str], what: str, example: str) 
 
 
 def _whole(value: Decimal, text: str | int, unit: str) -> int:
+    if value >= _END:
+        raise UnitError(f"{text!r:.40} is more than 64 bits hold")
     if value != value.to_integral_value():
         raise UnitError(f"{text!r} is no whole number of units; write {unit}")
     return int(value)

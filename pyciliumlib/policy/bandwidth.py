@@ -85,7 +85,13 @@ def annotated_bandwidth(annotations: Mapping[str, str]) -> PodBandwidth:
         text = annotations.get(name)
         if text is None:
             continue
-        if not _QUANTITY.fullmatch(text) or not parse_rate(text):
-            raise UnitError(f"{name}: {text!r} is no rate; write bits a second, as in 10M")
-        found[direction] = BandwidthLimit(parse_rate(text))
+        if not isinstance(text, str):
+            raise UnitError(f"{name}: expected a text, found {type(text).__name__}; quote it")
+        try:
+            rate = parse_rate(text) if _QUANTITY.fullmatch(text) else 0
+        except UnitError as error:
+            raise UnitError(f"{name}: {error}") from error
+        if not rate:
+            raise UnitError(f"{name}: {text!r:.40} is no rate; write bits a second, as in 10M")
+        found[direction] = BandwidthLimit(rate)
     return PodBandwidth(found.get(Direction.EGRESS), found.get(Direction.INGRESS))

@@ -7,13 +7,15 @@ provider knows it by: who can ask the provider fills it in.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pyciliumlib.identity.labels import SOURCE_K8S, Labels, covers
+from pyciliumlib.identity.labels import SOURCE_K8S, Labels
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy import fields
 from pyciliumlib.policy.cilium import read_metadata
+from pyciliumlib.policy.identity_index import covering, prefix_key
 from pyciliumlib.policy.model import GroupReference, PolicyDocument, PolicyKey
 from pyciliumlib.policy.peers import parse_prefix, select_prefix
 from pyciliumlib.policy.schema import Problems, texts
@@ -59,10 +61,18 @@ def select(
     settings: PolicySettings,
 ) -> Iterator[Selector]:
     """Those who are in the groups that `reference` means now, less its exceptions."""
+    # in this order the prefixes inside one follow it, before any other
+    holes = sorted((prefix_key(hole), hole) for hole in set(reference.excepts))
+    keys = [key for key, _ in holes]
+    known = set(keys)
     for prefix in _members(reference, documents):
-        inside = tuple(hole for hole in reference.excepts if covers(prefix, hole))
-        if not any(covers(hole, prefix) for hole in reference.excepts):
-            yield select_prefix(prefix, inside, settings)
+        if not known.isdisjoint(covering(prefix)):
+            continue
+        version, first, length = prefix_key(prefix)
+        end = first + (1 << (prefix.max_prefixlen - length))
+        inside = slice(bisect_left(keys, (version, first)), bisect_left(keys, (version, end)))
+        # a wider one that begins at the same address covers the prefix, so it is none of these
+        yield select_prefix(prefix, tuple(hole for _, hole in holes[inside]), settings)
 
 
 def _members(

@@ -30,6 +30,14 @@ def prefix_key(network: Network) -> PrefixKey:
     return network.version, int(network.network_address), network.prefixlen
 
 
+def covering(network: Network) -> Iterator[PrefixKey]:
+    """The keys of all prefixes that hold `network`, itself first."""
+    version, address, length = prefix_key(network)
+    bits = network.max_prefixlen
+    for shorter in range(length, -1, -1):
+        yield version, address >> (bits - shorter) << (bits - shorter), shorter
+
+
 @define
 class IdentityIndex:
     """The labels of identities, posted by label and by prefix."""

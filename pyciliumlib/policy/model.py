@@ -148,6 +148,23 @@ NamedPorts = Mapping[str, tuple[int, Protocol]]
 PortNames = frozenset[tuple[str, tuple[int, Protocol]]]
 
 
+def read_named_ports(ports: Mapping[str, tuple[int, Protocol | str]]) -> NamedPorts:
+    """A pod's names for its ports, checked; a protocol may be a text.
+
+    Raises UnitError: a name that means no port would match nothing, without a word.
+    """
+    found: dict[str, tuple[int, Protocol]] = {}
+    for name, value in ports.items():
+        try:
+            port, protocol = value
+        except (TypeError, ValueError):
+            raise UnitError(f"port {name!r} is {value!r}; write number and protocol") from None
+        if not isinstance(name, str) or type(port) is not int or not 1 <= port <= PORT_MAX:
+            raise UnitError(f"port {name!r} is {port!r}; it must be 1 to {PORT_MAX}")
+        found[name] = port, Protocol.parse(protocol)
+    return found
+
+
 @frozen
 class GroupReference:
     """CIDR groups, by name or by a selector of their labels, less some prefixes.
@@ -312,7 +329,7 @@ class Party:
     """
 
     labels: Labels = field(converter=_labels)
-    named_ports: NamedPorts = field(factory=dict, hash=False)
+    named_ports: NamedPorts = field(factory=dict, hash=False, converter=read_named_ports)
     identity: int | None = None
     name: str = ""
     audit: bool = False

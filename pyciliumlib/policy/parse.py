@@ -6,7 +6,7 @@ is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from attrs import frozen
 
 from pyciliumlib.errors import NotFoundError, PolicyError, nearest
 from pyciliumlib.policy import cidr_groups, cilium, cluster_policy, kubernetes, services
+from pyciliumlib.policy.bounds import excess
 from pyciliumlib.policy.model import NamespaceDocument, PolicyDocument, PolicyKey
 from pyciliumlib.policy.schema import Problems
 from pyciliumlib.policy.settings import PolicySettings
@@ -196,14 +197,25 @@ def _objects(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     number = 0
     for item in objects:
-        members: Iterable[object] = [item]
-        if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
-            members = item.get("items") or []
-        for member in members:
+        for member in _members(item):
             number += 1
             where = f"{name}, document {number}" if name else f"document {number}"
-            if isinstance(member, Mapping):
+            problems.document = where
+            if too_much := excess(member):
+                problems.add("", too_much)
+            elif isinstance(member, Mapping):
                 yield where, member
             else:
-                problems.document = where
                 problems.add("", f"expected an object with kind and metadata, found {member!r:.60}")
+
+
+def _members(item: object) -> Sequence[object]:
+    """The items of a List object, or the one object that it is."""
+    if isinstance(item, Mapping):
+        kind, items = item.get("kind"), item.get("items")
+        if isinstance(kind, str) and kind.endswith("List"):
+            if items is None:
+                return ()
+            if isinstance(items, (list, tuple)):
+                return items
+    return (item,)

@@ -48,6 +48,7 @@ from pyciliumlib.policy.model import (
     PolicyKey,
     PortNames,
     Rule,
+    read_named_ports,
 )
 from pyciliumlib.policy.parse import Documents, PolicyInput, parse
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
@@ -231,8 +232,9 @@ class Repository:
             if not ANY_IDENTITY < number <= IDENTITY_MAX:
                 raise InvalidError(f"identity {number}: identities are 1 to {IDENTITY_MAX}")
             ports = names.get(number, {})
-            items = frozenset(ports.items() if isinstance(ports, Mapping) else ports)
-            parsed[number] = Labels.parse(labels), items
+            if isinstance(ports, Mapping):
+                ports = frozenset(read_named_ports(ports).items())
+            parsed[number] = Labels.parse(labels), ports
         if strangers := names.keys() - parsed.keys():
             raise InvalidError(f"identity {min(strangers)} has named ports but is not in `added`")
         with self._lock:

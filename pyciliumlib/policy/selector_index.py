@@ -13,11 +13,10 @@ from pyciliumlib.identity.labels import (
     SOURCE_CIDR,
     Label,
     Labels,
-    Network,
     prefix_of_key,
 )
 from pyciliumlib.identity.selector import Operator, Requirement, Selector
-from pyciliumlib.policy.identity_index import PrefixKey, prefix_key
+from pyciliumlib.policy.identity_index import PrefixKey, covering, prefix_key
 
 #: Answers that are kept until a selector comes or goes.
 _ANSWERS_MAX: Final = 1 << 16
@@ -120,14 +119,7 @@ def _anchors_of(labels: Labels) -> Iterator[_Anchor]:
     yield from _EVERYTHING
     for label in labels:
         if label.source == SOURCE_CIDR:
-            yield from _covering(prefix_of_key(label.key))
+            yield from covering(prefix_of_key(label.key))
         for source in (label.source, SOURCE_ANY):
             yield (source, label.key, label.value)
             yield (source, label.key)
-
-
-def _covering(network: Network) -> Iterator[PrefixKey]:
-    version, address, length = prefix_key(network)
-    bits = network.max_prefixlen
-    for shorter in range(length, -1, -1):
-        yield version, address >> (bits - shorter) << (bits - shorter), shorter

@@ -18,6 +18,7 @@ PAGES = (
     "README.md",
     "docs/guide.md",
     "docs/policy.md",
+    "docs/policy-rules.md",
     "docs/policy-analysis.md",
     "docs/kernel.md",
     "docs/load-balancing.md",

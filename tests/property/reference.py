@@ -17,6 +17,8 @@ CLUSTER_RESERVED = ["host", "remote-node", "init", "ingress", "health", "unmanag
                     "kube-apiserver"]  # fmt: skip
 
 Labels = dict[str, tuple[str, str]]
+#: What a pod calls its ports: name to number and protocol.
+PortNames = dict[str, tuple[int, str]]
 
 
 def read_labels(texts: list[str]) -> Labels:
@@ -36,9 +38,14 @@ def verdict(
     direction: str,
     protocol: str,
     port: int,
+    names: PortNames,
 ) -> str:
-    """allow, deny or redirect; `direction` is ingress or egress of the subject."""
-    rules = [d for d in documents if selects_subject(d, subject)]
+    """allow, deny or redirect; `direction` is ingress or egress of the subject.
+
+    `names` are those of whoever listens: of the subject for ingress, of the peer for egress.
+    """
+    groups = [d for d in documents if d["kind"] == "CiliumCIDRGroup"]
+    rules = [d for d in documents if d not in groups and selects_subject(d, subject)]
     sections = [(direction, False), (direction + "Deny", True)]
     enforcing = [d for d in rules if any(d["spec"].get(name) for name, _ in sections)]
     if not enforcing:
@@ -50,7 +57,8 @@ def verdict(
             continue
         for name, deny in sections:
             for entry in document["spec"].get(name, []):
-                for outcome in outcomes_of(entry, document, peer, protocol, port, deny):
+                scene = entry, document, groups, peer, protocol, port, names
+                for outcome in outcomes_of(*scene, deny):
                     statements.append(("Normal", 0, outcome))
     for tier in ("Admin", "Normal", "Baseline"):
         outcome = last_word([(p, o) for t, p, o in statements if t == tier])
@@ -136,15 +144,19 @@ def selects_subject(document: dict[str, Any], subject: Labels) -> bool:
 def outcomes_of(
     entry: dict[str, Any],
     document: dict[str, Any],
+    groups: list[dict[str, Any]],
     peer: Labels,
     protocol: str,
     port: int,
+    names: PortNames,
     deny: bool,
 ) -> set[str]:
     fields = [f for f in entry if f.startswith(("from", "to")) and f != "toPorts"]
     names_ports = bool(entry.get("toPorts") or entry.get("icmps"))
+    if "toFQDNs" in fields and not entry["toFQDNs"]:
+        fields = []  # an empty list of names says as little as none
     if fields:
-        if not any(selects_peer(f, v, document, peer) for f in fields for v in entry[f]):
+        if not any(selects_peer(f, v, document, groups, peer) for f in fields for v in entry[f]):
             return set()
     elif not names_ports:
         return set()
@@ -152,7 +164,7 @@ def outcomes_of(
         return {"deny" if deny else "allow"}
     found = set()
     for item in entry.get("toPorts", []):
-        if any(covers(p, protocol, port) for p in item["ports"]):
+        if any(covers(p, protocol, port, names) for p in item["ports"]):
             found.add("deny" if deny else "redirect" if item.get("rules") else "allow")
     for item in entry.get("icmps", []):
         for icmp in item["fields"]:
@@ -162,14 +174,23 @@ def outcomes_of(
     return found
 
 
-def selects_peer(field: str, value: Any, document: dict[str, Any], peer: Labels) -> bool:
+def selects_peer(
+    field: str,
+    value: Any,
+    document: dict[str, Any],
+    groups: list[dict[str, Any]],
+    peer: Labels,
+) -> bool:
     kind = field.removeprefix("from").removeprefix("to")
     if kind == "Entities":
         return selects_entity(value, peer)
     if kind == "CIDR":
         return inside(value, peer)
+    if kind == "FQDNs":
+        return has(peer, "fqdn", value.get("matchName", value.get("matchPattern")), "")
     if kind == "CIDRSet":
-        return inside(value["cidr"], peer) and not any(
+        prefixes = [value["cidr"]] if "cidr" in value else members(value, groups)
+        return any(inside(prefix, peer) for prefix in prefixes) and not any(
             inside(hole, peer) for hole in value.get("except", [])
         )
     keys = [*value.get("matchLabels", {}), *(e["key"] for e in value.get("matchExpressions", []))]
@@ -184,6 +205,18 @@ def selects_peer(field: str, value: Any, document: dict[str, Any], peer: Labels)
     if CLUSTER not in keys and not has(peer, "k8s", CLUSTER, "default"):
         return False
     return matches(value, peer)
+
+
+def members(value: dict[str, Any], groups: list[dict[str, Any]]) -> list[str]:
+    """The prefixes of the groups that a CIDR set refers to."""
+    wanted = value.get("cidrGroupSelector", {}).get("matchLabels", {})
+    return [
+        prefix
+        for group in groups
+        if value.get("cidrGroupRef") in (None, group["metadata"]["name"])
+        and all(group["metadata"]["labels"].get(key) == wanted[key] for key in wanted)
+        for prefix in group["spec"]["externalCIDRs"]
+    ]
 
 
 def selects_entity(entity: str, peer: Labels) -> bool:
@@ -239,9 +272,11 @@ def has(labels: Labels, source: str, key: str, value: str) -> bool:
     return key in labels and source in ("any", labels[key][0]) and labels[key][1] == value
 
 
-def covers(item: dict[str, Any], protocol: str, port: int) -> bool:
+def covers(item: dict[str, Any], protocol: str, port: int, names: PortNames) -> bool:
     wanted = item.get("protocol", "ANY")
     if protocol not in (["TCP", "UDP", "SCTP"] if wanted == "ANY" else [wanted]):
         return False
+    if not item["port"].isdigit():
+        return names.get(item["port"]) == (port, protocol)
     first = int(item["port"])
     return first == 0 or first <= port <= (item.get("endPort") or first)

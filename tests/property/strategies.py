@@ -13,6 +13,8 @@ from attrs import frozen
 from hypothesis import strategies as st
 
 from pyciliumlib.identity.labels import Labels
+from pyciliumlib.policy import Party
+from pyciliumlib.types import Protocol
 
 NAMESPACES = ("default", "other")
 APPS = ("a", "b", "c")
@@ -26,6 +28,11 @@ PREFIXES = (
 PORTS = (1, 22, 53, 79, 80, 81, 443, 1023, 1024, 8080, 65535)
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 ICMP_TYPES = (0, 3, 8, 128, 129)
+#: Names of ports; every pod gives some of them to ports of its own.
+PORT_NAMES = ("web", "dns")
+SUBJECT_PORTS = {"web": (80, Protocol.TCP), "dns": (53, Protocol.UDP)}
+GROUPS = {"g0": "a", "g1": "b"}
+NAMES = ("*.example.com", "www.example.com")
 RESERVED = {1: "host", 2: "world", 3: "unmanaged", 4: "health", 5: "init", 6: "remote-node",
             8: "ingress", 9: "world-ipv4", 10: "world-ipv6"}  # fmt: skip
 
@@ -45,6 +52,11 @@ class World:
 
     documents: list[dict[str, Any]]
     subject: list[str]
+
+    @property
+    def party(self) -> Party:
+        """The endpoint, with the names of its ports."""
+        return Party(self.subject, SUBJECT_PORTS)
 
 
 def pod(namespace: str, app: str, tier: str | None, cluster: str = "default") -> list[str]:
@@ -83,14 +95,27 @@ PREFIX_IDENTITIES = {
     0x0100_0001 + index: prefix_labels(prefix)
     for index, prefix in enumerate(p for p in PREFIXES if not p.endswith("/0"))
 }
+#: Addresses that a name was found to have.
+NAMED = {
+    0x0100_0100: ["fqdn:*.example.com", "fqdn:www.example.com", "reserved:world-ipv4"],
+    0x0100_0101: ["fqdn:*.example.com", "reserved:world-ipv6"],
+}
 IDENTITIES: dict[int, list[str]] = {
     **{number: [f"reserved:{name}"] for number, name in RESERVED.items()},
     7: ["reserved:kube-apiserver", "reserved:remote-node"],
     **PODS,
     **PREFIX_IDENTITIES,
+    **NAMED,
 }
 #: The same, read once: most examples need them all.
 PARSED = {number: Labels.parse(labels) for number, labels in IDENTITIES.items()}
+#: The port that each app calls "web"; c has none.
+PEER_PORTS = {
+    number: {"web": ({"a": 81, "b": 8080}[app], Protocol.TCP)}
+    for number, labels in PODS.items()
+    for app in ("a", "b")
+    if f"k8s:app={app}" in labels
+}
 
 
 def expressions() -> st.SearchStrategy[dict[str, Any]]:
@@ -132,7 +157,19 @@ def subject_selectors() -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def cidr_sets(draw: st.DrawFn) -> dict[str, Any]:
-    """A prefix, maybe less some prefixes inside it."""
+    """A prefix, or the prefixes of a group, maybe less some prefixes."""
+    if draw(st.integers(0, 3)) == 0:
+        group: dict[str, Any] = draw(
+            st.sampled_from(
+                [
+                    {"cidrGroupRef": "g0"},
+                    {"cidrGroupSelector": {"matchLabels": {"kind": "b"}}},
+                    {"cidrGroupSelector": {}},
+                ]
+            )
+        )
+        holes = draw(st.lists(st.sampled_from(PREFIXES), max_size=2, unique=True))
+        return {**group, "except": holes} if holes else group
     cidr = draw(st.sampled_from(PREFIXES))
     outer = ipaddress.ip_network(cidr)
     inner = [
@@ -150,8 +187,10 @@ def cidr_sets(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def ports(draw: st.DrawFn) -> dict[str, Any]:
-    """A port, a range, or all ports of a protocol."""
+    """A port, a range, all ports of a protocol, or a port by its name."""
     protocol = draw(st.sampled_from([*PROTOCOLS, "ANY"]))
+    if draw(st.integers(0, 5)) == 0:
+        return {"port": draw(st.sampled_from(PORT_NAMES)), "protocol": protocol}
     first = draw(st.sampled_from([0, *PORTS]))
     last = draw(st.sampled_from(PORTS))
     found: dict[str, Any] = {"port": str(first), "protocol": protocol}
@@ -162,7 +201,7 @@ def ports(draw: st.DrawFn) -> dict[str, Any]:
 def port_rules(draw: st.DrawFn, deny: bool) -> dict[str, Any]:
     """One of `toPorts`, for some with an HTTP rule."""
     if not deny and draw(st.integers(0, 3)) == 0:
-        number = str(draw(st.sampled_from(PORTS)))
+        number = draw(st.sampled_from([*map(str, PORTS), *PORT_NAMES]))
         return {
             "ports": [{"port": number, "protocol": "TCP"}],
             "rules": {"http": [{"method": "GET"}]},
@@ -181,9 +220,13 @@ def icmps() -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def entries(draw: st.DrawFn, word: str, deny: bool) -> dict[str, Any]:
     """One entry of a section: a kind of peer or none, and ports, ICMP or neither."""
+    names = st.lists(
+        st.sampled_from([{"matchPattern": NAMES[0]}, {"matchName": NAMES[1]}]), max_size=2
+    )
     peers = draw(
         st.one_of(
             st.none(),
+            *([st.tuples(st.just("FQDNs"), names)] if word == "to" and not deny else []),
             st.tuples(st.just("Endpoints"), st.lists(selectors(), max_size=2)),
             st.tuples(st.just("Entities"), st.lists(st.sampled_from(ENTITIES), max_size=2)),
             st.tuples(st.just("CIDR"), st.lists(st.sampled_from(PREFIXES), max_size=2)),
@@ -274,12 +317,28 @@ def cluster_policies(draw: st.DrawFn, name: str = "k") -> dict[str, Any]:
 
 
 @st.composite
+def cidr_groups(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    """A CiliumCIDRGroup to which policies may refer."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name, "labels": {"kind": GROUPS[name]}},
+        "spec": {"externalCIDRs": draw(st.lists(st.sampled_from(PREFIXES), max_size=3))},
+    }
+
+
+@st.composite
 def document_sets(draw: st.DrawFn, max_size: int = 3) -> list[dict[str, Any]]:
-    """Some documents of different names; in half of the sets administrators have a say."""
+    """Some documents of different names, with the groups that they refer to.
+
+    In half of the sets administrators have a say.
+    """
     found = [draw(documents(f"p{index}")) for index in range(draw(st.integers(1, max_size)))]
     if draw(st.booleans()):
         found += [draw(cluster_policies(f"k{index}")) for index in range(draw(st.integers(1, 2)))]
-    return found
+    return found + [
+        draw(cidr_groups(name)) for name in draw(st.sets(st.sampled_from(["g0", "g1"])))
+    ]
 
 
 def worlds() -> st.SearchStrategy[World]:

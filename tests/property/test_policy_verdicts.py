@@ -18,10 +18,18 @@ _PEERS = {number: reference.read_labels(texts) for number, texts in strategies.I
 
 def _repository(world: World) -> Repository:
     repository = Repository()
-    repository.update_identities(strategies.PARSED)
+    repository.update_identities(strategies.PARSED, named_ports=strategies.PEER_PORTS)
     repository.apply(world.documents)
-    repository.add_endpoint(SUBJECT, world.subject)
+    repository.add_endpoint(SUBJECT, world.subject, strategies.SUBJECT_PORTS)
     return repository
+
+
+def _names(direction: str, identity: int) -> reference.PortNames:
+    """The names of whoever listens."""
+    names = strategies.SUBJECT_PORTS
+    if direction == "egress":
+        names = strategies.PEER_PORTS.get(identity, {})
+    return {name: (port, str(protocol)) for name, (port, protocol) in names.items()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -39,10 +47,11 @@ def test_reference_model_and_table_agree(world: World, targets: list[Target]) ->
             target.direction,
             target.protocol,
             target.port,
+            _names(target.direction, identity),
         )
         direction = Direction[target.direction.upper()]
         model = repository.decide(
-            world.subject, identity, direction, f"{target.port}/{target.protocol}"
+            world.party, identity, direction, f"{target.port}/{target.protocol}"
         )
         hit = table.lookup(direction, identity, Protocol.parse(target.protocol), target.port)
         found = {"model": model.verdict.value, "table": hit.verdict.value}
@@ -59,7 +68,7 @@ def test_the_cookie_names_rules_that_the_model_names(world: World, targets: list
         direction = Direction[target.direction.upper()]
         hit = table.lookup(direction, identity, Protocol.parse(target.protocol), target.port)
         decision = repository.decide(
-            world.subject, identity, direction, f"{target.port}/{target.protocol}"
+            world.party, identity, direction, f"{target.port}/{target.protocol}"
         )
         if not hit.rule:
             assert not decision.clauses

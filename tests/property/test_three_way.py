@@ -45,9 +45,9 @@ def written(
 ) -> tuple[Repository, EndpointPolicy]:
     """The documents in the model and in the kernel; no flows."""
     repository = Repository(settings)
-    repository.update_identities(strategies.PARSED)
+    repository.update_identities(strategies.PARSED, named_ports=strategies.PEER_PORTS)
     repository.apply(world.documents)
-    policy = repository.add_endpoint(SUBJECT, world.subject)
+    policy = repository.add_endpoint(SUBJECT, world.subject, strategies.SUBJECT_PORTS)
     entries = policy.entries()
     rig.clear_rules(SUBJECT)
     if len(entries):
@@ -106,7 +106,7 @@ def test_model_table_and_program_agree(
     table = PolicyLookup.of(policy.entries())
     probes = probes_of(targets)
     for probe, answer in zip(probes, prober.ask(probes), strict=True):
-        model = repository.decide(world.subject, probe.identity, probe.direction, port_of(probe))
+        model = repository.decide(world.party, probe.identity, probe.direction, port_of(probe))
         hit = lookup(table, probe)
         found = model.verdict, hit.verdict, verdict_of(answer)
         assert len(set(found)) == 1, (probe, found, answer)
@@ -122,13 +122,13 @@ def test_an_audit_passes_what_would_be_denied(
 ) -> None:
     """In all three: the same rule, the verdict without what denies, and the word of it."""
     plain = Repository()
-    plain.update_identities(strategies.PARSED)
+    plain.update_identities(strategies.PARSED, named_ports=strategies.PEER_PORTS)
     plain.apply(world.documents)
     repository, policy = written(rig, world, PolicySettings(audit=True))
     table = PolicyLookup.of(policy.entries())
     probes = probes_of(targets)
     for probe, answer in zip(probes, prober.ask(probes), strict=True):
-        ends = world.subject, probe.identity, probe.direction, port_of(probe)
+        ends = world.party, probe.identity, probe.direction, port_of(probe)
         denied = plain.decide(*ends).verdict is Verdict.DENY
         model, hit = repository.decide(*ends), lookup(table, probe)
         found = model.verdict, hit.verdict, verdict_of(answer)

@@ -175,7 +175,12 @@ REFUSED: dict[str, list[Case]] = {
     ],
     "ObjectSpec.set_autoload": [(errors.NotFoundError, lambda: SPEC.set_autoload("main", True))],
     "ObjectSpec.type": [(errors.NotFoundError, lambda: SPEC.type("flw"))],
-    "Party": [(errors.LabelError, lambda: pcl.Party(["="]))],
+    "Party": [
+        (errors.LabelError, lambda: pcl.Party(["="])),
+        (errors.UnitError, lambda: pcl.Party(["a=b"], {"web": (80, "TPC")})),
+        (errors.UnitError, lambda: pcl.Party(["a=b"], {"web": (0, pcl.Protocol.TCP)})),
+        (errors.UnitError, lambda: pcl.Party(["a=b"], {"web": 80})),
+    ],
     "PolicySettings": [
         (errors.InvalidError, lambda: pcl.PolicySettings(enforcement="sometimes")),
         (errors.InvalidError, lambda: pcl.PolicySettings(cluster_name="")),

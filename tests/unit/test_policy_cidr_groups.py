@@ -66,6 +66,23 @@ def test_a_group_stands_for_its_prefixes(entry: dict[str, Any]) -> None:
     assert list(allowed.values()) == [Verdict.ALLOW, Verdict.ALLOW, Verdict.DENY, Verdict.DENY]
 
 
+def test_exceptions_around_and_inside_the_prefixes_of_a_group() -> None:
+    """One that covers a prefix takes all of it, one inside a part; families do not meet."""
+    repository = Repository()
+    repository.apply([
+        group("office", "10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/24", "10.4.0.0/16", "fd00:1::/64"),
+        rule(cidrGroupRef="office", **{
+            "except": ["10.2.0.0/15", "10.1.0.0/24", "10.1.255.0/24", "10.4.0.0/16", "fd00::/8"]
+        }),
+    ])  # fmt: skip
+    allowed = ("10.1.1.0", "10.1.254.255")
+    denied = ("10.1.0.0", "10.1.255.255", "10.2.0.1", "10.3.0.1", "10.4.0.1")
+    assert {verdict(repository, address) for address in allowed} == {Verdict.ALLOW}
+    assert {verdict(repository, address) for address in denied} == {Verdict.DENY}
+    inside = Party(cidr_labels("fd00:1::1/128"))
+    assert repository.decide(WEB, inside, Direction.INGRESS, "80/TCP").verdict is Verdict.DENY
+
+
 def test_rules_follow_a_group() -> None:
     """Written before the group, changed with it, empty when it is gone, and undone in one."""
     repository = Repository()

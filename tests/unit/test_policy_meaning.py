@@ -236,6 +236,11 @@ def test_the_local_host_needs_no_rule_unless_the_settings_say_so() -> None:
     assert (set(), set()) == _verdicts(_repository(denies))
 
 
+def test_the_protocol_of_a_named_port_may_be_a_text() -> None:
+    """It used to be taken as it was, and then matched nothing."""
+    assert Party(SUBJECT, {"http": (80, "tcp")}) == Party(SUBJECT, {"http": (80, TCP)})
+
+
 def test_names_of_ports_are_those_of_whoever_listens() -> None:
     """At ingress the subject's own names count, at egress those of each peer."""
     named = {"http": (8080, TCP)}

@@ -199,6 +199,7 @@ WRONG = {
     "unknown role": (kafka(role="prodcue"), '"produce"'),
     "unknown key": (kafka(apiKey="nothing"), "unknown 'nothing'"),
     "bad topic": (kafka(topic="a/b"), "rules.kafka[0].topic"),
+    "long version": (kafka(apiVersion="9" * 5000), "write a number from 0 to 32767"),
     "bad version": (kafka(apiVersion="32768"), "write a number from 0 to 32767"),
     "l7 without l7proto": (
         ingress(toPorts=ports(tcp(), rules={"l7": [{"a": "b"}]})),
@@ -352,6 +353,14 @@ def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
         assert expected == parse(source).policies
 
 
+#: Each level holds the one before twice.
+BOMB = (
+    "a: {l0: &l0 [a, a], "
+    + "".join(f"l{n}: &l{n} [*l{n - 1}, *l{n - 1}], " for n in range(1, 32))
+    + "}\n"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -359,6 +368,11 @@ def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
         ("- just\n- a list\n", "expected an object with kind and metadata"),
         ("a: &a [1]\nb: [" + "*a, " * 65 + "]\n", "aliases"),
         ("a: " + "[" * 5000 + "]" * 5000 + "\n", "document"),
+        ("a: " + "[" * 100 + "]" * 100 + "\n", "more than 64 levels"),
+        ("kind: &a [*a, *a]\n", "more than 64 levels"),
+        (BOMB, "values with its aliases written out; at most 1048576"),
+        ("kind: 0x" + "f" * 6000 + "\n", "a number of 24000 bits; at most 64"),
+        ("kind: List\nitems: 5\n", "'List' is no policy"),
         ("kind: 2026-13-45\n", "no YAML that can be read"),
         ("? [a, b]\n: 1\n", "unhashable key"),
         ("{1: 2}", "is no policy"),
@@ -370,6 +384,11 @@ def test_files_folders_text_and_objects_are_read_alike(tmp_path: Path) -> None:
         "list",
         "aliases",
         "deep",
+        "deep enough for YAML",
+        "one that holds itself",
+        "aliases of aliases",
+        "a long number",
+        "a list that is none",
         "date",
         "object as key",
         "number as key",
@@ -392,6 +411,28 @@ def test_a_file_that_is_not_there() -> None:
 def test_nothing_at_all_is_no_document() -> None:
     """An empty stream holds no policies, and is not wrong."""
     assert parse("---\n---\n").policies == ()
+
+
+def test_aliases_of_large_parts_are_fine() -> None:
+    """What is written out may be as long as it likes, and a part of it be there twice."""
+    prefixes = ", ".join(f"10.{n >> 8 & 255}.{n & 255}.0/24" for n in range(3000))
+    text = f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: p}}
+spec:
+  endpointSelector: {{}}
+  ingress: [{{fromCIDR: &all [{prefixes}]}}]
+  egress: [{{toCIDR: *all}}]
+"""
+    (policy,) = parse(text).policies
+    (rule,) = policy.rules
+    assert [len(clause.peers or ()) for clause in rule.clauses] == [3000, 3000]
+
+
+def test_a_list_object_without_items_holds_nothing() -> None:
+    """As the API writes one that is empty."""
+    assert parse({"apiVersion": "v1", "kind": "List", "items": None}) == parse("---\n")
 
 
 def test_a_merged_key_may_be_overridden() -> None:

@@ -168,6 +168,8 @@ def test_quantities(parse: object, text: str, expected: int) -> None:
         (parse_rate, "-1M"),
         (parse_rate, ""),
         (parse_rate, "0.5bit"),
+        (parse_rate, "9" * 5000),
+        (parse_rate, "18446744073710M"),
         (parse_size, "64kk"),
         (parse_size, "1e3"),
         (parse_duration, "5"),

@@ -15,6 +15,7 @@ from pyciliumlib.policy.schema import Problems, texts
 
 MISMATCH_ACTIONS: Final = ("LOG", "ADD", "DELETE", "REPLACE")
 NAME_MAX: Final = 255
+_VERSION = re.compile(r"[0-9]{1,9}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _FQDN_NAME = re.compile(r"[-a-zA-Z0-9_.]+")
 _FQDN_PATTERN = re.compile(r"[-a-zA-Z0-9_.*]+")
@@ -103,7 +104,7 @@ def read_kafka(values: list[Any], path: str, problems: Problems) -> Iterator[Kaf
         _check_known(role, ROLES, f"{where}.role", problems)
         _check_known(key, API_KEYS, f"{where}.apiKey", problems)
         version, topic = item.get("apiVersion", ""), item.get("topic", "")
-        if version and not (version.isascii() and version.isdigit() and int(version) < 1 << 15):
+        if version and not (_VERSION.fullmatch(version) and int(version) < 1 << 15):
             problems.add(f"{where}.apiVersion", f"{version!r}: write a number from 0 to 32767")
         if topic and (len(topic) > NAME_MAX or not _TOPIC.fullmatch(topic)):
             problems.add(
