@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
+from pyciliumlib.documents import ObjectInput
 from pyciliumlib.errors import KernelError, NotFoundError
 from pyciliumlib.identity import Identity, IPCache, Metadata, Source, cidr_labels
 from pyciliumlib.identity.labels import Labels, LabelsLike
@@ -27,7 +28,6 @@ from pyciliumlib.policy import (
 )
 from pyciliumlib.policy.entries import PolicyEntries
 from pyciliumlib.policy.model import NamedPorts, PortNames
-from pyciliumlib.policy.parse import PolicyInput
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.resolve import EndpointPolicy
 from pyciliumlib.policy.table import Plan, plan
@@ -75,7 +75,7 @@ class NodePolicy:
 
     # ------------------------------------------------------------------ documents
 
-    def apply(self, source: PolicyInput | Documents) -> Change:
+    def apply(self, source: ObjectInput | Documents) -> Change:
         """Add or replace documents: YAML text, a path, decoded objects, or what `parse` made.
 
         Endpoints of a Namespace among them get its labels, after the rules are in force.

@@ -6,13 +6,12 @@ https://kubernetes.io/docs/reference/kubernetes-api/service-resources/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import yaml
 from attrs import define, field, frozen
 
-from pyciliumlib.errors import InvalidError, NotFoundError, ServiceError
+from pyciliumlib.documents import ObjectInput, read_objects
+from pyciliumlib.errors import InvalidError, ServiceError
 from pyciliumlib.loadbalancer.annotations import only_on_nodes
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
 from pyciliumlib.loadbalancer.pod_reader import PodObject, read_pod
@@ -28,14 +27,8 @@ from pyciliumlib.loadbalancer.slice_reader import Slice, read_slice
 from pyciliumlib.types import Address, AddressLike, parse_address
 from pyciliumlib.types.collector import collector_at_rest
 
-#: YAML text, a file or folder, one object, or several.
-ServiceInput: TypeAlias = "str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]"
 _SLICES: Final = "discovery.k8s.io/v1"
 _REDIRECTS: Final = "cilium.io/v2"
-_TEXT_MAX: Final = 64 << 20
-_ALIASES_MAX: Final = 1000
-_SUFFIXES: Final = (".yaml", ".yml", ".json")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _addresses(values: Iterable[AddressLike]) -> tuple[Address, ...]:
@@ -63,7 +56,7 @@ class ServiceDocuments:
 
 
 def read_services(
-    source: ServiceInput,
+    source: ObjectInput,
     *,
     config: LoadBalancerConfig | None = None,
     node: LocalNode | None = None,
@@ -85,7 +78,7 @@ type=<FrontendType.CLUSTER_IP: 'ClusterIP'>),)
     given = {name: tuple(values) for name, values in (addresses or {}).items()}
     found = _Objects()
     with collector_at_rest():
-        for where, data in _documents(source, reader):
+        for where, data in read_objects(source, "service", ServiceError, reader.refuse):
             reader.document = where
             found.add(data, config, reader)
         services = _join(found, config, node, given, reader)
@@ -188,70 +181,3 @@ def _check_given(
     for name in given:
         if name not in known:
             reader.problem(name, "no Service of that namespace and name is among the documents")
-
-
-def _documents(source: ServiceInput, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(source, Mapping):
-        yield from _objects([source], "", reader)
-    elif isinstance(source, Path) or (isinstance(source, str) and _is_path(source)):
-        for path in _files(Path(source)):
-            yield from _decode(_text_of(path), path.name, reader)
-    elif isinstance(source, str):
-        yield from _decode(source, "", reader)
-    elif isinstance(source, Iterable) and not hasattr(source, "decode"):
-        yield from _objects(source, "", reader)
-    else:
-        raise InvalidError(f"services: expected YAML text, a path or objects, found {source!r:.60}")
-
-
-def _is_path(text: str) -> bool:
-    bare = text.strip()
-    return bool(bare) and "\n" not in text and bare[0] not in "{[" and ": " not in text
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
-    if not path.is_file():
-        raise NotFoundError(f"service file {str(path)!r} is not there; YAML text has a line break")
-    return [path]
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"service file {str(path)!r} cannot be read: {error}") from error
-
-
-def _decode(text: str, name: str, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader.document = name or "YAML text"
-    if len(text) > _TEXT_MAX or text.count("*") > _ALIASES_MAX:
-        reader.problem("", f"more than {_TEXT_MAX} characters or {_ALIASES_MAX} aliases")
-        return
-    try:
-        objects = [item for item in yaml.load_all(text, Loader=_Loader) if item is not None]
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reader.problem("", f"no YAML that can be read: {error}")
-    else:
-        yield from _objects(objects, name, reader)
-
-
-def _objects(
-    objects: Iterable[object], name: str, reader: Reader
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    number = 0
-    for item in objects:
-        members: Any = [item]
-        if isinstance(item, Mapping) and str(item.get("kind", "")).endswith("List"):
-            members = item.get("items") or []
-        for member in members if isinstance(members, list) else [members]:
-            number += 1
-            where = f"{name}, document {number}" if name else f"document {number}"
-            if isinstance(member, Mapping):
-                yield where, member
-            else:
-                reader.document = where
-                reader.problem(
-                    "", f"expected an object with kind and metadata, found {member!r:.60}"
-                )

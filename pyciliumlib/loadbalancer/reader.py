@@ -27,6 +27,11 @@ class Reader:
         """A fault in the document."""
         self.problems.append(self._at(path, message))
 
+    def refuse(self, document: str, message: str) -> None:
+        """A document that has no fields to look at."""
+        self.document = document
+        self.problem("", message)
+
     def warn(self, path: str, message: str) -> None:
         """Something that is taken but may not mean what its author thinks."""
         self.warnings.append(self._at(path, message))

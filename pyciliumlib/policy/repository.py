@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from pyciliumlib.documents import ObjectInput
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
 from pyciliumlib.flow import Flow
 from pyciliumlib.identity.labels import (
@@ -50,7 +51,7 @@ from pyciliumlib.policy.model import (
     Rule,
     read_named_ports,
 )
-from pyciliumlib.policy.parse import Documents, PolicyInput, parse
+from pyciliumlib.policy.parse import Documents, parse
 from pyciliumlib.policy.resolve import EndpointPolicy, resolve
 from pyciliumlib.policy.rule_store import RuleStore
 from pyciliumlib.policy.selections import IdentityDelta, SelectorCache
@@ -132,7 +133,7 @@ class Repository:
         with self._lock:
             return dict(self._namespaces)
 
-    def apply(self, source: PolicyInput | Documents) -> Change:
+    def apply(self, source: ObjectInput | Documents) -> Change:
         """Add or replace documents; `source` is what `parse` takes, or its result.
 
         Raises PolicyError, with nothing changed, if a document is wrong or contradicts another.
@@ -385,7 +386,7 @@ class Repository:
 
     def diff(
         self,
-        source: PolicyInput | Documents,
+        source: ObjectInput | Documents,
         parties: Mapping[str, PartyLike] | Iterable[Party] | None = None,
         delete: Iterable[PolicyKey] = (),
     ) -> PolicyDiff:

@@ -90,6 +90,11 @@ class Problems:
         self._only_unsupported = False
         self._found.append(self._at(path, message))
 
+    def refuse(self, document: str, message: str) -> None:
+        """A document that has no fields to look at."""
+        self.document = document
+        self.add("", message)
+
     def unsupported(self, path: str, message: str) -> None:
         """Something that Cilium knows and this version does not implement."""
         self._found.append(self._at(path, f"not supported yet: {message}"))

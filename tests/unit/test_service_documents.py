@@ -485,6 +485,26 @@ def test_faults(document: Any, said: str) -> None:
     assert all(problem.startswith("document 1") for problem in caught.value.problems)
 
 
+HOSTILE = {
+    "a key twice": ("{kind: Service, kind: Pod}", "found the key 'kind' twice"),
+    "a number without end": ("kind: Service\nspec: " + "9" * 5000, "no YAML that can be read"),
+    "a large number": ("kind: Service\nspec: " + "9" * 50, "a number of 167 bits"),
+    "aliases of aliases": (
+        "".join(f"{n}: &a{n} [{f'*a{n - 1}, *a{n - 1}' if n else 1}]\n" for n in range(30)),
+        "values with its aliases written out",
+    ),
+    "more aliases": ("a: &a 1\nb: [" + ", ".join(["*a"] * 65) + "]", "more than 64 aliases"),
+    "what holds itself": ("a: &a [*a]", "more than 64 levels"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text(text: str, said: str) -> None:
+    """Refused before anybody looks into it."""
+    with pytest.raises(ServiceError, match=said):
+        read_services(text)
+
+
 def test_all_faults_at_once() -> None:
     """Of every document, in order."""
     documents = [service({"type": "x"}), annotated(type="y")]
