@@ -7,9 +7,6 @@ same, since the kernel does more for each switch of a task that is in one.
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +19,15 @@ from pyciliumlib.loadbalancer import Service
 from pyciliumlib.loadbalancer.program import SocketBalancer
 from tests import cgroups
 from tests.bench.compiled import c_program
-from tests.bench.figure import Figure, ratio_at_least
+from tests.bench.figure import Figure, ratio_at_least, spread
+from tests.bench.load import STREAM_PORT, serve_streams, stream, wait_for_listener
 
 ROUNDS = 12
 MILLISECONDS = 400
-SECONDS = 1
 #: Of plain routing: throughput, new connections and requests alike.
 ENOUGH = 0.95
 _VIP: Final = {4: "10.96.0.10", 6: "fd00:96::10"}
-_STREAM, _LOAD, _UDP = 5201, 7000, 7001
+_LOAD, _UDP = 7000, 7001
 
 
 def figures() -> Iterator[Figure]:
@@ -44,7 +41,7 @@ def figures() -> Iterator[Figure]:
         node = lab.node()
         scene = Scene(node.pod("client"), node.pod("backend"), program, group)
         scene.start()
-        yield from scene.compared(4, "iperf3", "Gbit/s", scene.stream, _STREAM)
+        yield from scene.compared(4, "iperf3", "Gbit/s", scene.stream, STREAM_PORT)
         for version in (4, 6):
             yield from scene.compared(
                 version, "connections with a request each", "1/s", scene.rate("new"), _LOAD
@@ -66,11 +63,9 @@ class Scene:
 
     def start(self) -> None:
         """Start the servers, and wait for them."""
-        self.backend.popen(["iperf3", "--server", "--port", _STREAM, "--logfile", "/dev/null"])
+        serve_streams(self.backend)
         self.backend.popen([self.program, "serve", _LOAD])
-        for port in (_STREAM, _LOAD):
-            while not self.backend.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout:
-                time.sleep(0.05)
+        wait_for_listener(self.backend, _LOAD)
 
     def address(self, version: int) -> str:
         return str(self.backend.ip4 if version == 4 else self.backend.ip6)
@@ -79,7 +74,7 @@ class Scene:
     def balancing(self) -> Iterator[None]:
         """The backend is behind services."""
         services = []
-        for port, protocol in ((_STREAM, "TCP"), (_LOAD, "TCP"), (_UDP, "UDP")):
+        for port, protocol in ((STREAM_PORT, "TCP"), (_LOAD, "TCP"), (_UDP, "UDP")):
             places = [
                 [f"{addresses[4]}:{port}/{protocol}", f"[{addresses[6]}]:{port}/{protocol}"]
                 for addresses in (_VIP, {4: self.address(4), 6: self.address(6)})
@@ -91,9 +86,7 @@ class Scene:
 
     def stream(self, address: str, port: int) -> float:
         """Gbit/s of one TCP stream."""
-        argv = ["iperf3", "--client", address, "--port", port, "--time", SECONDS, "--json"]
-        said = json.loads(self.client.run(argv, check=True, timeout=SECONDS + 8).stdout)
-        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+        return stream(self.client, address, port)
 
     def rate(self, how: str) -> Callable[[str, int], float]:
         """How many of `net_load` there are in a second."""
@@ -118,13 +111,8 @@ class Scene:
                     continue
                 with self.balancing():
                     turn.append(measure(_VIP[version], port))
-        name, peer = f"sockets, IPv{version}: {what}", "plain routing"
-        yield Figure(
-            f"{name}, median of {ROUNDS}", statistics.median(balanced), unit, peer,
-            statistics.median(plain), ratio_at_least(ENOUGH),
-        )  # fmt: skip
-        yield Figure(f"{name}, slowest", min(balanced), unit, peer, min(plain))
-        yield Figure(f"{name}, fastest", max(balanced), unit, peer, max(plain))
+        name = f"sockets, IPv{version}: {what}"
+        yield from spread(name, balanced, unit, "plain routing", plain, ratio_at_least(ENOUGH))
 
     def connects(self, version: int) -> Iterator[Figure]:
         """What a UDP socket costs, from its making to its end, with nothing sent."""

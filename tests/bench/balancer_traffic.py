@@ -1,0 +1,204 @@
+"""Real TCP to a service, by each way there is to balance it, beside plain routing.
+
+    client --- node --- backend
+
+Three namespaces, and in the node's what a user may have today: nftables' DNAT, or HAProxy. Plain
+routing is the floor: the client asks for the backend itself. Each round measures every way once,
+right after the other and from a different one on, so that what else the machine does meets all
+alike. What a way needs is there for its turns alone; only HAProxy waits, at an address of its own.
+
+Everybody is in the cgroup of the sockets' balancer, since the kernel does more for each switch of
+a task that is in one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from pyciliumlib.datapath import Datapath
+from pyciliumlib.lab import Lab, Node, Pod
+from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
+from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
+from tests import cgroups
+from tests.bench.figure import Figure, Target, ratio_at_least, spread
+from tests.bench.load import STREAM_PORT, requests, serve_streams, stream, wait_for_listener
+from tests.lab.nginx import PORT as WEB_PORT
+from tests.lab.nginx import nginx
+
+ROUNDS = 8
+#: Of plain routing: throughput, new connections and requests alike.
+ENOUGH: Final = ratio_at_least(0.95)
+_PLAIN: Final = "plain routing"
+_VIP: Final = "10.96.0.10"
+_HAPROXY: Final = "10.96.0.11"
+#: Of the node's device at the client, which has none of its own: outer headers come from it.
+_DIRECTOR: Final = "10.96.0.12"
+_SERVED: Final = (STREAM_PORT, WEB_PORT)
+
+_NFTABLES: Final = """
+table ip bench {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat;
+    ip daddr {vip} dnat to {backend}
+  }}
+}}
+"""
+_HAPROXY_CONFIG: Final = """
+global
+  nbthread 2
+  maxconn 4000
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+"""
+
+
+@frozen
+class Way:
+    """Where the client asks, and what has to be there meanwhile."""
+
+    name: str
+    address: str
+    there: Callable[[], AbstractContextManager[object]]
+    target: Target | None = None
+
+
+def figures() -> Iterator[Figure]:
+    """Throughput, new connections, and requests on connections that stay."""
+    with (
+        cgroups.cgroup() as group,
+        cgroups.inside(group),
+        Lab() as lab,
+        ExitStack() as servers,
+    ):
+        folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
+        node = lab.node()
+        scene = Scene(node, node.pod("client"), node.pod("backend"), group)
+        serve_streams(scene.backend)
+        servers.enter_context(nginx(lab.spawner, scene.backend.netns, "backend", folder / "nginx"))
+        scene.start_haproxy(folder)
+        node.netlink.add_address(scene.client.host_ifname, f"{_DIRECTOR}/32")
+        ways = scene.ways()
+        client = scene.client
+        for what, unit, measure in (
+            ("iperf3", "Gbit/s", lambda address: stream(client, address)),
+            (
+                "new connections",
+                "1/s",
+                lambda address: requests(client, address, WEB_PORT, keep=False),
+            ),
+            ("requests", "1/s", lambda address: requests(client, address, WEB_PORT, keep=True)),
+        ):
+            yield from compared(ways, what, unit, measure)
+
+
+def compared(
+    ways: list[Way], what: str, unit: str, measure: Callable[[str], float], rounds: int = ROUNDS
+) -> Iterator[Figure]:
+    """Every way beside the first."""
+    seen: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(rounds):
+        first = number % len(ways)
+        for way in (*ways[first:], *ways[:first]):
+            with way.there():
+                seen[way.name].append(measure(way.address))
+    plain, *others = ways
+    for way in others:
+        yield from spread(
+            f"service by {way.name}: {what}", seen[way.name], unit, plain.name, seen[plain.name],
+            way.target,
+        )  # fmt: skip
+
+
+@frozen
+class Scene:
+    """A client, what is between, and a backend; all of them in the cgroup."""
+
+    node: Node
+    client: Pod
+    backend: Pod
+    cgroup: Path
+
+    def ways(self) -> list[Way]:
+        """Plain routing first."""
+        return [
+            Way(_PLAIN, str(self.backend.ip4), nullcontext),
+            Way("nftables DNAT", _VIP, self.nftables),
+            Way("HAProxy", _HAPROXY, nullcontext),
+            Way("SocketBalancer", _VIP, self.sockets, ENOUGH),
+            Way("Datapath.services", _VIP, self.datapath, ENOUGH),
+            Way("LoadBalancer at tc, DSR by option", _VIP, lambda: self.dsr("opt"), ENOUGH),
+            Way("LoadBalancer at tc, DSR by IP in IP", _VIP, lambda: self.dsr("ipip"), ENOUGH),
+        ]
+
+    def services(self) -> list[Service]:
+        return [
+            Service(f"port-{port}", [f"{_VIP}:{port}"], [f"{self.backend.ip4}:{port}"])
+            for port in _SERVED
+        ]
+
+    @contextmanager
+    def nftables(self) -> Iterator[None]:
+        rules = _NFTABLES.format(vip=_VIP, backend=self.backend.ip4)
+        self.node.run(["nft", "--file", "-"], input=rules, check=True)
+        try:
+            yield
+        finally:
+            self.node.run(["nft", "delete", "table", "ip", "bench"], check=True)
+
+    def start_haproxy(self, folder: Path) -> None:
+        """Two threads; without clients they sleep."""
+        sections = [
+            f"listen port-{port}\n  bind {_HAPROXY}:{port}\n"
+            f"  server one {self.backend.ip4}:{port}\n"
+            for port in _SERVED
+        ]
+        config = folder / "haproxy.cfg"
+        config.write_text(_HAPROXY_CONFIG + "".join(sections))
+        self.node.netlink.add_address("lo", f"{_HAPROXY}/32")
+        self.node.popen(["haproxy", "-db", "-f", config])
+        for port in _SERVED:
+            wait_for_listener(self.node, port)
+
+    @contextmanager
+    def sockets(self) -> Iterator[None]:
+        with SocketBalancer(self.cgroup) as balancer:
+            balancer.upsert(*self.services())
+            yield
+
+    @contextmanager
+    def datapath(self) -> Iterator[None]:
+        """Both pods are endpoints, under no policy."""
+        with Datapath(self.node) as datapath:
+            for pod in (self.client, self.backend):
+                datapath.add_endpoint(pod.name, labels={"app": pod.name}, pod=pod)
+            datapath.services.upsert(*self.services())
+            yield
+
+    @contextmanager
+    def dsr(self, dispatch: str) -> Iterator[None]:
+        """The program is at the client's device of the node, and its mate in the backend."""
+        config = LoadBalancerConfig("maglev", "dsr", dispatch, acceleration="disabled")
+        with ExitStack() as both:
+            both.enter_context(contextlib.closing(self.backend.call(
+                lambda: DSRBackend(self.backend.ifname, [_VIP], acceleration="disabled")
+            )))  # fmt: skip
+            balancer = both.enter_context(self.node.call(
+                lambda: LoadBalancer(self.client.host_ifname, config=config)
+            ))  # fmt: skip
+            balancer.upsert(*self.services())
+            yield
+
+
+if __name__ == "__main__":
+    for figure in figures():
+        print(*figure.cells(), sep=" | ")

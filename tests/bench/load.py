@@ -1,0 +1,61 @@
+"""Real servers and clients: one stream by iperf3, and HTTP by wrk."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from typing import Any, Final
+
+from pyciliumlib.lab import Host
+from pyciliumlib.types import AddressLike
+
+STREAM_PORT: Final = 5201
+_STREAM_SECONDS: Final = 1
+#: wrk itself counts in whole seconds, but stops and tells when it is interrupted.
+_WRK_SECONDS: Final = 0.6
+_CONNECTIONS: Final = 16
+_RATE: Final = re.compile(r"^Requests/sec: +([0-9.]+)$", re.MULTILINE)
+_FAILED: Final = re.compile(r"^ +Socket errors: .*|^ +Non-2xx .*", re.MULTILINE)
+
+
+def serve_streams(host: Host) -> None:
+    """Take streams at `STREAM_PORT`."""
+    host.popen(["iperf3", "--server", "--port", STREAM_PORT, "--logfile", "/dev/null"])
+    wait_for_listener(host, STREAM_PORT)
+
+
+def wait_for_listener(host: Host, port: int) -> None:
+    """A probe by connecting would be taken for a client."""
+    while not host.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout:
+        time.sleep(0.05)
+
+
+def stream(client: Host, address: AddressLike, port: int = STREAM_PORT) -> float:
+    """Gbit/s of one TCP stream."""
+    said = _iperf3(client, address, port, "--time", _STREAM_SECONDS)
+    return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def _iperf3(client: Host, address: AddressLike, port: int, *options: object) -> dict[str, Any]:
+    argv = ["iperf3", "--client", address, "--port", port, "--json", *options]
+    said: dict[str, Any] = json.loads(client.run(argv, check=True, timeout=10).stdout)
+    return said
+
+
+def requests(client: Host, address: AddressLike, port: int, *, keep: bool) -> float:
+    """HTTP requests a second over a few connections, or each over one of its own.
+
+    AssertionError where one went wrong: what is refused is fast.
+    """
+    argv = ["wrk", "--threads", 1, "--connections", _CONNECTIONS, "--duration", "30s"]
+    argv += [] if keep else ["--header", "Connection: close"]
+    process = client.popen([*argv, f"http://{address}:{port}/"], stdout=subprocess.PIPE, text=True)
+    time.sleep(_WRK_SECONDS)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=10)
+    failed, rate = _FAILED.search(said), _RATE.search(said)
+    assert rate and not failed, said
+    return float(rate[1])
