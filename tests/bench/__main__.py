@@ -23,6 +23,7 @@ PARTS = (
     "balancer",
     "balancer_nat",
     "balancer_traffic",
+    "director_traffic",
     "sockets",
     "services",
 )

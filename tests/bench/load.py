@@ -21,15 +21,21 @@ _RATE: Final = re.compile(r"^Requests/sec: +([0-9.]+)$", re.MULTILINE)
 _FAILED: Final = re.compile(r"^ +Socket errors: .*|^ +Non-2xx .*", re.MULTILINE)
 
 
-def serve_streams(host: Host) -> None:
-    """Take streams at `STREAM_PORT`."""
-    host.popen(["iperf3", "--server", "--port", STREAM_PORT, "--logfile", "/dev/null"])
-    wait_for_listener(host, STREAM_PORT)
+def serve_streams(host: Host, *addresses: str) -> None:
+    """Take streams and datagrams at `STREAM_PORT`, of all addresses or of each of these.
+
+    Datagrams of a service are answered from its address by a server that has that alone.
+    """
+    argv = ["iperf3", "--server", "--port", STREAM_PORT, "--logfile", "/dev/null"]
+    for address in addresses or ("",):
+        host.popen([*argv, "--bind", address] if address else argv)
+        wait_for_listener(host, STREAM_PORT, address)
 
 
-def wait_for_listener(host: Host, port: int) -> None:
+def wait_for_listener(host: Host, port: int, address: str = "") -> None:
     """A probe by connecting would be taken for a client."""
-    while not host.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout:
+    argv = ["ss", "-Hltn", f"sport = :{port}", *(["src", address] if address else [])]
+    while not host.run(argv, check=True).stdout:
         time.sleep(0.05)
 
 
@@ -37,6 +43,23 @@ def stream(client: Host, address: AddressLike, port: int = STREAM_PORT) -> float
     """Gbit/s of one TCP stream."""
     said = _iperf3(client, address, port, "--time", _STREAM_SECONDS)
     return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def datagrams(client: Host, server: Host, address: AddressLike) -> float:
+    """UDP packets of 64 bytes that reach the server's device in a second, of all there can be.
+
+    Not those that the server reads: it is slower than what is between.
+    """
+    options = ("--udp", "--bitrate", 0, "--length", 64, "--time", _STREAM_SECONDS)
+    before = _received(server)
+    said = _iperf3(client, address, STREAM_PORT, *options)
+    return (_received(server) - before) / float(said["end"]["sum"]["seconds"])
+
+
+def _received(host: Host) -> int:
+    argv = ["ip", "-json", "-statistics", "link", "show", "eth0"]
+    (link,) = json.loads(host.run(argv, check=True).stdout)
+    return int(link["stats64"]["rx"]["packets"])
 
 
 def _iperf3(client: Host, address: AddressLike, port: int, *options: object) -> dict[str, Any]:
