@@ -23,14 +23,19 @@ from typing import Final
 from attrs import frozen
 
 from pyciliumlib.datapath import Datapath
-from pyciliumlib.lab import Lab, Node, Pod
+from pyciliumlib.lab import Host, Lab, Node, Pod
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
 from tests import cgroups
 from tests.bench.figure import Figure, Target, ratio_at_least, spread
-from tests.bench.load import STREAM_PORT, requests, serve_streams, stream, wait_for_listener
-from tests.lab.nginx import PORT as WEB_PORT
-from tests.lab.nginx import nginx
+from tests.bench.load import (
+    MEASURES,
+    STREAM_PORT,
+    WEB_PORT,
+    serve_streams,
+    serving_web,
+    wait_for_listener,
+)
 
 ROUNDS = 8
 #: Of plain routing: throughput, new connections and requests alike.
@@ -84,33 +89,23 @@ def figures() -> Iterator[Figure]:
         node = lab.node()
         scene = Scene(node, node.pod("client"), node.pod("backend"), group)
         serve_streams(scene.backend)
-        servers.enter_context(nginx(lab.spawner, scene.backend.netns, "backend", folder / "nginx"))
+        servers.enter_context(serving_web(scene.backend))
         scene.start_haproxy(folder)
         node.netlink.add_address(scene.client.host_ifname, f"{_DIRECTOR}/32")
-        ways = scene.ways()
-        client = scene.client
-        for what, unit, measure in (
-            ("iperf3", "Gbit/s", lambda address: stream(client, address)),
-            (
-                "new connections",
-                "1/s",
-                lambda address: requests(client, address, WEB_PORT, keep=False),
-            ),
-            ("requests", "1/s", lambda address: requests(client, address, WEB_PORT, keep=True)),
-        ):
-            yield from compared(ways, what, unit, measure)
+        for what, unit, measure in MEASURES:
+            yield from compared(scene.client, scene.ways(), what, unit, measure)
 
 
 def compared(
-    ways: list[Way], what: str, unit: str, measure: Callable[[str], float], rounds: int = ROUNDS
+    client: Host, ways: list[Way], what: str, unit: str, measure: Callable[[Host, str], float]
 ) -> Iterator[Figure]:
     """Every way beside the first."""
     seen: dict[str, list[float]] = {way.name: [] for way in ways}
-    for number in range(rounds):
+    for number in range(ROUNDS):
         first = number % len(ways)
         for way in (*ways[first:], *ways[:first]):
             with way.there():
-                seen[way.name].append(measure(way.address))
+                seen[way.name].append(measure(client, way.address))
     plain, *others = ways
     for way in others:
         yield from spread(

@@ -15,10 +15,8 @@ one that lets everything pass to the kernel, which routes it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Final
 
 from attrs import frozen
@@ -31,10 +29,16 @@ from pyciliumlib.net import Netlink, NetNS, write_sysctls
 from tests.bench.balancer_traffic import ENOUGH, Way, compared
 from tests.bench.compiled import bpf_object
 from tests.bench.figure import Figure
-from tests.bench.load import STREAM_PORT, datagrams, requests, serve_streams, stream
+from tests.bench.load import (
+    MEASURES,
+    STREAM_PORT,
+    WEB_PORT,
+    connections,
+    datagrams,
+    serve_streams,
+    serving_web,
+)
 from tests.lab.balancer_scene import fill_in_checksums
-from tests.lab.nginx import PORT as WEB_PORT
-from tests.lab.nginx import nginx
 
 _VIP: Final = "203.0.113.10"
 #: The backend's, to be asked for by way of the director.
@@ -62,16 +66,18 @@ def figures() -> Iterator[Figure]:
             Way("nftables DNAT and masquerade at a director", _VIP, made.nftables),
             Way("LoadBalancer at tc, SNAT", _VIP, made.snat, ENOUGH),
         ]
-        yield from compared(ways, "iperf3", "Gbit/s", made.stream)
-        yield from compared(ways, "new connections", "1/s", made.connections)
-        yield from compared(ways, "requests", "1/s", made.requests)
+        for what, unit, measure in MEASURES:
+            yield from compared(made.client, ways, what, unit, measure)
     with scene() as made, made.xdp() as program:
         ways = [
             Way("plain routing behind XDP_PASS", _ROUTED, lambda: made.passing(program)),
             Way("LoadBalancer in XDP, DSR by IP in IP", _VIP, made.dsr),
         ]
-        yield from compared(ways, "UDP of 64 bytes", "packets/s", made.datagrams)
-        yield from compared(ways, "new connections", "1/s", made.connections)
+        yield from compared(
+            made.client, ways, "UDP of 64 bytes", "packets/s",
+            lambda client, address: datagrams(client, made.backend, address),
+        )  # fmt: skip
+        yield from compared(made.client, ways, "new connections", "1/s", connections)
 
 
 @frozen
@@ -81,18 +87,6 @@ class Scene:
     director: Node
     client: Outside
     backend: Outside
-
-    def stream(self, address: str) -> float:
-        return stream(self.client, address)
-
-    def datagrams(self, address: str) -> float:
-        return datagrams(self.client, self.backend, address)
-
-    def connections(self, address: str) -> float:
-        return requests(self.client, address, WEB_PORT, keep=False)
-
-    def requests(self, address: str) -> float:
-        return requests(self.client, address, WEB_PORT, keep=True)
 
     def services(self) -> list[Service]:
         ports = (f"{STREAM_PORT}/TCP", f"{STREAM_PORT}/UDP", f"{WEB_PORT}/TCP")
@@ -164,7 +158,6 @@ class Scene:
 def scene() -> Iterator[Scene]:
     """All of it, with servers."""
     with Lab() as lab, ExitStack() as servers:
-        folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
         director = lab.node("director")
         # who asks for a neighbour by way of the director is not to be told of the shorter way
         write_sysctls(director.netns, {"ipv4/conf/all/send_redirects": 0,
@@ -177,7 +170,7 @@ def scene() -> Iterator[Scene]:
             for address in (_VIP, _ROUTED):
                 netlink.add_address("lo", f"{address}/32")
         serve_streams(backend, _VIP, _ROUTED, str(backend.ip4))
-        servers.enter_context(nginx(lab.spawner, backend.netns, "backend", folder / "nginx"))
+        servers.enter_context(serving_web(backend))
         yield Scene(director, client, backend)
 
 

@@ -6,11 +6,18 @@ import json
 import re
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from pyciliumlib.lab import Host
+from pyciliumlib.net import write_sysctls
 from pyciliumlib.types import AddressLike
+from tests.lab.nginx import PORT as WEB_PORT
+from tests.lab.nginx import nginx
 
 STREAM_PORT: Final = 5201
 _STREAM_SECONDS: Final = 1
@@ -30,6 +37,21 @@ def serve_streams(host: Host, *addresses: str) -> None:
     for address in addresses or ("",):
         host.popen([*argv, "--bind", address] if address else argv)
         wait_for_listener(host, STREAM_PORT, address)
+
+
+@contextmanager
+def serving_web(host: Host) -> Iterator[None]:
+    """Answer HTTP at `WEB_PORT`, by one nginx.
+
+    It closes first, and forgets at once: where the same client's port comes by one way and then by
+    another, its timestamps are not in order, and a connection in TIME_WAIT would keep it out.
+    """
+    write_sysctls(host.netns, {"ipv4/tcp_max_tw_buckets": 0})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        nginx(host.lab.spawner, host.netns, host.name, Path(folder) / "nginx"),
+    ):
+        yield
 
 
 def wait_for_listener(host: Host, port: int, address: str = "") -> None:
@@ -68,17 +90,33 @@ def _iperf3(client: Host, address: AddressLike, port: int, *options: object) -> 
     return said
 
 
-def requests(client: Host, address: AddressLike, port: int, *, keep: bool) -> float:
-    """HTTP requests a second over a few connections, or each over one of its own.
+def connections(client: Host, address: AddressLike) -> float:
+    """HTTP requests a second, each over a connection of its own."""
+    return _wrk(client, address, "--header", "Connection: close")
 
-    AssertionError where one went wrong: what is refused is fast.
-    """
-    argv = ["wrk", "--threads", 1, "--connections", _CONNECTIONS, "--duration", "30s"]
-    argv += [] if keep else ["--header", "Connection: close"]
-    process = client.popen([*argv, f"http://{address}:{port}/"], stdout=subprocess.PIPE, text=True)
+
+def requests(client: Host, address: AddressLike) -> float:
+    """HTTP requests a second over a few connections."""
+    return _wrk(client, address)
+
+
+def _wrk(client: Host, address: AddressLike, *options: object) -> float:
+    """AssertionError where a request went wrong: what is refused is fast."""
+    argv = ["wrk", "--threads", 1, "--connections", _CONNECTIONS, "--duration", "30s", *options]
+    process = client.popen(
+        [*argv, f"http://{address}:{WEB_PORT}/"], stdout=subprocess.PIPE, text=True
+    )
     time.sleep(_WRK_SECONDS)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=10)
     failed, rate = _FAILED.search(said), _RATE.search(said)
     assert rate and not failed, said
     return float(rate[1])
+
+
+#: What is measured of each way to a server, and its unit.
+MEASURES: Final[tuple[tuple[str, str, Callable[[Host, str], float]], ...]] = (
+    ("iperf3", "Gbit/s", stream),
+    ("new connections", "1/s", connections),
+    ("requests", "1/s", requests),
+)
