@@ -22,6 +22,7 @@ PARTS = (
     "maglev",
     "balancer",
     "balancer_nat",
+    "balancer_dsr",
     "balancer_traffic",
     "director_traffic",
     "sockets",

@@ -26,6 +26,7 @@ from pyciliumlib.lab import Host, Lab, Node, Outside
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
+from tests import cgroups
 from tests.bench.balancer_traffic import ENOUGH, Way, compared
 from tests.bench.compiled import bpf_object
 from tests.bench.figure import Figure
@@ -59,7 +60,7 @@ table ip bench {{
 
 def figures() -> Iterator[Figure]:
     """Translation at tc, and DSR in XDP."""
-    with scene() as made:
+    with cgroups.cgroup() as group, cgroups.inside(group), scene() as made:
         routed = Way("plain routing through the director, both ways", _ROUTED, made.answers_too)
         ways = [
             routed,
@@ -67,17 +68,17 @@ def figures() -> Iterator[Figure]:
             Way("LoadBalancer at tc, SNAT", _VIP, made.snat, ENOUGH),
         ]
         for what, unit, measure in MEASURES:
-            yield from compared(made.client, ways, what, unit, measure)
-    with scene() as made, made.xdp() as program:
+            yield from compared(made.client, ways, what, unit, measure, group)
+    with cgroups.cgroup() as group, cgroups.inside(group), scene() as made, made.xdp() as program:
         ways = [
             Way("plain routing behind XDP_PASS", _ROUTED, lambda: made.passing(program)),
             Way("LoadBalancer in XDP, DSR by IP in IP", _VIP, made.dsr),
         ]
         yield from compared(
-            made.client, ways, "UDP of 64 bytes", "packets/s",
-            lambda client, address: datagrams(client, made.backend, address),
+            made.client, ways, "UDP of 64 bytes", "packets",
+            lambda client, address: datagrams(client, made.backend, address), group,
         )  # fmt: skip
-        yield from compared(made.client, ways, "new connections", "1/s", connections)
+        yield from compared(made.client, ways, "new connections", "1", connections, group)
 
 
 @frozen

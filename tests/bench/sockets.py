@@ -84,9 +84,9 @@ class Scene:
             balancer.upsert(*services)
             yield
 
-    def stream(self, address: str, port: int) -> float:
+    def stream(self, address: str, _: int) -> float:
         """Gbit/s of one TCP stream."""
-        return stream(self.client, address, port)
+        return stream(self.client, address).rate
 
     def rate(self, how: str) -> Callable[[str, int], float]:
         """How many of `net_load` there are in a second."""

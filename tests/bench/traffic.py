@@ -72,7 +72,7 @@ class Pair:
 
     def stream(self) -> float:
         """Gbit/s of one TCP stream."""
-        return stream(self.source, self.sink.ip4)
+        return stream(self.source, self.sink.ip4).rate
 
 
 # ------------------------------------------------------------------ throughput
