@@ -3,47 +3,37 @@
     client --- node --- backend
 
 Three namespaces, and in the node's what a user may have today: nftables' DNAT, or HAProxy. Plain
-routing is the floor: the client asks for the backend itself. Each round measures every way once,
-right after the other and from a different one on, so that what else the machine does meets all
-alike. What a way needs is there for its turns alone; only HAProxy waits, at an address of its own.
-
-Everybody is in the cgroup of the sockets' balancer, since the kernel does more for each switch of
-a task that is in one. It also tells what CPU time was taken, the packets' way included, which the
-sender's task goes: where others use the machine too, that says more than the clock.
+routing is the floor: the client asks for the backend itself. What a way needs is there for its
+turns alone; only HAProxy waits, at an address of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
 from pyciliumlib.datapath import Datapath
-from pyciliumlib.lab import Host, Lab, Node, Pod
+from pyciliumlib.lab import Lab, Node, Pod
 from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer, SocketBalancer
 from tests import cgroups
-from tests.bench.figure import Figure, Target, ratio_at_least, spread
+from tests.bench.figure import Figure
 from tests.bench.load import (
     MEASURES,
     STREAM_PORT,
     WEB_PORT,
-    Measure,
     serve_streams,
     serving_web,
     wait_for_listener,
 )
+from tests.bench.ways import ENOUGH, Way, compared
 
-ROUNDS = 10
-#: Of plain routing: throughput, new connections and requests alike.
-ENOUGH: Final = ratio_at_least(0.95)
-_PLAIN: Final = "plain routing"
 _VIP: Final = "10.96.0.10"
 _HAPROXY: Final = "10.96.0.11"
 #: Of the node's device at the client, which has none of its own: outer headers come from it.
@@ -70,16 +60,6 @@ defaults
 """
 
 
-@frozen
-class Way:
-    """Where the client asks, and what has to be there meanwhile."""
-
-    name: str
-    address: str
-    there: Callable[[], AbstractContextManager[object]]
-    target: Target | None = None
-
-
 def figures() -> Iterator[Figure]:
     """Throughput, new connections, and requests on connections that stay."""
     with (
@@ -99,33 +79,6 @@ def figures() -> Iterator[Figure]:
             yield from compared(scene.client, scene.ways(), what, unit, measure, group)
 
 
-def compared(
-    client: Host, ways: list[Way], what: str, unit: str, measure: Measure, cgroup: Path
-) -> Iterator[Figure]:
-    """Every way beside the first: by the clock, and by the CPU time that all of it took."""
-    rates: dict[str, list[float]] = {way.name: [] for way in ways}
-    work: dict[str, list[float]] = {way.name: [] for way in ways}
-    for number in range(ROUNDS):
-        first = number % len(ways)
-        for way in (*ways[first:], *ways[:first]):
-            with way.there():
-                before = cgroups.seconds_of(cgroup)
-                done = measure(client, way.address)
-                took = cgroups.seconds_of(cgroup) - before
-            rates[way.name].append(done.rate)
-            work[way.name].append(done.amount / took)
-    plain, *others = ways
-    for way in others:
-        name = f"service by {way.name}: {what}"
-        yield from spread(
-            name, rates[way.name], f"{unit}/s", plain.name, rates[plain.name], way.target
-        )
-        yield Figure(
-            f"{name}, by CPU time", statistics.median(work[way.name]), f"{unit}/CPU s", plain.name,
-            statistics.median(work[plain.name]),
-        )  # fmt: skip
-
-
 @frozen
 class Scene:
     """A client, what is between, and a backend; all of them in the cgroup."""
@@ -138,13 +91,23 @@ class Scene:
     def ways(self) -> list[Way]:
         """Plain routing first."""
         return [
-            Way(_PLAIN, str(self.backend.ip4), nullcontext),
-            Way("nftables DNAT", _VIP, self.nftables),
-            Way("HAProxy", _HAPROXY, nullcontext),
-            Way("SocketBalancer", _VIP, self.sockets, ENOUGH),
-            Way("Datapath.services", _VIP, self.datapath, ENOUGH),
-            Way("LoadBalancer at tc, DSR by option", _VIP, lambda: self.dsr("opt"), ENOUGH),
-            Way("LoadBalancer at tc, DSR by IP in IP", _VIP, lambda: self.dsr("ipip"), ENOUGH),
+            Way("plain routing", str(self.backend.ip4), nullcontext),
+            Way("service by nftables DNAT", _VIP, self.nftables),
+            Way("service by HAProxy", _HAPROXY, nullcontext),
+            Way("service by SocketBalancer", _VIP, self.sockets, ENOUGH),
+            Way("service by Datapath.services", _VIP, self.datapath, ENOUGH),
+            Way(
+                "service by LoadBalancer at tc, DSR by option",
+                _VIP,
+                lambda: self.dsr("opt"),
+                ENOUGH,
+            ),
+            Way(
+                "service by LoadBalancer at tc, DSR by IP in IP",
+                _VIP,
+                lambda: self.dsr("ipip"),
+                ENOUGH,
+            ),
         ]
 
     def services(self) -> list[Service]:

@@ -27,7 +27,6 @@ from pyciliumlib.loadbalancer import LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.program import DSRBackend, LoadBalancer
 from pyciliumlib.net import Netlink, NetNS, write_sysctls
 from tests import cgroups
-from tests.bench.balancer_traffic import ENOUGH, Way, compared
 from tests.bench.compiled import bpf_object
 from tests.bench.figure import Figure
 from tests.bench.load import (
@@ -39,6 +38,7 @@ from tests.bench.load import (
     serve_streams,
     serving_web,
 )
+from tests.bench.ways import ENOUGH, Way, compared
 from tests.lab.balancer_scene import fill_in_checksums
 
 _VIP: Final = "203.0.113.10"
@@ -64,15 +64,15 @@ def figures() -> Iterator[Figure]:
         routed = Way("plain routing through the director, both ways", _ROUTED, made.answers_too)
         ways = [
             routed,
-            Way("nftables DNAT and masquerade at a director", _VIP, made.nftables),
-            Way("LoadBalancer at tc, SNAT", _VIP, made.snat, ENOUGH),
+            Way("service by nftables DNAT and masquerade at a director", _VIP, made.nftables),
+            Way("service by LoadBalancer at tc, SNAT", _VIP, made.snat, ENOUGH),
         ]
         for what, unit, measure in MEASURES:
             yield from compared(made.client, ways, what, unit, measure, group)
     with cgroups.cgroup() as group, cgroups.inside(group), scene() as made, made.xdp() as program:
         ways = [
             Way("plain routing behind XDP_PASS", _ROUTED, lambda: made.passing(program)),
-            Way("LoadBalancer in XDP, DSR by IP in IP", _VIP, made.dsr),
+            Way("service by LoadBalancer in XDP, DSR by IP in IP", _VIP, made.dsr),
         ]
         yield from compared(
             made.client, ways, "UDP of 64 bytes", "packets",
