@@ -9,10 +9,10 @@ turns alone; only HAProxy waits, at an address of its own.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,7 @@ from tests.bench.load import (
     serving_web,
     wait_for_listener,
 )
-from tests.bench.ways import ENOUGH, Way, compared
+from tests.bench.ways import ENOUGH, Way, compared, nftables
 
 _VIP: Final = "10.96.0.10"
 _HAPROXY: Final = "10.96.0.11"
@@ -41,11 +41,9 @@ _DIRECTOR: Final = "10.96.0.12"
 _SERVED: Final = (STREAM_PORT, WEB_PORT)
 
 _NFTABLES: Final = """
-table ip bench {{
-  chain prerouting {{
-    type nat hook prerouting priority dstnat;
-    ip daddr {vip} dnat to {backend}
-  }}
+chain prerouting {{
+  type nat hook prerouting priority dstnat;
+  ip daddr {vip} dnat to {backend}
 }}
 """
 _HAPROXY_CONFIG: Final = """
@@ -99,13 +97,13 @@ class Scene:
             Way(
                 "service by LoadBalancer at tc, DSR by option",
                 _VIP,
-                lambda: self.dsr("opt"),
+                partial(self.dsr, "opt"),
                 ENOUGH,
             ),
             Way(
                 "service by LoadBalancer at tc, DSR by IP in IP",
                 _VIP,
-                lambda: self.dsr("ipip"),
+                partial(self.dsr, "ipip"),
                 ENOUGH,
             ),
         ]
@@ -116,14 +114,8 @@ class Scene:
             for port in _SERVED
         ]
 
-    @contextmanager
-    def nftables(self) -> Iterator[None]:
-        rules = _NFTABLES.format(vip=_VIP, backend=self.backend.ip4)
-        self.node.run(["nft", "--file", "-"], input=rules, check=True)
-        try:
-            yield
-        finally:
-            self.node.run(["nft", "delete", "table", "ip", "bench"], check=True)
+    def nftables(self) -> AbstractContextManager[None]:
+        return nftables(self.node, _NFTABLES.format(vip=_VIP, backend=self.backend.ip4))
 
     def start_haproxy(self, folder: Path) -> None:
         """Two threads; without clients they sleep."""
@@ -158,13 +150,9 @@ class Scene:
     def dsr(self, dispatch: str) -> Iterator[None]:
         """The program is at the client's device of the node, and its mate in the backend."""
         config = LoadBalancerConfig("maglev", "dsr", dispatch, acceleration="disabled")
-        with ExitStack() as both:
-            both.enter_context(contextlib.closing(self.backend.call(
-                lambda: DSRBackend(self.backend.ifname, [_VIP], acceleration="disabled")
-            )))  # fmt: skip
-            balancer = both.enter_context(self.node.call(
-                lambda: LoadBalancer(self.client.host_ifname, config=config)
-            ))  # fmt: skip
+        make = partial(LoadBalancer, self.client.host_ifname, config=config)
+        serve = partial(DSRBackend, self.backend.ifname, [_VIP], acceleration="disabled")
+        with self.backend.call(serve), self.node.call(make) as balancer:
             balancer.upsert(*self.services())
             yield
 

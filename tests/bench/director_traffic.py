@@ -16,7 +16,8 @@ one that lets everything pass to the kernel, which routes it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Final
 
 from attrs import frozen
@@ -38,22 +39,20 @@ from tests.bench.load import (
     serve_streams,
     serving_web,
 )
-from tests.bench.ways import ENOUGH, Way, compared
+from tests.bench.ways import ENOUGH, Way, compared, nftables
 from tests.lab.balancer_scene import fill_in_checksums
 
 _VIP: Final = "203.0.113.10"
 #: The backend's, to be asked for by way of the director.
 _ROUTED: Final = "198.51.100.5"
 _NFTABLES: Final = """
-table ip bench {{
-  chain prerouting {{
-    type nat hook prerouting priority dstnat;
-    ip daddr {vip} dnat to {backend}
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat;
-    ip daddr {backend} masquerade
-  }}
+chain prerouting {{
+  type nat hook prerouting priority dstnat;
+  ip daddr {vip} dnat to {backend}
+}}
+chain postrouting {{
+  type nat hook postrouting priority srcnat;
+  ip daddr {backend} masquerade
 }}
 """
 
@@ -106,14 +105,8 @@ class Scene:
             finally:
                 netlink.delete_route(self.client.ip4, via=self.director.ip4, dev="eth0")
 
-    @contextmanager
-    def nftables(self) -> Iterator[None]:
-        rules = _NFTABLES.format(vip=_VIP, backend=self.backend.ip4)
-        self.director.run(["nft", "--file", "-"], input=rules, check=True)
-        try:
-            yield
-        finally:
-            self.director.run(["nft", "delete", "table", "ip", "bench"], check=True)
+    def nftables(self) -> AbstractContextManager[None]:
+        return nftables(self.director, _NFTABLES.format(vip=_VIP, backend=self.backend.ip4))
 
     @contextmanager
     def _balancer(self, mode: str, acceleration: str) -> Iterator[None]:
@@ -150,8 +143,8 @@ class Scene:
 
     @contextmanager
     def dsr(self) -> Iterator[None]:
-        make = lambda: DSRBackend("eth0", [_VIP], acceleration="disabled")  # noqa: E731
-        with self.backend.call(make), self._balancer("dsr", "native"):
+        serve = partial(DSRBackend, "eth0", [_VIP], acceleration="disabled")
+        with self.backend.call(serve), self._balancer("dsr", "native"):
             yield
 
 

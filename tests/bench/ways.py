@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,3 +63,14 @@ def compared(
             f"{name}, by CPU time", statistics.median(work[way.name]), f"{unit}/CPU s", plain.name,
             statistics.median(work[plain.name]),
         )  # fmt: skip
+
+
+@contextmanager
+def nftables(host: Host, chains: str) -> Iterator[None]:
+    """These chains are in force at the host."""
+    rules = f"table ip bench {{ {chains} }}"
+    host.run(["nft", "--file", "-"], input=rules, check=True)
+    try:
+        yield
+    finally:
+        host.run(["nft", "delete", "table", "ip", "bench"], check=True)
