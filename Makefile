@@ -11,6 +11,8 @@ SYSTEM_PACKAGES := \
 	python3-dev python3-venv iproute2 iputils-ping procps bpftool|linux-tools-generic?
 # The servers and tools of the tests; their services are not started.
 TEST_PACKAGES := iperf3 ethtool nginx wrk openssl
+# What the balancer's traffic is measured beside.
+BENCH_PACKAGES := nftables haproxy
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12
@@ -43,7 +45,7 @@ test: build $(STAMPS)/test
 test-failed: build $(STAMPS)/test
 	$(AS_ROOT) $(PY) -m pytest --last-failed --last-failed-no-failures none --maxfail 1
 
-bench: build $(STAMPS)/test
+bench: build $(STAMPS)/test $(STAMPS)/bench
 	$(AS_ROOT) $(PY) -m tests.bench
 
 cases: build
@@ -97,6 +99,10 @@ build/examples/%.bpf.o: %.bpf.c $(STAMPS)/built
 
 $(STAMPS)/test: Makefile
 	.ci/install-packages '$(TEST_PACKAGES)'
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/bench: Makefile
+	.ci/install-packages '$(BENCH_PACKAGES)'
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/vm: $(STAMPS)/venv

@@ -20,6 +20,12 @@ PARTS = (
     "policy",
     "policy_maps",
     "maglev",
+    "balancer",
+    "balancer_nat",
+    "balancer_dsr",
+    "balancer_traffic",
+    "director_traffic",
+    "sockets",
     "services",
 )
 _RESULT = Path(__file__).parents[2] / "build" / "bench.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ _HERE = Path(__file__).parent
 _MULTIARCH = f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
 
 
+@functools.cache
 def bpf_object(name: str) -> bytes:
     """`bpf/<name>.bpf.c` as an object."""
     clang = os.environ.get("CLANG") or shutil.which("clang-19") or shutil.which("clang") or "clang"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,22 @@ class Figure:
             "" if self.ratio is None else f"{self.ratio:.2f}",
             verdict,
         ]
+
+
+def spread(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    peer: str,
+    peer_values: Sequence[float],
+    target: Target | None = None,
+) -> Iterator[Figure]:
+    """Of rounds that measured both: the medians, which have the target, and how far they vary."""
+    both = (values, peer_values)
+    middle, slowest, fastest = ([of(one) for one in both] for of in (statistics.median, min, max))
+    yield Figure(f"{name}, median of {len(values)}", middle[0], unit, peer, middle[1], target)
+    yield Figure(f"{name}, slowest", slowest[0], unit, peer, slowest[1])
+    yield Figure(f"{name}, fastest", fastest[0], unit, peer, fastest[1])
 
 
 _HEAD = ("figure", "value", "unit", "beside", "its value", "ratio", "target")

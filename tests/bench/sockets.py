@@ -1,36 +1,37 @@
 """Services at sockets beside plain routing: the same pods, the same programs, the same run.
 
-Each round measures both, one right after the other and in changing order. The client of a plain
-turn asks for the backend itself, and there is no balancer meanwhile. It is in the cgroup all the
-same, since the kernel does more for each switch of a task that is in one.
+The client of a plain turn asks for the backend itself, and there is no balancer meanwhile.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
-from pyciliumlib.lab import Lab, Pod
+from pyciliumlib.lab import Host, Lab, Pod
 from pyciliumlib.loadbalancer import Service
 from pyciliumlib.loadbalancer.program import SocketBalancer
+from pyciliumlib.types import AddressLike
 from tests import cgroups
 from tests.bench.compiled import c_program
-from tests.bench.figure import Figure, ratio_at_least
+from tests.bench.figure import Figure
+from tests.bench.load import (
+    STREAM_PORT,
+    Measure,
+    Work,
+    serve_streams,
+    stream,
+    wait_for_listener,
+)
+from tests.bench.ways import ENOUGH, ROUNDS, Way, compared
 
-ROUNDS = 12
 MILLISECONDS = 400
-SECONDS = 1
-#: Of plain routing: throughput, new connections and requests alike.
-ENOUGH = 0.95
 _VIP: Final = {4: "10.96.0.10", 6: "fd00:96::10"}
-_STREAM, _LOAD, _UDP = 5201, 7000, 7001
+_LOAD, _UDP = 7000, 7001
 
 
 def figures() -> Iterator[Figure]:
@@ -44,13 +45,13 @@ def figures() -> Iterator[Figure]:
         node = lab.node()
         scene = Scene(node.pod("client"), node.pod("backend"), program, group)
         scene.start()
-        yield from scene.compared(4, "iperf3", "Gbit/s", scene.stream, _STREAM)
+        yield from scene.compared(4, "iperf3", "Gbit", stream)
         for version in (4, 6):
             yield from scene.compared(
-                version, "connections with a request each", "1/s", scene.rate("new"), _LOAD
+                version, "connections with a request each", "1", scene.load("new")
             )
             yield from scene.compared(
-                version, "requests on one connection", "1/s", scene.rate("keep"), _LOAD
+                version, "requests on one connection", "1", scene.load("keep")
             )
             yield from scene.connects(version)
 
@@ -66,11 +67,9 @@ class Scene:
 
     def start(self) -> None:
         """Start the servers, and wait for them."""
-        self.backend.popen(["iperf3", "--server", "--port", _STREAM, "--logfile", "/dev/null"])
+        serve_streams(self.backend)
         self.backend.popen([self.program, "serve", _LOAD])
-        for port in (_STREAM, _LOAD):
-            while not self.backend.run(["ss", "-Hltn", f"sport = :{port}"], check=True).stdout:
-                time.sleep(0.05)
+        wait_for_listener(self.backend, _LOAD)
 
     def address(self, version: int) -> str:
         return str(self.backend.ip4 if version == 4 else self.backend.ip6)
@@ -79,7 +78,7 @@ class Scene:
     def balancing(self) -> Iterator[None]:
         """The backend is behind services."""
         services = []
-        for port, protocol in ((_STREAM, "TCP"), (_LOAD, "TCP"), (_UDP, "UDP")):
+        for port, protocol in ((STREAM_PORT, "TCP"), (_LOAD, "TCP"), (_UDP, "UDP")):
             places = [
                 [f"{addresses[4]}:{port}/{protocol}", f"[{addresses[6]}]:{port}/{protocol}"]
                 for addresses in (_VIP, {4: self.address(4), 6: self.address(6)})
@@ -89,53 +88,38 @@ class Scene:
             balancer.upsert(*services)
             yield
 
-    def stream(self, address: str, port: int) -> float:
-        """Gbit/s of one TCP stream."""
-        argv = ["iperf3", "--client", address, "--port", port, "--time", SECONDS, "--json"]
-        said = json.loads(self.client.run(argv, check=True, timeout=SECONDS + 8).stdout)
-        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+    def load(self, how: str, port: int = _LOAD) -> Measure:
+        """What `net_load` does for a while."""
 
-    def rate(self, how: str) -> Callable[[str, int], float]:
-        """How many of `net_load` there are in a second."""
-
-        def measure(address: str, port: int) -> float:
+        def measure(client: Host, address: AddressLike) -> Work:
             argv = [self.program, how, address, port, MILLISECONDS]
-            count, took = self.client.run(argv, check=True, timeout=20).stdout.split()
-            return int(count) * 1e9 / int(took)
+            count, took = client.run(argv, check=True, timeout=20).stdout.split()
+            return Work(int(count), int(took) / 1e9)
 
         return measure
 
-    def compared(
-        self, version: int, what: str, unit: str, measure: Callable[[str, int], float], port: int
-    ) -> Iterator[Figure]:
+    def compared(self, version: int, what: str, unit: str, measure: Measure) -> Iterator[Figure]:
         """The service beside the backend itself."""
-        plain: list[float] = []
-        balanced: list[float] = []
-        for number in range(ROUNDS):
-            for turn in (balanced, plain) if number % 2 else (plain, balanced):
-                if turn is plain:
-                    turn.append(measure(self.address(version), port))
-                    continue
-                with self.balancing():
-                    turn.append(measure(_VIP[version], port))
-        name, peer = f"sockets, IPv{version}: {what}", "plain routing"
-        yield Figure(
-            f"{name}, median of {ROUNDS}", statistics.median(balanced), unit, peer,
-            statistics.median(plain), ratio_at_least(ENOUGH),
-        )  # fmt: skip
-        yield Figure(f"{name}, slowest", min(balanced), unit, peer, min(plain))
-        yield Figure(f"{name}, fastest", max(balanced), unit, peer, max(plain))
+        ways = [
+            Way("plain routing", self.address(version), nullcontext),
+            Way(f"sockets, IPv{version}", _VIP[version], self.balancing, ENOUGH),
+        ]
+        yield from compared(self.client, ways, what, unit, measure, self.cgroup)
 
     def connects(self, version: int) -> Iterator[Figure]:
         """What a UDP socket costs, from its making to its end, with nothing sent."""
         took = {"plain": 1e9, "a service": 1e9, "no service": 1e9}
         addresses = {"a service": _VIP[version], "no service": self.address(version)}
-        measure = self.rate("udp")
+        measure = self.load("udp", _UDP)
+
+        def best(name: str, address: str) -> None:
+            took[name] = min(took[name], 1e9 / measure(self.client, address).rate)
+
         for _ in range(ROUNDS):
-            took["plain"] = min(took["plain"], 1e9 / measure(self.address(version), _UDP))
+            best("plain", self.address(version))
             with self.balancing():
                 for name, address in addresses.items():
-                    took[name] = min(took[name], 1e9 / measure(address, _UDP))
+                    best(name, address)
         for name in addresses:
             yield Figure(
                 f"sockets, IPv{version}: UDP socket, connect, close, {name}", took[name], "ns",

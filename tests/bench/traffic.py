@@ -6,9 +6,7 @@ machine does meets both alike.
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,12 +17,11 @@ from pyciliumlib.kernel import ObjectSpec, Program
 from pyciliumlib.kernel.tc import attach_tc, attached_tc
 from pyciliumlib.lab import Lab, Pod
 from tests.bench.compiled import bpf_object
-from tests.bench.figure import Figure, ratio_at_least
+from tests.bench.figure import Figure, ratio_at_least, spread
+from tests.bench.load import STREAM_PORT, serve_streams, stream
 
 ROUNDS = 10
-SECONDS = 1
 STATS_ROUNDS = 3
-_PORT: Final = 5201
 _STATS: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
 _POLICY: Final = f"""
 apiVersion: cilium.io/v2
@@ -34,7 +31,7 @@ spec:
   endpointSelector: {{matchLabels: {{app: sink}}}}
   ingress:
   - fromEndpoints: [{{matchLabels: {{app: source}}}}]
-    toPorts: [{{ports: [{{port: "{_PORT}", protocol: TCP}}]}}]
+    toPorts: [{{ports: [{{port: "{STREAM_PORT}", protocol: TCP}}]}}]
 ---
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -43,7 +40,7 @@ spec:
   endpointSelector: {{matchLabels: {{app: source}}}}
   egress:
   - toEndpoints: [{{matchLabels: {{app: sink}}}}]
-    toPorts: [{{ports: [{{port: "{_PORT}", protocol: TCP}}]}}]
+    toPorts: [{{ports: [{{port: "{STREAM_PORT}", protocol: TCP}}]}}]
 """
 
 
@@ -62,10 +59,7 @@ class Pair:
     def __init__(self, source: Pod, sink: Pod) -> None:
         self.source = source
         self.sink = sink
-        sink.popen(["iperf3", "--server", "--port", _PORT, "--logfile", "/dev/null"])
-        # A probe by connecting would be taken for a client.
-        while not sink.run(["ss", "-Hltn", f"sport = :{_PORT}"], check=True).stdout:
-            time.sleep(0.05)
+        serve_streams(sink)
 
     @contextmanager
     def under_policy(self) -> Iterator[None]:
@@ -78,9 +72,7 @@ class Pair:
 
     def stream(self) -> float:
         """Gbit/s of one TCP stream."""
-        argv = ["iperf3", "--client", self.sink.ip4, "--port", _PORT, "--time", SECONDS, "--json"]
-        said = json.loads(self.source.run(argv, check=True, timeout=SECONDS + 8).stdout)
-        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+        return stream(self.source, self.sink.ip4).rate
 
 
 # ------------------------------------------------------------------ throughput
@@ -93,17 +85,10 @@ def _throughput(pair: Pair) -> Iterator[Figure]:
         for turn in (policy, plain) if number % 2 else (plain, policy):
             with pair.under_policy() if turn is policy else nullcontext():
                 turn.append(pair.stream())
-    name, peer = "iperf3 pod to pod, policy on", "plain veth routing, no BPF"
-    yield Figure(
-        f"{name}, median of {ROUNDS}",
-        statistics.median(policy),
-        "Gbit/s",
-        peer,
-        statistics.median(plain),
+    yield from spread(
+        "iperf3 pod to pod, policy on", policy, "Gbit/s", "plain veth routing, no BPF", plain,
         ratio_at_least(1.05),
-    )
-    yield Figure(f"{name}, slowest", min(policy), "Gbit/s", peer, min(plain))
-    yield Figure(f"{name}, fastest", max(policy), "Gbit/s", peer, max(plain))
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ time of a run

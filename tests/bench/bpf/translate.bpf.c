@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * What translation costs for each packet, in XDP or at tc, by test run.
+ * What translation and DSR cost for each packet, in XDP or at tc, by test run.
  *
  * BPF_PROG_TEST_RUN does not restore the packet between repeats. So `wrap` writes its headers as
  * they were, with the ends of the next flow, and calls the program under test through a slot. That
@@ -17,6 +17,7 @@
 CONFIG(__u32, flows_in_use, "packets go round this many flows, a power of two") = 1;
 CONFIG(bool, ipv6, "the packet's family") = false;
 CONFIG(bool, back, "it is an answer") = false;
+CONFIG(__u32, length, "of the frame, where it changes; in XDP alone") = 0;
 
 struct head {
 	__u64 words[WORDS];	/* of the IP header and what follows */
@@ -74,8 +75,14 @@ int wrap(CTX *ctx)
 	__u32 zero = 0, flow;
 	__u64 *turn = bpf_map_lookup_elem(&turns, &zero);
 	struct head *head = bpf_map_lookup_elem(&heads, &zero);
-	__u8 *packet = (void *)(long)ctx->data;
+	__u8 *packet;
 
+#ifndef PCL_TC
+	if (length && ctx_length(ctx) != length &&
+	    bpf_xdp_adjust_head(ctx, (int)(ctx_length(ctx) - length)))
+		return FAILED;
+#endif
+	packet = (void *)(long)ctx->data;
 	if (!turn || !head || packet + ETH_HLEN + 8 * WORDS > (__u8 *)(long)ctx->data_end)
 		return FAILED;
 	flow = (*turn)++ & (flows_in_use - 1);
