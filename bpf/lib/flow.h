@@ -203,7 +203,7 @@ static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
  * added since `packets` and `bytes` were set is known from the difference, as long as it is less
  * than 2^25 packets and 2^38 bytes; flow_review, at least every five seconds, sees to that.
  */
-static __always_inline void flow_count(struct flow *flow, __u32 from, __u32 bytes)
+static __always_inline void flow_count(struct flow *flow, __u64 from, __u32 bytes)
 {
 	__sync_fetch_and_add(&flow->sent[END(from)], (1ULL << FLOW_BYTES_BITS) + bytes);
 }
