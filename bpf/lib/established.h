@@ -27,22 +27,14 @@ struct plain {
 };
 
 /*
- * All ones if a < b, else 0, without a branch: which end is low differs from flow to flow, so a
- * branch on it is mispredicted every other time. Of words (Hacker's Delight, 2-12), and of halves.
+ * All ones if a < b, else 0, of numbers below 2^63. Without a branch: which end is low differs from
+ * flow to flow, so a branch on it is mispredicted every other time.
  */
 static __always_inline __u64 less_mask(__u64 a, __u64 b)
 {
-	__u64 borrow = (~a & b) | ((~a | b) & (a - b));
+	__u64 difference = a - b;
 
 	/* Or the compiler sees a comparison again. */
-	barrier_var(borrow);
-	return (__s64)borrow >> 63;
-}
-
-static __always_inline __u64 less_mask_half(__u32 a, __u32 b)
-{
-	__u64 difference = (__u64)a - b;
-
 	barrier_var(difference);
 	return (__s64)difference >> 63;
 }
@@ -53,7 +45,7 @@ static __always_inline bool plain_transport(const struct plain_l4 *l4, __u8 prot
 {
 	__u32 ports = *(const packet_half *)(const void *)l4->ports, turn = high & 16;
 
-	if (proto == IPPROTO_TCP) {
+	if (__builtin_expect(proto == IPPROTO_TCP, true)) {
 		if (l4->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
 			return false;
 	} else if (proto != IPPROTO_UDP && proto != PROTO_SCTP) {
@@ -78,7 +70,7 @@ static __always_inline bool plain_ipv4(struct __sk_buff *skb, struct flow_key *k
 	if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff) || ip->ttl <= 1 || src == dst)
 		return false;
 	/* As addr_less orders two v4-mapped addresses: by the half in which they differ. */
-	plain->high = less_mask_half(dst, src);
+	plain->high = less_mask(dst, src);
 	differ = (src ^ dst) & plain->high;
 	addr_from_v4(&key->low, src ^ differ);
 	addr_from_v4(&key->high, dst ^ differ);
@@ -98,20 +90,22 @@ static __always_inline bool plain_ipv6(struct __sk_buff *skb, struct flow_key *k
 		return false;
 	packet_addr(&src, &ip->saddr);
 	packet_addr(&dst, &ip->daddr);
-	if (ip->version != 6 || ip->hop_limit <= 1 || addr_is_v4(&src) || addr_is_v4(&dst) ||
-	    addr_equal(&src, &dst))
+	if (ip->version != 6 || ip->hop_limit <= 1 || addr_is_v4(&src) || addr_is_v4(&dst))
 		return false;
-	/* As addr_less; the halves that it compares first are seldom equal. */
-	if (src.halves[1] != dst.halves[1])
-		plain->high = less_mask(dst.halves[1], src.halves[1]);
+	differ = src.halves[1] ^ dst.halves[1];
+	/* As addr_less: by the halves that it compares first, if these differ in more than a bit. */
+	if (__builtin_expect(differ > 1, true))
+		plain->high = less_mask(dst.halves[1] >> 1, src.halves[1] >> 1);
+	else if (addr_equal(&src, &dst))
+		return false;
 	else
-		plain->high = less_mask(dst.halves[0], src.halves[0]);
+		plain->high = -(__u64)addr_less(&dst, &src);
+	differ &= plain->high;
+	key->low.halves[1] = src.halves[1] ^ differ;
+	key->high.halves[1] = dst.halves[1] ^ differ;
 	differ = (src.halves[0] ^ dst.halves[0]) & plain->high;
 	key->low.halves[0] = src.halves[0] ^ differ;
 	key->high.halves[0] = dst.halves[0] ^ differ;
-	differ = (src.halves[1] ^ dst.halves[1]) & plain->high;
-	key->low.halves[1] = src.halves[1] ^ differ;
-	key->high.halves[1] = dst.halves[1] ^ differ;
 	plain->ipv6 = true;
 	return plain_transport(l4, ip->nexthdr, key, plain->high);
 }
