@@ -340,14 +340,15 @@ class Datapath(Closeable):
     ) -> Simulation:
         """What would become of `packet`, an Ethernet frame that endpoint `at` sends.
 
-        With `from_stack` it is one that the node sends to the endpoint. The real program runs on
-        it, with copies of the users' programs in the slots and of their maps, and nothing of the
-        datapath changes (but a user's program that writes to a map inside a map, or to the
+        With `from_stack` it is one that the node sends to the endpoint. At `host.endpoint` it is
+        one that leaves the node by the first of `devices`, or comes there. The real program runs
+        on it, with copies of the users' programs in the slots and of their maps, and nothing of
+        the datapath changes (but a user's program that writes to a map inside a map, or to the
         datapath's identities, endpoints or policies, really does). Raises InvalidError,
         NotFoundError.
         """
         self._changes.check()
-        endpoint = self.endpoints[at if isinstance(at, str) else at.name]
+        endpoint = self.endpoints[at] if isinstance(at, str) else self._known(at)
         with self._changes:
             if self._simulator is None:
                 self._simulator = _own(
@@ -361,8 +362,12 @@ class Datapath(Closeable):
                         self.services.service_of,
                     ),
                 )
-            hooks = self.hooks.values()
-            retval, out, flows = self._simulator.run(packet, endpoint, from_stack, hooks)
+            if endpoint.identity == _HOST:
+                ran = self._simulator.run_at_host(packet, self.host.ifindexes[0], from_stack)
+            else:
+                hooks = self.hooks.values()
+                ran = self._simulator.run(packet, endpoint, from_stack, hooks)
+        retval, out, flows = ran
         texts = (self.policy.rule_text(flow.rule) for flow in flows if flow.rule)
         return summarise(retval, out, flows, tuple(dict.fromkeys(filter(None, texts))))
 

@@ -80,6 +80,11 @@ class HostFirewall:
         return tuple(self._devices)
 
     @property
+    def ifindexes(self) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(link.ifindex for link in self._devices.values())
+
+    @property
     def addresses(self) -> tuple[Address, ...]:
         """The addresses that are the node's; empty where `host_firewall` is off."""
         return self._endpoint.addresses if self._endpoint else ()
@@ -234,8 +239,7 @@ class HostFirewall:
 
     def _remember(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        ifindexes = [link.ifindex for link in self._devices.values()]
-        text = json.dumps({"endpoint": endpoint.to_json(), "ifindexes": ifindexes})
+        text = json.dumps({"endpoint": endpoint.to_json(), "ifindexes": self.ifindexes})
         self._parts.store.put(_STORED, text)
 
     def clear(self) -> None:
@@ -244,7 +248,7 @@ class HostFirewall:
             return
         self._detach()
         self._parts.policy.remove_endpoint(self._endpoint)
-        self._forget(self._endpoint, list(self.device_rows()))
+        self._forget(self._endpoint, self.ifindexes)
 
     def _detach(self) -> None:
         for attachment in self._attachments.values():

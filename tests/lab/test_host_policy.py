@@ -14,14 +14,22 @@ from typing import Any
 
 import pytest
 
-from pyciliumlib.datapath import Datapath, DatapathConfig
-from pyciliumlib.errors import DeviceError, ExistsError, InvalidError, KernelError, StateError
+from pyciliumlib.datapath import Datapath, DatapathConfig, Outcome, Simulation
+from pyciliumlib.errors import (
+    DeviceError,
+    ExistsError,
+    InvalidError,
+    KernelError,
+    LabelError,
+    StateError,
+)
 from pyciliumlib.flow import Direction, FlowType, TracePoint, Verdict
 from pyciliumlib.kernel.clsact import TcFilter
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.lab import Lab, Node
 from pyciliumlib.loadbalancer import LocalNode
 from pyciliumlib.policy import PolicySettings
+from tests.bpf.packets import FAMILIES
 from tests.lab import scenes
 from tests.lab.scenes import OPEN, POLICY, VERSIONS, Scene, apps, arrives, at, ports
 
@@ -187,6 +195,31 @@ def test_events_have_the_right_ends(scene: Scene, version: int) -> None:
     assert (drop.direction, drop.endpoint) == (Direction.INGRESS, scene.dp.host.endpoint.id)
 
 
+@VERSIONS
+def test_simulated_at_the_node(scene: Scene, version: int) -> None:
+    """A frame at the uplink: the real programs say what the wire does."""
+    rule = {"fromEntities": ["world"], **ports("80/TCP")}
+    scene.dp.policy.apply(node_policy("n", ingress=[rule]))
+    scene.drain()
+    family, host = FAMILIES[version == 6], scene.dp.host.endpoint
+    world, node = str(at(scene.world, version)), str(at(scene.node, version))
+
+    def into(dst: str, port: int) -> Simulation:
+        return scene.dp.simulate(family.tcp(world, dst, port), host, from_stack=True)
+
+    allowed, denied = into(node, 80), into(node, 81)
+    assert (allowed.outcome, allowed.dst_identity) == (Outcome.TO_HOST, 1)
+    assert "n" in allowed.rules[0]
+    assert (denied.outcome, denied.reason) == (Outcome.DROPPED, POLICY)
+    passing = into(str(at(scene.web, version)), 81)
+    assert (passing.outcome, passing.flows) == (Outcome.TO_STACK, ())
+    leaving = scene.dp.simulate(family.tcp(node, world, 443), host)
+    assert leaving.outcome is Outcome.TO_NETWORK
+    from_pod = scene.dp.simulate(family.tcp(str(at(scene.web, version)), node, 80), "web")
+    assert (from_pod.outcome, from_pod.reason) == (Outcome.DROPPED, POLICY)
+    assert not scene.drops()
+
+
 # ---------------------------------------------------------------------- connections
 
 
@@ -343,6 +376,8 @@ def test_what_is_refused() -> None:
         with Datapath(node, config=CONFIG) as dp:
             with pytest.raises(ExistsError, match="devices"):
                 dp.add_endpoint("x", device="eth0", mac="02:00:00:00:00:01", addresses=["10.9.9.9"])
+            with pytest.raises(LabelError):
+                dp.host.relabel(["="])
             local = next(a for a in dp.host.addresses if a.is_link_local)
             with pytest.raises(ExistsError, match="node's own"):
                 dp.add_endpoint("x", device="lo", mac="02:00:00:00:00:01", addresses=[local])
