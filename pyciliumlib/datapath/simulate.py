@@ -194,7 +194,7 @@ def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, .
         outcome = Outcome.TO_ENDPOINT if last and not dropped else Outcome.ANSWERED
     else:
         point = last.point if last else None
-        outcome = _OUTCOMES.get(point, Outcome.TO_STACK) if point else Outcome.TO_STACK
+        outcome = Outcome.TO_STACK if point is None else _OUTCOMES.get(point, Outcome.TO_STACK)
     shown = dropped or last
     return Simulation(
         outcome=outcome,

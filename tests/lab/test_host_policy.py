@@ -24,11 +24,13 @@ from pyciliumlib.errors import (
     StateError,
 )
 from pyciliumlib.flow import Direction, FlowType, TracePoint, Verdict
+from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.kernel.clsact import TcFilter
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.lab import Lab, Node
 from pyciliumlib.loadbalancer import LocalNode
 from pyciliumlib.policy import PolicySettings
+from pyciliumlib.resources import object_path
 from tests.bpf.packets import FAMILIES
 from tests.lab import scenes
 from tests.lab.scenes import OPEN, POLICY, VERSIONS, Scene, apps, arrives, at, ports
@@ -50,12 +52,12 @@ def node_policy(name: str, labels: dict[str, str] | None = None, **sections: Any
     }
 
 
-def attached(node: Node) -> int:
-    """How many tc programs are on the node's uplink."""
+def attached(node: Node, device: str = "eth0") -> int:
+    """How many tc programs are on a device of the node."""
 
     def count() -> int:
         return sum(
-            len(attached_tc("eth0", way)) + (TcFilter.find("eth0", way) is not None)
+            len(attached_tc(device, way)) + (TcFilter.find(device, way) is not None)
             for way in ("ingress", "egress")
         )
 
@@ -396,6 +398,24 @@ def test_it_leaves_nothing() -> None:
             assert not dp.drift()
         assert attached(node) == 0
         assert world.connect(node.ip4, "80/TCP").ok
+
+
+def test_a_start_that_fails_leaves_nothing() -> None:
+    """Another's filter stands where the second device's egress program should."""
+    config = DatapathConfig(host_firewall=True, devices=("lxc-a", "eth0"), tc="clsact")
+    with Lab() as lab:
+        node = lab.node()
+        node.pod("a")
+        with ObjectSpec.open(object_path("clock")).load() as other:
+            (program,) = other.programs.values()
+            filter = node.call(lambda: TcFilter.attach(program, "eth0", "egress"))
+            with pytest.raises(ExistsError, match="egress of device 'eth0'"):
+                Datapath(node, config=config)
+            assert attached(node) == attached(node, "lxc-a") + 1 == 1
+            node.call(filter.detach)
+        with Datapath(node, config=config) as dp:
+            assert attached(node) == attached(node, "lxc-a") == 2
+            assert not dp.drift()
 
 
 def test_drift_tells_of_the_device() -> None:
