@@ -63,7 +63,7 @@ def out(rig: Rig, frame: bytes, came_by: int = 0) -> Outcome:
 
 def into(rig: Rig, frame: bytes) -> Outcome:
     """A packet that comes to the node."""
-    return rig.send(TO_HOST, HOST, frame, came_by=rig.where.uplink)
+    return rig.send(TO_HOST, HOST, frame)
 
 
 # ---------------------------------------------------------------------- the uplink
@@ -150,7 +150,7 @@ def test_what_passes_through_is_left_alone(host: Rig, family: Family) -> None:
         family.echo(family.router, family.world),
         *family.fragments(family.udp(family.world, family.client, payload=bytes(100)), 64),
     ):
-        for outcome in (out(host, frame, came_by=5), into(host, frame)):
+        for outcome in (out(host, frame), into(host, frame)):
             assert (outcome.action, outcome.packet, outcome.events) == (NEXT, frame, ())
     assert host.flow_count() == (0, 0)
     assert host.metrics() == {}
