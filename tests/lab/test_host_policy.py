@@ -26,6 +26,7 @@ from pyciliumlib.errors import (
 from pyciliumlib.flow import Direction, FlowType, TracePoint, Verdict
 from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.kernel.clsact import TcFilter
+from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.lab import Lab, Node
 from pyciliumlib.loadbalancer import LocalNode
@@ -56,10 +57,12 @@ def attached(node: Node, device: str = "eth0") -> int:
     """How many tc programs are on a device of the node."""
 
     def count() -> int:
-        return sum(
-            len(attached_tc(device, way)) + (TcFilter.find(device, way) is not None)
-            for way in ("ingress", "egress")
-        )
+        has_tcx = probe("tcx").has("tcx")
+        found = 0
+        for way in ("ingress", "egress"):
+            found += len(attached_tc(device, way)) if has_tcx else 0
+            found += TcFilter.find(device, way) is not None
+        return found
 
     return node.call(count)
 
