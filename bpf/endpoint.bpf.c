@@ -34,7 +34,7 @@ static __always_inline void resolve_ends(const struct flow_key *key, struct flow
 
 /* An endpoint's packets come from its own device, those of all others from none of ours. */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 from, enum hook hook)
+					  __u64 from, enum hook hook)
 {
 	__u32 device = flow->ifindex[END(from)];
 
@@ -59,10 +59,10 @@ static __always_inline enum trace_point trace_point(bool delivered)
 	return delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK;
 }
 
-/* Whether an admitted packet goes to an endpoint of this node from here, and not by the stack. */
-static __always_inline bool is_local(const struct flow *flow, __u32 to, enum hook hook)
+/* The device of the endpoint that an admitted packet goes to from here; 0 = it goes by the stack. */
+static __always_inline __u32 device_of(const struct flow *flow, __u64 to, enum hook hook)
 {
-	return hook == FROM_ENDPOINT && flow->ifindex[END(to)];
+	return hook == FROM_ENDPOINT ? flow->ifindex[END(to)] : 0;
 }
 
 static __always_inline int send_to_stack(struct __sk_buff *skb, enum hook hook)
@@ -72,10 +72,12 @@ static __always_inline int send_to_stack(struct __sk_buff *skb, enum hook hook)
 }
 
 static __always_inline int send_to_endpoint(struct __sk_buff *skb, const struct flow *flow,
-					    __u32 to, struct ethhdr *eth, bool ipv6)
+					    __u64 to, __u32 device, struct ethhdr *eth, bool ipv6)
 {
+	__u32 endpoint = flow->endpoint[END(to)];
+
 	metrics_count(DIRECTION_BOTH, FORWARDED, skb->len);
-	return forward_local(skb, eth, ipv6, flow->endpoint[END(to)], flow->ifindex[END(to)]);
+	return forward_local(skb, eth, ipv6, endpoint, device);
 }
 
 /* The end of the slow path: the user's program has a look, then the packet goes on. */
@@ -83,43 +85,45 @@ static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow;
-	__u32 to = !packet->from;
+	__u32 to = !packet->from, device;
 	struct ethhdr *eth;
 	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, hook, flow->identity[END(!to)],
 			       flow->identity[END(to)]);
 
 	if (is_drop(result))
 		return result;
-	if (!is_local(flow, to, hook))
+	device = device_of(flow, to, hook);
+	if (!device)
 		return send_to_stack(skb, hook);
 	eth = forward_check(skb, packet->ipv6, &result);
 	if (!eth)
 		return DROP(packet, FILE_FORWARD, result);
-	return send_to_endpoint(skb, flow, to, eth, packet->ipv6);
+	return send_to_endpoint(skb, flow, to, device, eth, packet->ipv6);
 }
 
 #define NOT_ESTABLISHED -1
 
 /* An established packet of a translated flow. Not inline: the others do not pay for it. */
-static __noinline int handle_translated(struct __sk_buff *skb, const struct plain *plain,
-					enum hook hook)
+static __noinline int handle_translated(struct __sk_buff *skb, struct flow *flow,
+					const struct flow_key *key, __u32 from, enum hook hook)
 {
-	struct flow *flow = plain->translated;
-	__u32 from = plain->high & 1;
+	bool ipv6 = !addr_is_v4(&key->low);
 	struct ethhdr *eth;
+	__u32 device;
 	int reason;
 
-	if (!translate_stands(flow, &plain->key, from))
+	if (!translate_stands(flow, key, from))
 		return NOT_ESTABLISHED;
 	flow_count(flow, from, skb->len);
-	if (!translate_established(skb, flow, plain)) {
+	if (!translate_established(skb, flow, key)) {
 		packet_parse(skb);	/* for what is told of it */
 		return report_drop(skb, DROP_WRITE_ERROR);
 	}
-	if (!is_local(flow, !from, hook))
+	device = device_of(flow, !from, hook);
+	if (!device)
 		return send_to_stack(skb, hook);
-	eth = forward_check(skb, plain->ipv6, &reason);
-	return eth ? send_to_endpoint(skb, flow, !from, eth, plain->ipv6) : TC_ACT_SHOT;
+	eth = forward_check(skb, ipv6, &reason);
+	return eth ? send_to_endpoint(skb, flow, !from, device, eth, ipv6) : TC_ACT_SHOT;
 }
 
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
@@ -149,16 +153,26 @@ static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, e
 /* The short way of an established packet: a tc action, or NOT_ESTABLISHED. */
 static __always_inline int shortcut(struct __sk_buff *skb, enum hook hook)
 {
+	struct flow_key key;
 	struct plain plain;
-	struct flow *flow = established(skb, hook, &plain);
-	__u32 to;
+	struct flow *flow = established(skb, hook, &key, &plain);
+	__u32 device;
+	int action;
 
 	if (!flow)
-		return plain.translated ? handle_translated(skb, &plain, hook) : NOT_ESTABLISHED;
-	to = !(plain.high & 1);
-	if (is_local(flow, to, hook))
-		return send_to_endpoint(skb, flow, to, plain.eth, plain.ipv6);
-	return send_to_stack(skb, hook);
+		return NOT_ESTABLISHED;
+	if (flow->state & FLOW_TRANSLATED)
+		return handle_translated(skb, flow, &key, plain.high & 1, hook);
+	if (!established_stands(flow, &key))
+		return NOT_ESTABLISHED;
+	device = device_of(flow, ~plain.high, hook);
+	if (device)
+		action = send_to_endpoint(skb, flow, ~plain.high, device, plain.eth, plain.ipv6);
+	else
+		action = send_to_stack(skb, hook);
+	/* Last: the processor begins no load before an atomic addition is done. */
+	flow_count(flow, plain.high, skb->len);
+	return action;
 }
 
 static __always_inline int handle(struct __sk_buff *skb, enum hook hook)

@@ -25,7 +25,7 @@ static __always_inline void resolve_ends(const struct flow_key *key, struct flow
 
 /* The subject's packets leave through the one hook, the others' arrive at the other. */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 from, enum hook hook)
+					  __u64 from, enum hook hook)
 {
 	return (flow->endpoint[END(from)] == SUBJECT) == (hook == FROM_ENDPOINT);
 }
@@ -53,12 +53,15 @@ static __always_inline enum trace_point trace_point(bool delivered)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
+	struct flow_key key;
 	struct plain plain;
+	struct flow *flow = established(skb, hook, &key, &plain);
 	struct work *work;
 	int reason;
 
-	if (established(skb, hook, &plain)) {
+	if (flow && established_stands(flow, &key)) {
 		metrics_count(hook, FORWARDED, skb->len);
+		flow_count(flow, plain.high, skb->len);
 		return TC_ACT_OK;
 	}
 	work = work_get();

@@ -30,7 +30,7 @@ struct flow_key {
  * Linux 5.10 forgets the bounds of a number that was spilled to the stack.
  */
 #define END(number) \
-	({ __u32 end_number = (number); barrier_var(end_number); end_number & 1; })
+	({ __u64 end_number = (number); barrier_var(end_number); end_number & 1; })
 
 enum flow_state {
 	FLOW_CLOSING_LOW = 1,	/* FIN or RST seen from the low end */
@@ -85,20 +85,29 @@ struct {
 } pending SEC(".maps");
 
 /*
- * Fills in the key's ports, protocol and padding. By one store: the kernel hashes and compares whole
- * words, and a CPU that must gather one from several stores just made waits until they are done.
+ * Fills in the key's ports, protocol and padding; the ports as they lie in memory, the low end's
+ * first. By one store: the kernel hashes and compares whole words, and a CPU that must gather one
+ * from several stores just made waits until they are done.
  */
-static __always_inline void flow_key_transport(struct flow_key *key, __be16 low_port,
-					       __be16 high_port, __u8 proto)
+static __always_inline void flow_key_transport(struct flow_key *key, __u32 ports, __u8 proto)
 {
 	__u64 word;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	word = low_port | (__u64)high_port << 16 | (__u64)proto << 32;
+	word = ports | (__u64)proto << 32;
 #else
-	word = (__u64)low_port << 48 | (__u64)high_port << 32 | (__u64)proto << 24;
+	word = (__u64)ports << 32 | (__u64)proto << 24;
 #endif
 	__builtin_memcpy(&key->low_port, &word, sizeof(word));
+}
+
+static __always_inline __u32 flow_ports(__be16 low, __be16 high)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return low | (__u32)high << 16;
+#else
+	return (__u32)low << 16 | high;
+#endif
 }
 
 /* Fills in the key; returns the end that the source is. */
@@ -111,7 +120,7 @@ static __always_inline __u32 flow_key_make(struct flow_key *key, const struct ad
 
 	key->low = low ? *src : *dst;
 	key->high = low ? *dst : *src;
-	flow_key_transport(key, low ? sport : dport, low ? dport : sport, proto);
+	flow_key_transport(key, low ? flow_ports(sport, dport) : flow_ports(dport, sport), proto);
 	return !low;
 }
 
@@ -145,6 +154,17 @@ static __always_inline bool flow_expired(const struct flow *flow, __u32 now)
 static __always_inline __u32 flow_changes(void)
 {
 	return policy_revision(POLICY_REV_ANY) + ipcache_revision(IPCACHE_REV_ANY);
+}
+
+/* Whether none has since the flow's revision was compared; for every established packet. */
+static __always_inline bool flow_unchanged(const struct flow *flow)
+{
+	__u32 policy_any = POLICY_REV_ANY, ipcache_any = IPCACHE_REV_ANY;
+	__u64 *policy = bpf_map_lookup_elem(&policy_rev, &policy_any);
+	__u64 *ipcache = bpf_map_lookup_elem(&ipcache_rev, &ipcache_any);
+
+	return policy && ipcache &&
+	       flow->changes == (__u32)(READ_ONCE(*policy) + READ_ONCE(*ipcache));
 }
 
 /*
@@ -184,7 +204,7 @@ static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
  * added since `packets` and `bytes` were set is known from the difference, as long as it is less
  * than 2^25 packets and 2^38 bytes; flow_review, at least every five seconds, sees to that.
  */
-static __always_inline void flow_count(struct flow *flow, __u32 from, __u32 bytes)
+static __always_inline void flow_count(struct flow *flow, __u64 from, __u32 bytes)
 {
 	__sync_fetch_and_add(&flow->sent[END(from)], (1ULL << FLOW_BYTES_BITS) + bytes);
 }

@@ -19,6 +19,9 @@
 static __always_inline void forward_rewrite(struct ethhdr *eth, const struct endpoint_link *link,
 					    bool ipv6)
 {
+	/* Of a pointer to bytes clang knows that it may be odd, and loads them one by one. */
+	const void *ethernet = link->ethernet;
+
 	if (ipv6) {
 		((struct ipv6hdr *)(eth + 1))->hop_limit--;
 	} else {
@@ -29,8 +32,8 @@ static __always_inline void forward_rewrite(struct ethhdr *eth, const struct end
 		ip->check = sum + (sum >> 16);
 		ip->ttl--;
 	}
-	*(packet_word *)eth = *(const packet_word *)link->ethernet;
-	*((packet_half *)eth + 2) = *((const packet_half *)link->ethernet + 2);
+	*(packet_word *)eth = *(const packet_word *)ethernet;
+	*((packet_half *)eth + 2) = *((const packet_half *)ethernet + 2);
 }
 
 /* The packet's headers where it may be forwarded, or NULL and a drop reason. */

@@ -28,7 +28,7 @@ static __always_inline void resolve_ends(const struct flow_key *key, struct flow
 					 enum hook hook);
 /* Whether that end of the flow may send from where this packet came (anti-spoofing). */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 from, enum hook hook);
+					  __u64 from, enum hook hook);
 /* Whether the source of an ICMP error may speak about flows that pass here. */
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
 					  enum hook hook);
@@ -281,35 +281,26 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 }
 
 /*
- * The flow of a plain packet, found by one lookup, and what it was found by. NULL: the packet is
- * translated, and its flow in `plain->translated`, or it is to be parsed and to take the slow path,
- * which also reports and counts.
+ * The flow of a plain packet, found by one lookup. It is for the caller to see whether it stands, and
+ * to count the packet. NULL: the packet is to be parsed and to take the slow path, which also reports.
  */
 static __always_inline struct flow *established(struct __sk_buff *skb, enum hook hook,
-						struct plain *plain)
+						struct flow_key *key, struct plain *plain)
 {
 	struct flow *flow;
-	__u32 from;
 
-	plain->translated = NULL;
-	if (skb->vlan_present || !plain_key(skb, plain))
+	if (trace_every_packet || skb->vlan_present || !plain_key(skb, key, plain))
 		return NULL;
-	flow = bpf_map_lookup_elem(&flows, &plain->key);
-	if (!flow)
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (!flow || !arrives_right(skb, flow, plain->high, hook) || flow_due(flow, flow_now()))
 		return NULL;
-	from = plain->high & 1;
-	if (trace_every_packet || !arrives_right(skb, flow, from, hook) ||
-	    flow_due(flow, flow_now()))
-		return NULL;
-	if ((flow->state & (FLOW_CONFIRMED | FLOW_TRANSLATED)) != FLOW_CONFIRMED) {
-		if (flow->state & FLOW_TRANSLATED)
-			plain->translated = flow;
-		return NULL;
-	}
-	if (flow->changes != flow_changes() && !flow_current(flow, &plain->key))
-		return NULL;
-	flow_count(flow, from, skb->len);
 	return flow;
+}
+
+/* Whether a plain packet may go the established way, in its flow that is not translated. */
+static __always_inline bool established_stands(struct flow *flow, const struct flow_key *key)
+{
+	return flow->state & FLOW_CONFIRMED && (flow_unchanged(flow) || flow_current(flow, key));
 }
 
 /* Tells of a packet that ends here. */

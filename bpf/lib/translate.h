@@ -256,17 +256,18 @@ __noinline int service_finish(struct __sk_buff *skb)
 
 /* A plain packet of an established flow; false if it cannot be written. */
 static __always_inline bool translate_established(struct __sk_buff *skb, const struct flow *flow,
-						  const struct plain *plain)
+						  const struct flow_key *key)
 {
-	__u32 l4 = ETHER_LEN + (plain->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	bool ipv6 = !addr_is_v4(&key->low);
+	__u32 l4 = ETHER_LEN + (ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	struct lb_frontend *frontend;
 
 	if (flow->state & FLOW_BACKEND)
-		return translate_write(skb, flow, plain->key.proto, l4, true);
+		return translate_write(skb, flow, key->proto, l4, true);
 	frontend = lb_frontend(flow->frontend);
 	if (frontend)
 		count_client(frontend->service, flow->backend, skb->len);
-	return translate_write(skb, flow, plain->key.proto, l4, false);
+	return translate_write(skb, flow, key->proto, l4, false);
 }
 
 /* Writes into a packet that was admitted what its flow's translation is; 0 or a drop reason. */

@@ -309,3 +309,36 @@ def test_ipv4_and_ipv6_flows_do_not_meet(rig: Rig) -> None:
     for each in FAMILIES:
         request(rig, each, SYN)
     assert rig.flow_count() == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("10.0.0.1", "10.0.0.2"),
+        ("10.0.0.1", "11.0.0.1"),
+        ("10.0.0.1", "10.0.0.129"),
+        ("fd00::1", "fd00::2"),
+        ("fd00::1", "fd01::1"),  # alike in the half that is compared first
+        ("fd00::1", "fd00::81"),  # in that half's highest bit as the programs load it
+        ("fd00::1", "fd00::100:0:0:1"),  # and in its lowest
+        ("fd01::1", "fd00::100:0:0:1"),
+    ],
+)
+def test_plain_packets_of_both_ends_take_the_short_way(rig: Rig, one: str, other: str) -> None:
+    """Whatever bits the addresses differ in, and whichever end opened the flow."""
+    family = FAMILIES[":" in one]
+    for client, server in ((one, other), (other, one)):
+        rig.reset()
+        rig.allow_all()
+        rig.place(CLIENT, client)
+        rig.place(SERVER, server)
+        asked = (FROM, CLIENT, family.tcp(client, server, 80, ACK))
+        answered = (FROM, SERVER, family.tcp(server, client, 40000, ACK, 80))
+        rig.send(FROM, CLIENT, family.tcp(client, server, 80, SYN))
+        rig.send(FROM, SERVER, family.tcp(server, client, 40000, SYN_ACK, 80))
+        rig.send(*asked)
+        added_up = list(rig.only_flow().packets)
+        for packet in (asked, answered):
+            assert rig.send(*packet).action == REDIRECT
+        assert rig.only_entry().packets == (3, 2)
+        assert list(rig.only_flow().packets) == added_up  # which the slow path alone changes
