@@ -24,7 +24,7 @@ static __always_inline void resolve_ends(const struct flow_key *key, struct flow
 
 /* What is on this node sends from here, and nothing that comes from outside has its addresses. */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
-					  __u32 from, enum hook hook)
+					  __u64 from, enum hook hook)
 {
 	bool here = flow->endpoint[END(from)] || flow->identity[END(from)] == IDENTITY_HOST;
 
@@ -88,7 +88,6 @@ static __always_inline bool is_of_vlan(struct __sk_buff *skb, enum hook hook)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
-	struct plain plain;
 	struct work *work;
 	int reason;
 
@@ -96,10 +95,8 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 		return PASS;
 	if (!skb->vlan_present && !is_of_host(skb, hook))
 		return PASS;
-	if (established(skb, hook, &plain)) {
-		metrics_count(hook, FORWARDED, skb->len);
+	if (established_passes(skb, hook))
 		return PASS;
-	}
 	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;

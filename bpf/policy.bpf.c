@@ -53,17 +53,11 @@ static __always_inline enum trace_point trace_point(bool delivered)
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
-	struct flow_key key;
-	struct plain plain;
-	struct flow *flow = established(skb, hook, &key, &plain);
 	struct work *work;
 	int reason;
 
-	if (flow && established_stands(flow, &key)) {
-		metrics_count(hook, FORWARDED, skb->len);
-		flow_count(flow, plain.high, skb->len);
+	if (established_passes(skb, hook))
 		return TC_ACT_OK;
-	}
 	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;

@@ -303,6 +303,20 @@ static __always_inline bool established_stands(struct flow *flow, const struct f
 	return flow->state & FLOW_CONFIRMED && (flow_unchanged(flow) || flow_current(flow, key));
 }
 
+/* Whether a plain packet goes the established way; then it is counted. Where passing is all there is. */
+static __always_inline bool established_passes(struct __sk_buff *skb, enum hook hook)
+{
+	struct flow_key key;
+	struct plain plain;
+	struct flow *flow = established(skb, hook, &key, &plain);
+
+	if (!flow || !established_stands(flow, &key))
+		return false;
+	metrics_count(hook, FORWARDED, skb->len);
+	flow_count(flow, plain.high, skb->len);
+	return true;
+}
+
 /* Tells of a packet that ends here. */
 __noinline int report_drop(struct __sk_buff *skb, __u32 reason)
 {
