@@ -3,32 +3,12 @@
 
 #define PCL_TC
 
-#include "lib/endpoint.h"
+#include "lib/ends.h"
 #include "lib/forward.h"
 #include "lib/hook_call.h"
 #include "lib/neighbour.h"
 #include "lib/reject.h"
 #include "lib/translate.h"
-
-/* Fills in one end of a flow: an endpoint of this node, or whom the ipcache knows. */
-static __always_inline void resolve_end(const struct addr *addr, struct flow *flow, __u32 end)
-{
-	struct endpoint *endpoint = endpoint_lookup(addr);
-	struct endpoint_link *link;
-
-	if (!endpoint) {
-		flow->identity[end] = ipcache_identity(addr);
-		return;
-	}
-	flow->identity[end] = endpoint->identity;
-	flow->ifindex[end] = endpoint->ifindex;
-	flow->endpoint[end] = endpoint->id;
-	link = endpoint_link(endpoint->id);
-	if (!link)
-		return;
-	__builtin_memcpy(link->ethernet, endpoint->mac, 6);
-	__builtin_memcpy(link->ethernet + 6, endpoint->node_mac, 6);
-}
 
 /* The same for a flow of an endpoint with itself, of which one end is the service loopback address. */
 static __always_inline void resolve_itself(const struct flow_key *key, struct flow *flow)
@@ -63,27 +43,20 @@ static __always_inline bool arrives_right(struct __sk_buff *skb, const struct fl
 	return device == 0 && flow->ifindex[END(!from)] == skb->ifindex;
 }
 
-/* A router on the way may speak for the stack's side, an endpoint only for itself. */
+/* A router on the way, as the node is, may speak for the stack's side, an endpoint only for itself. */
 static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
 					  enum hook hook)
 {
+	struct endpoint *endpoint = endpoint_lookup(&packet->src);
+
 	if (hook == FROM_ENDPOINT)
-		return endpoint_owns(skb->ifindex, &packet->src);
-	return !endpoint_lookup(&packet->src);
+		return endpoint && endpoint->ifindex == skb->ifindex;
+	return !endpoint || endpoint->flags & ENDPOINT_HOST;
 }
 
-static __always_inline __u16 subject_of(struct __sk_buff *skb)
+static __always_inline enum trace_point trace_point(bool delivered)
 {
-	struct device *device = device_lookup(skb->ifindex);
-
-	return device ? device->endpoint : 0;
-}
-
-static __always_inline __u32 identity_of(const struct addr *addr)
-{
-	struct endpoint *endpoint = endpoint_lookup(addr);
-
-	return endpoint ? endpoint->identity : ipcache_identity(addr);
+	return delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK;
 }
 
 /* The device of the endpoint that an admitted packet goes to from here; 0 = it goes by the stack. */

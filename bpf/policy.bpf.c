@@ -6,18 +6,10 @@
  * ends are, the ipcache knows.
  */
 
+#include "lib/link_messages.h"
 #include "lib/untranslated.h"
 
 #define SUBJECT 1
-
-#define LISTENER_QUERY 130
-#define LISTENER_REPORT 131
-#define LISTENER_DONE 132
-#define ROUTER_SOLICITATION 133
-#define ROUTER_ADVERTISEMENT 134
-#define NEIGHBOUR_SOLICITATION 135
-#define NEIGHBOUR_ADVERTISEMENT 136
-#define LISTENER_REPORT_V2 143
 
 CONFIG(__u32, subject_identity, "identity of the subject, shown in events") = 0;
 
@@ -54,46 +46,18 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 	return ipcache_identity(addr);
 }
 
-/*
- * Neighbours (RFC 4861) and multicast listeners (RFC 2710, 3810): the link must work whatever the
- * policy, and nothing answers for the neighbours here. The subject may look for routers and hear
- * them; to be one, or to send others elsewhere (a redirect), is for policy to allow, as are other
- * types above 129, which can be routed.
- */
-static __always_inline bool keeps_link(const struct packet *packet, enum hook hook)
+static __always_inline enum trace_point trace_point(bool delivered)
 {
-	if (!is_link_icmpv6(packet))
-		return false;
-	switch (packet->icmp_type) {
-	case ROUTER_SOLICITATION:
-		return hook == FROM_ENDPOINT;
-	case ROUTER_ADVERTISEMENT:
-		return hook == TO_ENDPOINT;
-	case LISTENER_QUERY:
-	case LISTENER_REPORT:
-	case LISTENER_DONE:
-	case LISTENER_REPORT_V2:
-	case NEIGHBOUR_SOLICITATION:
-	case NEIGHBOUR_ADVERTISEMENT:
-		return true;
-	default:
-		return false;
-	}
+	return delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK;
 }
 
 static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 {
-	struct flow_key key;
-	struct plain plain;
-	struct flow *flow = established(skb, hook, &key, &plain);
 	struct work *work;
 	int reason;
 
-	if (flow && established_stands(flow, &key)) {
-		metrics_count(hook, FORWARDED, skb->len);
-		flow_count(flow, plain.high, skb->len);
+	if (established_passes(skb, hook))
 		return TC_ACT_OK;
-	}
 	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The endpoints of this node, by each of their addresses. */
+/* The endpoints of this node, and the node itself where it is one, by each of their addresses. */
 #ifndef PCL_ENDPOINT_H
 #define PCL_ENDPOINT_H
 
 #include "addr.h"
 
+enum endpoint_flags {
+	ENDPOINT_HOST = 1,	/* the node itself: policy for nodes is enforced */
+};
+
 struct endpoint {
-	__u32 ifindex;		/* of the host-side device */
+	__u32 ifindex;		/* of the host-side device, 0 = it is reached through the stack */
 	__u32 identity;
 	__u16 id;		/* from 1 up */
-	__u16 flags;		/* none yet */
+	__u16 flags;		/* enum endpoint_flags */
 	__u8 mac[6];		/* of the endpoint's own device */
 	__u8 node_mac[6];	/* of the host-side device */
 };
@@ -22,7 +26,10 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
-/* The host-side devices, for what carries no address of an endpoint: ARP, neighbour discovery, forgeries. */
+/*
+ * The host-side devices, and the node's own where policy is enforced at them, for what carries no
+ * address of an endpoint: ARP, neighbour discovery, forgeries.
+ */
 struct device {
 	__u16 endpoint;		/* id */
 	__u8 node_mac[6];

@@ -15,9 +15,11 @@ enum event_type {
 /* Cilium's observation points. */
 enum trace_point {
 	TRACE_TO_ENDPOINT = 0,
+	TRACE_TO_HOST = 2,
 	TRACE_TO_STACK = 3,
 	TRACE_FROM_ENDPOINT = 5,
 	TRACE_FROM_STACK = 8,
+	TRACE_TO_NETWORK = 11,
 };
 
 enum event_flags {

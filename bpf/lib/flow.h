@@ -40,6 +40,7 @@ enum flow_state {
 	FLOW_SERVICE = 8,	/* the key has a service's address: see translate.h */
 	FLOW_BACKEND = 16,	/* the key has its backend's */
 	FLOW_HAIRPIN = 32,	/* the backend is the opener itself */
+	FLOW_MASQUERADED = 64,	/* the opener is behind the node and was given its address */
 };
 
 #define FLOW_TRANSLATED (FLOW_SERVICE | FLOW_BACKEND)

@@ -3,7 +3,7 @@
  * The packet's path from the parsed header to its flow: established, kept, or decided.
  *
  * It is the same for every program that enforces an endpoint's policy. What differs between them
- * is who the ends are; a program that includes this header says so by defining the five functions
+ * is who the ends are; a program that includes this header says so by defining the six functions
  * declared first. What follows those is about services, and in translate.h or in untranslated.h.
  */
 #ifndef PCL_PATH_H
@@ -36,6 +36,8 @@ static __always_inline bool speaker_right(struct __sk_buff *skb, const struct pa
 static __always_inline __u16 subject_of(struct __sk_buff *skb);
 /* The identity behind an address, for a drop's event. */
 static __always_inline __u32 identity_of(const struct addr *addr);
+/* Where a packet goes from here, for its trace: to the endpoint, or away from it. */
+static __always_inline enum trace_point trace_point(bool delivered);
 
 /* A packet for a service gets its backend's address in `work->packet`; 0 or a drop reason. */
 static __always_inline int translate_find(enum hook hook);
@@ -70,7 +72,7 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 {
 	__u32 from = work->packet.from;
 	__u16 target = flow->endpoint[END(!from)];
-	bool delivered = hook == TO_ENDPOINT || target;
+	bool delivered = hook == TO_ENDPOINT || flow->ifindex[END(!from)];
 
 	work->event = (struct event_context){
 		.src_identity = flow->identity[END(from)],
@@ -79,7 +81,7 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 		.frontend = flow->frontend,
 		.endpoint = delivered ? target : flow->endpoint[END(from)],
 		.type = EVENT_TRACE,
-		.reason = delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK,
+		.reason = trace_point(delivered),
 		.direction = delivered ? DIRECTION_INGRESS : DIRECTION_EGRESS,
 		.flags = flags | (from == flow->opener ? 0 : EVENT_REPLY),
 	};
@@ -121,14 +123,14 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	flow->opener = packet->from ^ reversed;
 	flow->backend = work->translation.backend;
 	flow->frontend = work->translation.frontend;
-	flow->state = work->translation.state;
+	flow->state = old ? old->state : work->translation.state;
+	work->came_by = skb->ingress_ifindex;
 	reason = resolve();
 	if (reason)
 		return reason;
 	if (!arrives_right(skb, flow, packet->from, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (old) {
-		flow->state = old->state;
 		__builtin_memcpy(flow->sent, old->sent, sizeof(flow->sent));
 		__builtin_memcpy(flow->packets, old->packets, sizeof(flow->packets));
 		__builtin_memcpy(flow->bytes, old->bytes, sizeof(flow->bytes));
@@ -299,6 +301,20 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 static __always_inline bool established_stands(struct flow *flow, const struct flow_key *key)
 {
 	return flow->state & FLOW_CONFIRMED && (flow_unchanged(flow) || flow_current(flow, key));
+}
+
+/* Whether a plain packet goes the established way; then it is counted. Where passing is all there is. */
+static __always_inline bool established_passes(struct __sk_buff *skb, enum hook hook)
+{
+	struct flow_key key;
+	struct plain plain;
+	struct flow *flow = established(skb, hook, &key, &plain);
+
+	if (!flow || !established_stands(flow, &key))
+		return false;
+	metrics_count(hook, FORWARDED, skb->len);
+	flow_count(flow, plain.high, skb->len);
+	return true;
 }
 
 /* Tells of a packet that ends here. */

@@ -45,7 +45,7 @@ struct work {
 	struct translation translation;
 	struct flow service;	/* the other entry of a translated flow, as it is made */
 	__u32 in_flows;		/* `flow` is in `flows`, not in `pending` */
-	__u32 pad;
+	__u32 came_by;		/* device by which the packet came to the node, 0 = the node made it */
 };
 
 struct {

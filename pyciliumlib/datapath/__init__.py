@@ -8,6 +8,7 @@ from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints
 from pyciliumlib.datapath.hook import Hook
 from pyciliumlib.datapath.hooks import Hooks
+from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.node import NodeLike, PodLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.services import Services
@@ -23,6 +24,7 @@ __all__ = [
     "Endpoints",
     "Hook",
     "Hooks",
+    "HostFirewall",
     "Metric",
     "Metrics",
     "NodeLike",

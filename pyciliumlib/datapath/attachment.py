@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -11,10 +11,12 @@ from attrs import frozen
 
 from pyciliumlib.datapath.endpoint import Endpoint, mac_bytes
 from pyciliumlib.datapath.node import NodeLike, PodLike
-from pyciliumlib.errors import InvalidError
+from pyciliumlib.errors import InvalidError, StateError
 from pyciliumlib.kernel import Object
+from pyciliumlib.kernel.anchor import Head
 from pyciliumlib.kernel.clsact import TcFilter
 from pyciliumlib.kernel.link import Link
+from pyciliumlib.kernel.probe import probe
 from pyciliumlib.kernel.tc import attach_tc, find_tc
 from pyciliumlib.net import (
     Netlink,
@@ -33,6 +35,8 @@ HOOKS: Final[tuple[tuple[str, Hook], ...]] = (
     ("from_endpoint", "ingress"),
     ("to_endpoint", "egress"),
 )
+#: The same at a device that leads out of the node, for what the node sends and is sent.
+HOST_HOOKS: Final[tuple[tuple[str, Hook], ...]] = (("to_host", "ingress"), ("from_host", "egress"))
 _GUEST_DEVICE: Final = "eth0"
 
 
@@ -120,20 +124,32 @@ class Attachment:
     """
 
     def __init__(
-        self, netns: NetNS, ifindex: int, pins: Mapping[str, Path], backend: Backend
+        self,
+        netns: NetNS,
+        ifindex: int,
+        pins: Mapping[str, Path],
+        backend: Backend,
+        hooks: Sequence[tuple[str, Hook]] = HOOKS,
+        *,
+        first: bool = False,
     ) -> None:
-        """`pins`, by program, is where they outlive this process; empty: they do not."""
+        """`pins`, by program, is where they outlive this process; empty: they do not.
+
+        `first`: where the kernel has tcx, before all programs that are there already.
+        """
         self._netns = netns
         self._ifindex = ifindex
         self._pins = pins
         self._backend = backend
+        self._hooks = hooks
+        self._first = first
         self._links: dict[str, Link | TcFilter] = {}
 
     def attach(self, programs: Object) -> None:
         """Attach both programs, or none. Raises DeviceError, FeatureError, PrivilegeError."""
 
         def attach() -> None:
-            for name, hook in HOOKS:
+            for name, hook in self._hooks:
                 self._attach_one(programs, name, hook)
 
         try:
@@ -149,7 +165,7 @@ class Attachment:
         """
 
         def adopt() -> None:
-            for name, hook in HOOKS:
+            for name, hook in self._hooks:
                 found = find_tc(self._ifindex, hook, pin=self._pins[name])
                 if found is None:
                     self._attach_one(programs, name, hook)
@@ -174,7 +190,7 @@ class Attachment:
     def attached(self) -> bool:
         """Whether both programs are on the device now."""
         links = tuple(self._links.values())
-        return len(links) == len(HOOKS) and self._netns.call(
+        return len(links) == len(self._hooks) and self._netns.call(
             lambda: all(link.attached for link in links)
         )
 
@@ -191,6 +207,19 @@ class Attachment:
         for pin in self._pins.values():
             pin.unlink(missing_ok=True)
 
+    def take_off(self) -> None:
+        """Take off what an earlier process attached and pinned; what is gone is no error."""
+
+        def find() -> None:
+            for name, hook in self._hooks:
+                with contextlib.suppress(StateError):  # the device is gone
+                    found = find_tc(self._ifindex, hook, pin=self._pins[name])
+                    if found is not None:
+                        self._links[name] = found
+
+        self._netns.call(find)
+        self.detach()
+
     def close(self) -> None:
         """Let go of the links; pinned ones go on, others end."""
         if self._links and not self._pins:
@@ -200,7 +229,10 @@ class Attachment:
         self._links.clear()
 
     def _attach_one(self, programs: Object, name: str, hook: Hook) -> None:
-        link = attach_tc(programs.programs[name], self._ifindex, hook, backend=self._backend)
+        orders = self._backend != "clsact" and probe("tcx").has("tcx")
+        anchor = Head() if self._first and orders else None
+        program = programs.programs[name]
+        link = attach_tc(program, self._ifindex, hook, backend=self._backend, anchor=anchor)
         self._links[name] = link
         if name in self._pins:
             link.keep(self._pins[name])

@@ -9,6 +9,7 @@ from attrs import Attribute, field, frozen
 from pyciliumlib.errors import InvalidError
 from pyciliumlib.loadbalancer import LoadBalancerConfig, LocalNode
 from pyciliumlib.loadbalancer.program import Sizes
+from pyciliumlib.net.link import check_ifname
 from pyciliumlib.types import Address, parse_address
 
 
@@ -44,6 +45,15 @@ def _is_power_of_two(_: object, attribute: Attribute[int], value: object) -> Non
         )
 
 
+def _are_devices(_: object, attribute: Attribute[tuple[str, ...]], value: object) -> None:
+    if not isinstance(value, tuple) or any(not isinstance(name, str) for name in value):
+        raise InvalidError(
+            f'{attribute.name} is {value!r}; write a tuple of names, such as ("eth0",)'
+        )
+    for name in value:
+        check_ifname(name)
+
+
 def _is_name(_: object, attribute: Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value:
         raise InvalidError(f'{attribute.name} is {value!r}; write a name, such as "default"')
@@ -77,7 +87,9 @@ class DatapathConfig:
     `cluster_name`, `cluster_id` are what Cilium calls so. `services` says how services are
     balanced, `service_sizes` how many there may be, `local_node` who this node is to them (its
     addresses are the node's, unless given). A pod that meets itself by a service is spoken to by
-    the loopback addresses. Of a kernel map only what is used takes memory, except `flows`,
+    the loopback addresses. With `host_firewall` policies with a `nodeSelector` are enforced: at
+    `devices`, which lead out of the node, and between the node and its pods; they select by the
+    labels of `local_node`. Of a kernel map only what is used takes memory, except `flows`,
     `pending`, `fragments` and `policy_nodes`, which are preallocated.
 
     >>> DatapathConfig(flows=1024).pending
@@ -115,7 +127,15 @@ class DatapathConfig:
         default=parse_address("fe80::1"), converter=parse_address, validator=_address_of(6)
     )
 
+    host_firewall: bool = _switch(False)
+    devices: tuple[str, ...] = field(default=(), validator=_are_devices)
+
     def __attrs_post_init__(self) -> None:
+        if self.host_firewall and not self.devices:
+            raise InvalidError(
+                "host_firewall is on, and devices is empty: name the devices that lead out of the "
+                'node, such as devices=("eth0",)'
+            )
         if not (self.ipv4 or self.ipv6):
             raise InvalidError("ipv4 and ipv6 are both off; a datapath needs one of them")
 

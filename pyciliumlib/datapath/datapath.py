@@ -20,6 +20,7 @@ from pyciliumlib.datapath.drift import find_drift
 from pyciliumlib.datapath.endpoint import Endpoint
 from pyciliumlib.datapath.endpoints import Endpoints, Parts
 from pyciliumlib.datapath.hooks import Hooks
+from pyciliumlib.datapath.host import HostFirewall, HostParts
 from pyciliumlib.datapath.node import NodeLike, ThisNode
 from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import Programs
@@ -134,6 +135,9 @@ class Datapath(Closeable):
         self._programs: Programs = _own(keep, Programs(self.config, self._clock, pinned))
         maps = self._programs.maps
         self._simulator: Simulator | None = None
+        rules = settings or self._policy_settings()
+        if self.config.host_firewall:
+            rules = evolve(rules, host_firewall=True)
 
         tries = _own(
             keep,
@@ -142,13 +146,14 @@ class Datapath(Closeable):
         self.identities = _own(keep, IdentityAllocator(self._store, self._allocator_settings()))
         self.ipcache = IPCache(self.identities, self.config.ipv4, self.config.ipv6)
         self.policy = NodePolicy(
-            Repository(settings or self._policy_settings()),
+            Repository(rules),
             tries,
             self.ipcache,
             self._party,
             self._store,
             self._changes,
             lambda names: self.endpoints.namespaces_changed(names),
+            self.config.host_firewall,
         )
         self.hooks = Hooks(
             self._programs,
@@ -160,6 +165,20 @@ class Datapath(Closeable):
         keep.callback(self.hooks.let_go)
         self.hooks.restore()
         self._table = IPCacheTable(maps["ipcache"], maps["ipcache_rev"], self.config.dual_stack)
+        self.host = HostFirewall(
+            HostParts(
+                self.node,
+                self.ipcache,
+                self.policy,
+                tries,
+                self._store,
+                self._pins.directory("host") if self._pins else None,
+                self._programs,
+                self.config,
+            ),
+            self._changes,
+        )
+        keep.callback(self.host.close)
         self.endpoints = Endpoints(
             Parts(
                 self.node,
@@ -169,6 +188,7 @@ class Datapath(Closeable):
                 tries,
                 self._store,
                 self._pins.links if self._pins else None,
+                self.host,
                 self.config,
             ),
             self.hooks.programs,
@@ -211,7 +231,9 @@ class Datapath(Closeable):
                 self.ipcache.assign(said["prefix"], said["identity"], said["labels"])
             self.policy.restore()
             self.services.go_on()
+            self.host.restore()
             self.endpoints.restore()
+            self.host.start({e.ifindex: e.name for e in self.endpoints.values()})
             self._table.follow(self.ipcache)
 
     @contextlib.contextmanager
@@ -312,14 +334,15 @@ class Datapath(Closeable):
     ) -> Simulation:
         """What would become of `packet`, an Ethernet frame that endpoint `at` sends.
 
-        With `from_stack` it is one that the node sends to the endpoint. The real program runs on
-        it, with copies of the users' programs in the slots and of their maps, and nothing of the
-        datapath changes (but a user's program that writes to a map inside a map, or to the
+        With `from_stack` it is one that the node sends to the endpoint. At `host.endpoint` it is
+        one that leaves the node by the first of `devices`, or comes there. The real program runs
+        on it, with copies of the users' programs in the slots and of their maps, and nothing of
+        the datapath changes (but a user's program that writes to a map inside a map, or to the
         datapath's identities, endpoints or policies, really does). Raises InvalidError,
         NotFoundError.
         """
         self._changes.check()
-        endpoint = self.endpoints[at if isinstance(at, str) else at.name]
+        endpoint = self.endpoints[at] if isinstance(at, str) else self._known(at)
         with self._changes:
             if self._simulator is None:
                 self._simulator = _own(
@@ -333,8 +356,12 @@ class Datapath(Closeable):
                         self.services.service_of,
                     ),
                 )
-            hooks = self.hooks.values()
-            retval, out, flows = self._simulator.run(packet, endpoint, from_stack, hooks)
+            if endpoint.identity == _HOST:
+                ran = self._simulator.run_at_host(packet, self.host.ifindexes[0], from_stack)
+            else:
+                hooks = self.hooks.values()
+                ran = self._simulator.run(packet, endpoint, from_stack, hooks)
+        retval, out, flows = ran
         texts = (self.policy.rule_text(flow.rule) for flow in flows if flow.rule)
         return summarise(retval, out, flows, tuple(dict.fromkeys(filter(None, texts))))
 
@@ -350,6 +377,7 @@ class Datapath(Closeable):
                 self._table,
                 self.hooks,
                 self.services,
+                self.host,
             )
 
     def _party(self, what: PartyLike) -> Party:
@@ -357,16 +385,27 @@ class Datapath(Closeable):
         if isinstance(what, Party):
             return what
         if isinstance(what, Endpoint):
-            return self.endpoints[what.name].party
+            return self._known(what).party
         if isinstance(what, str) and what in self.endpoints:
             return self.endpoints[what].party
         if isinstance(what, int):
-            return self.policy.repository.identity(what)
+            return self._identity(what)
         if isinstance(what, str):
             what = self._address(what)
         if isinstance(what, Address):
             return self._party_at(what)
         return Party(what)
+
+    def _known(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint as it is now, which may be the node itself."""
+        if self.host.enabled and endpoint.id == self.host.endpoint.id:
+            return self.host.endpoint
+        return self.endpoints[endpoint.name]
+
+    def _identity(self, number: int) -> Party:
+        if number == _HOST and self.host.enabled:
+            return self.host.endpoint.party
+        return self.policy.repository.identity(number)
 
     def _address(self, text: str) -> Address:
         try:
@@ -383,7 +422,7 @@ class Datapath(Closeable):
             return owner.party
         entry = self.ipcache.lookup(address)
         if entry is not None:
-            return self.policy.repository.identity(entry.identity)
+            return self._identity(entry.identity)
         if not self.config.dual_stack:
             return self.policy.repository.identity(ReservedIdentity.WORLD)
         version4 = address.version == 4
@@ -421,6 +460,7 @@ class Datapath(Closeable):
         pins, self._pins = self._pins, None
         try:
             self.endpoints.clear()
+            self.host.clear()
             self.hooks.close()
         finally:
             self._release()

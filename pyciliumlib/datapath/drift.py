@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyciliumlib.datapath.endpoints import Endpoints, device_row, endpoint_row
+from pyciliumlib.datapath.endpoint import Endpoint, device_row, endpoint_row
+from pyciliumlib.datapath.endpoints import Endpoints
 from pyciliumlib.datapath.hooks import Hooks
+from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.services import Services
 from pyciliumlib.types import Drift
@@ -24,13 +26,14 @@ def find_drift(
     table: IPCacheTable,
     hooks: Hooks,
     services: Services,
+    host: HostFirewall,
 ) -> Drift:
     """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
         (
-            *_attachments(endpoints),
-            *_rows(programs, endpoints),
-            *_policies(endpoints, policy),
+            *_attachments(endpoints, host),
+            *_rows(programs, endpoints, host),
+            *_policies(_governed(endpoints, host), policy),
             *_prefixes(ipcache, table),
             *hooks.drift(),
             *services.drift().differences,
@@ -38,15 +41,23 @@ def find_drift(
     )
 
 
-def _attachments(endpoints: Endpoints) -> Iterator[str]:
+def _governed(endpoints: Endpoints, host: HostFirewall) -> list[Endpoint]:
+    """Whoever has a policy map."""
+    return [*endpoints.values(), *([host.endpoint] if host.enabled else [])]
+
+
+def _attachments(endpoints: Endpoints, host: HostFirewall) -> Iterator[str]:
     for name, endpoint in endpoints.items():
         if not endpoints.attached(name):
             yield f"endpoint {name}: its programs are not on device {endpoint.device}"
+    for device in host.unattached():
+        yield f"host firewall: its programs are not on device {device}"
 
 
-def _rows(programs: Object, endpoints: Endpoints) -> Iterator[str]:
-    addresses = {a: endpoint_row(e) for e in endpoints.values() for a in e.addresses}
-    devices = {e.ifindex: device_row(e) for e in endpoints.values()}
+def _rows(programs: Object, endpoints: Endpoints, host: HostFirewall) -> Iterator[str]:
+    governed = _governed(endpoints, host)
+    addresses = {a: endpoint_row(e) for e in governed for a in e.addresses}
+    devices = {e.ifindex: device_row(e) for e in endpoints.values()} | host.device_rows()
     yield from _compare(programs.maps["endpoints"], addresses)
     yield from _compare(programs.maps["devices"], devices)
 
@@ -64,13 +75,13 @@ def _compare(held: Map, wanted: Mapping[Any, dict[str, object]]) -> Iterator[str
                 yield f"map {held.name}: {key} has {field} {there[key][field]!r}, not {value!r}"
 
 
-def _policies(endpoints: Endpoints, policy: NodePolicy) -> Iterator[str]:
-    for name, endpoint in endpoints.items():
+def _policies(governed: Iterable[Endpoint], policy: NodePolicy) -> Iterator[str]:
+    for endpoint in governed:
         if policy.misplaced(endpoint.id):
-            yield f"endpoint {name}: the programs do not find its policy map"
+            yield f"endpoint {endpoint.name}: the programs do not find its policy map"
         plan = policy.drift(endpoint.id)
         if plan:
-            yield f"endpoint {name}: its policy map needs {plan}"
+            yield f"endpoint {endpoint.name}: its policy map needs {plan}"
 
 
 def _prefixes(ipcache: IPCache, table: IPCacheTable) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from pyciliumlib.errors import InvalidError, LabelError, StateError
-from pyciliumlib.identity import Labels
+from pyciliumlib.identity import Labels, ReservedIdentity
 from pyciliumlib.identity.labels import LabelsLike
 from pyciliumlib.policy import Party
 from pyciliumlib.types import Address, PortProto, Protocol
@@ -21,6 +21,8 @@ _NAMESPACE_LABELS: Final = "io.cilium.k8s.namespace.labels."
 _CLUSTER: Final = "io.cilium.k8s.policy.cluster"
 _SERVICE_ACCOUNT: Final = "io.cilium.k8s.policy.serviceaccount"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: `enum endpoint_flags`: the node itself.
+_ENDPOINT_HOST: Final = 1
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -154,3 +156,20 @@ def mac_bytes(mac: str) -> bytes:
     if not _MAC.fullmatch(mac.lower()):
         raise InvalidError(f"{mac!r} is no MAC address; write 02:00:00:00:00:01")
     return bytes.fromhex(mac.replace(":", ""))
+
+
+def endpoint_row(endpoint: Endpoint) -> dict[str, object]:
+    """The endpoint's value in the map `endpoints`."""
+    return {
+        "ifindex": endpoint.ifindex,
+        "identity": endpoint.identity,
+        "id": endpoint.id,
+        "flags": _ENDPOINT_HOST if endpoint.identity == ReservedIdentity.HOST else 0,
+        "mac": mac_bytes(endpoint.mac),
+        "node_mac": mac_bytes(endpoint.node_mac),
+    }
+
+
+def device_row(endpoint: Endpoint) -> dict[str, object]:
+    """The endpoint's value in the map `devices`."""
+    return {"endpoint": endpoint.id, "node_mac": mac_bytes(endpoint.node_mac)}

@@ -25,11 +25,13 @@ from pyciliumlib.datapath.devices import Devices
 from pyciliumlib.datapath.endpoint import (
     Endpoint,
     check_name,
+    device_row,
+    endpoint_row,
     identity_labels,
-    mac_bytes,
     named_ports,
     pod_labels,
 )
+from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.node import NodeLike, PodLike, PodMaker
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
@@ -55,6 +57,7 @@ class Parts:
     tries: PolicyTries
     store: Store
     links: Path | None
+    host: HostFirewall
     config: DatapathConfig
 
 
@@ -151,8 +154,11 @@ class Endpoints(Mapping[str, Endpoint]):
         return place_of_device(self._parts.node, device, mac, addresses)
 
     def _check_addresses(self, place: Place) -> None:
-        for address in set(place.addresses) & set(self._parts.node.addresses):
+        host = self._parts.host
+        for address in set(place.addresses) & {*self._parts.node.addresses, *host.addresses}:
             raise ExistsError(f"address {address} is the node's own")
+        if place.ifindex in host.device_rows():
+            raise ExistsError(f"device {place.device} leads out of the node: it is in `devices`")
         for endpoint in self._endpoints.values():
             taken = set(endpoint.addresses) & set(place.addresses)
             if taken or endpoint.ifindex == place.ifindex:
@@ -333,8 +339,9 @@ class Endpoints(Mapping[str, Endpoint]):
     def _drop_strays(self) -> None:
         """Remove what a change that a crash cut short has left."""
         self._devices.adopt_left(self._programs)
-        rows = {a for e in self._endpoints.values() for a in e.addresses}
-        numbers = {e.ifindex for e in self._endpoints.values()}
+        host = self._parts.host
+        rows = {*host.addresses, *(a for e in self._endpoints.values() for a in e.addresses)}
+        numbers = {*host.left, *(e.ifindex for e in self._endpoints.values())}
         for name, wanted in (("endpoints", rows), ("devices", numbers)):
             held = self._programs.maps[name]
             for key in [key for key in held if key not in wanted]:
@@ -373,23 +380,6 @@ class Endpoints(Mapping[str, Endpoint]):
 
     def __repr__(self) -> str:
         return f"<Endpoints {', '.join(self._endpoints) or 'none'}>"
-
-
-def endpoint_row(endpoint: Endpoint) -> dict[str, object]:
-    """The endpoint's value in the map `endpoints`."""
-    return {
-        "ifindex": endpoint.ifindex,
-        "identity": endpoint.identity,
-        "id": endpoint.id,
-        "flags": 0,
-        "mac": mac_bytes(endpoint.mac),
-        "node_mac": mac_bytes(endpoint.node_mac),
-    }
-
-
-def device_row(endpoint: Endpoint) -> dict[str, object]:
-    """The endpoint's value in the map `devices`."""
-    return {"endpoint": endpoint.id, "node_mac": mac_bytes(endpoint.node_mac)}
 
 
 def _resource(endpoint: Endpoint) -> str:

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STORED: Final = "documents/"
+_UNENFORCED: Final = (
+    "its rules about nodes are not enforced on the wire; a datapath enforces them with "
+    'DatapathConfig(host_firewall=True, devices=("eth0",))'
+)
 #: What stands for one end of a connection: an endpoint, its name, an address, labels.
 PartyLike: TypeAlias = "Endpoint | Party | Address | int | LabelsLike"
 
@@ -64,8 +68,13 @@ class NodePolicy:
         store: Store,
         changes: Changes,
         namespaces_changed: Callable[[Iterable[str]], None],
+        governs_node: bool = False,
     ) -> None:
-        """`namespaces_changed` is told of namespaces whose documents were applied."""
+        """`namespaces_changed` is told of namespaces whose documents were applied.
+
+        `governs_node` is whether policies for nodes are enforced, and not in the model alone.
+        """
+        self._governs_node = governs_node
         self.repository = repository
         self._namespaces_changed = namespaces_changed
         self._store = store
@@ -93,6 +102,8 @@ class NodePolicy:
         documents = source if isinstance(source, Documents) else parse(source, settings)
         for warning in documents.warnings:
             _log.warning("%s", warning)
+        for key in self._unenforced(documents.policies):
+            _log.warning("%s: %s", key, _UNENFORCED)
         keys = [document.key for document in documents.policies]
         with self._changes:
             before = self.repository.documents
@@ -117,6 +128,20 @@ class NodePolicy:
         """The documents in force, sorted by key."""
         documents = self.repository.documents
         return [documents[key] for key in sorted(documents)]
+
+    @property
+    def unenforced(self) -> Sequence[PolicyKey]:
+        """The documents with rules about nodes, where the datapath does not enforce them.
+
+        Packets pass whatever they say; `DatapathConfig(host_firewall=True)` with `devices` enforces
+        them.
+        """
+        return self._unenforced(self.documents)
+
+    def _unenforced(self, documents: Iterable[PolicyDocument]) -> list[PolicyKey]:
+        if self._governs_node:
+            return []
+        return [item.key for item in documents if any(rule.on_nodes for rule in item.rules)]
 
     def restore(self) -> None:
         """Apply what the state file keeps; before there are endpoints."""

@@ -43,6 +43,7 @@ class Programs(Closeable):
         self._config = config
         self._clock = clock
         self._hooked: Object | None = None
+        self._host: Object | None = None
         spec = endpoint_spec(config, clock)
         self.event = spec.type("event").dtype
         self.plain = spec.load(pins=pins)
@@ -60,11 +61,18 @@ class Programs(Closeable):
             self._hooked = spec.load(reuse=shared_maps(self.plain))
         return self._hooked
 
+    @property
+    def host(self) -> Object:
+        """Those of the devices that lead out of the node; loaded when they are first wanted."""
+        if self._host is None:
+            self._host = load_host(self._config, self._clock, self.plain)
+        return self._host
+
     def close(self) -> None:
-        """Let go of both; what is pinned or attached lives on."""
-        self.plain.close()
-        if self._hooked is not None:
-            self._hooked.close()
+        """Let go of all; what is pinned or attached lives on."""
+        for loaded in (self.plain, self._hooked, self._host):
+            if loaded is not None:
+                loaded.close()
 
 
 def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) -> ObjectSpec:
@@ -76,6 +84,17 @@ def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) 
     spec.config.update(_variables(config, clock, hooks))
     spec.config.update(_service_variables(config, spec.maps["lb_filter"].max_entries))
     return spec
+
+
+def load_host(config: DatapathConfig, clock: Clock, endpoints: Object) -> Object:
+    """`host.bpf.c` over the maps of the endpoint programs."""
+    spec = ObjectSpec.open(object_path("host"))
+    shared = {n: m for n, m in shared_maps(endpoints).items() if n in spec.maps}
+    for name, table in shared.items():
+        spec.resize(name, table.spec.max_entries)
+    variables = _variables(config, clock, hooks=False)
+    spec.config.update(variables)
+    return spec.load(reuse=shared)
 
 
 def shared_maps(loaded: Object, without: frozenset[str] = frozenset()) -> dict[str, Map]:

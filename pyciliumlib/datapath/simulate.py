@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
@@ -21,20 +21,28 @@ from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.hook import Hook
 from pyciliumlib.datapath.hooks import SLOTS
 from pyciliumlib.datapath.node import NodeLike
-from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, shared_maps
+from pyciliumlib.datapath.programs import SCRATCH, endpoint_spec, load_host, shared_maps
 from pyciliumlib.errors import InvalidError, KernelError
-from pyciliumlib.flow import DropReason, Flow, FlowService, FlowType, Namer, ServiceNamer
+from pyciliumlib.flow import (
+    DropReason,
+    Flow,
+    FlowService,
+    FlowType,
+    Namer,
+    ServiceNamer,
+    TracePoint,
+)
 from pyciliumlib.flow.program import FlowStream
 
 if TYPE_CHECKING:
     from pyciliumlib.datapath.endpoint import Endpoint
     from pyciliumlib.kernel import Object
+    from pyciliumlib.kernel.program import Program
 
 _TC_ACT_OK: Final = 0
 _TC_ACT_SHOT: Final = 2
 _TC_ACT_REDIRECT: Final = 7
 _ETHERNET: Final = 14
-_TRACE_TO_ENDPOINT: Final = 0
 
 
 class Outcome(enum.Enum):
@@ -42,8 +50,18 @@ class Outcome(enum.Enum):
 
     TO_ENDPOINT = "to-endpoint"
     TO_STACK = "to-stack"
+    TO_HOST = "to-host"
+    TO_NETWORK = "to-network"
     ANSWERED = "answered"
     DROPPED = "dropped"
+
+
+#: Where what the programs tell of is going; what they only let pass is the stack's.
+_OUTCOMES: Final = {
+    TracePoint.TO_ENDPOINT: Outcome.TO_ENDPOINT,
+    TracePoint.TO_HOST: Outcome.TO_HOST,
+    TracePoint.TO_NETWORK: Outcome.TO_NETWORK,
+}
 
 
 @frozen
@@ -94,27 +112,41 @@ class Simulator:
     ) -> None:
         self._node = node
         self._live = live
-        quiet = evolve(config, event_bytes=1 << 14, trace_every_packet=True)
+        self._clock = clock
+        self._quiet = quiet = evolve(config, event_bytes=1 << 14, trace_every_packet=True)
         spec = endpoint_spec(quiet, clock, hooks=True)
         self._programs = spec.load(reuse=shared_maps(live, without=SCRATCH))
+        self._host: Object | None = None
         self._flows = FlowStream(self._programs, spec.type("event").dtype, namer, services)
 
     def run(
         self, packet: bytes, at: Endpoint, from_stack: bool, hooks: Iterable[Hook]
     ) -> tuple[int, bytes, list[Flow]]:
         """The program's return value, the frame it left, and its events."""
+        name = "to_endpoint" if from_stack else "from_endpoint"
+        program = self._programs.programs[name]
+        return self._run(program, packet, {"ifindex": at.ifindex}, hooks)
+
+    def run_at_host(
+        self, packet: bytes, ifindex: int, to_host: bool
+    ) -> tuple[int, bytes, list[Flow]]:
+        """The same at a device that leads out of the node."""
+        if self._host is None:
+            self._host = load_host(self._quiet, self._clock, self._programs)
+        name = "to_host" if to_host else "from_host"
+        return self._run(self._host.programs[name], packet, {"ifindex": ifindex}, ())
+
+    def _run(
+        self, program: Program, packet: bytes, context: Mapping[str, int], hooks: Iterable[Hook]
+    ) -> tuple[int, bytes, list[Flow]]:
         if len(packet) < _ETHERNET:
             raise InvalidError(
                 f"{len(packet)} bytes are no Ethernet frame; give the frame as the pod sends it"
             )
         self._copy_flows()
-        name = "to_endpoint" if from_stack else "from_endpoint"
-        program = self._programs.programs[name]
         try:
             with self._hooked(hooks):
-                result = self._node.netns.call(
-                    lambda: program.run(packet, ctx={"ifindex": at.ifindex})
-                )
+                result = self._node.netns.call(lambda: program.run(packet, ctx=context))
         except KernelError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -127,6 +159,8 @@ class Simulator:
     def close(self) -> None:
         """Unload it."""
         self._flows.close()
+        if self._host is not None:
+            self._host.close()
         self._programs.close()
 
     @contextlib.contextmanager
@@ -159,8 +193,8 @@ def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, .
         # what is answered is told of only where it is dropped as well
         outcome = Outcome.TO_ENDPOINT if last and not dropped else Outcome.ANSWERED
     else:
-        traced = last is not None and last.point == _TRACE_TO_ENDPOINT
-        outcome = Outcome.TO_ENDPOINT if traced else Outcome.TO_STACK
+        point = last.point if last else None
+        outcome = Outcome.TO_STACK if point is None else _OUTCOMES.get(point, Outcome.TO_STACK)
     shown = dropped or last
     return Simulation(
         outcome=outcome,

@@ -56,9 +56,11 @@ class TracePoint(enum.IntEnum):
     """Where a forwarded packet was seen; Cilium's observation points."""
 
     TO_ENDPOINT = 0
+    TO_HOST = 2
     TO_STACK = 3
     FROM_ENDPOINT = 5
     FROM_STACK = 8
+    TO_NETWORK = 11
 
     def __str__(self) -> str:
         return self.name.lower().replace("_", "-")

@@ -10,6 +10,7 @@ import attrs
 from pyciliumlib.errors import InvalidError
 
 IFF_UP = 0x1
+_ARPHRD_ETHER = 1
 #: IFNAMSIZ less the final zero.
 IFNAME_MAX = 15
 
@@ -34,6 +35,8 @@ class Link:
     """Of a veth: its other end, numbered in the namespace where that end is."""
     peer_netnsid: int | None = None
     """The number by which this namespace knows the other end's one; None if it is the same."""
+    is_ethernet: bool = True
+    """Whether its frames begin with an Ethernet header (ARPHRD_ETHER)."""
 
     @classmethod
     def from_netlink(cls, message: Any) -> Link:
@@ -50,6 +53,7 @@ class Link:
             master=message.get_attr("IFLA_MASTER"),
             peer_ifindex=message.get_attr("IFLA_LINK"),
             peer_netnsid=message.get_attr("IFLA_LINK_NETNSID"),
+            is_ethernet=message["ifi_type"] == _ARPHRD_ETHER,
         )
 
 

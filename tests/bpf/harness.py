@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from attrs import field, frozen
 
 from pyciliumlib.conntrack.model import FlowEntry, signed32
@@ -34,8 +36,8 @@ from pyciliumlib.types.addresses import address_to_bytes, parse_address
 from tests.bpf import packets
 
 OK, SHOT, REDIRECT = 0, 2, 7
-CLIENT, SERVER = 1, 2
-CLIENT_IDENTITY, SERVER_IDENTITY, PEER_IDENTITY = 1001, 1002, 2003
+CLIENT, SERVER, HOST = 1, 2, 3
+CLIENT_IDENTITY, SERVER_IDENTITY, PEER_IDENTITY, HOST_IDENTITY = 1001, 1002, 2003, 1
 INGRESS, EGRESS = 0, 1
 FROM, TO = "from_endpoint", "to_endpoint"
 IPCACHE_CELLS: Final = 64
@@ -128,7 +130,7 @@ class Rig:
         self._tries = {
             (generation, endpoint): stack.enter_context(template.create())
             for generation in (0, 1)
-            for endpoint in (CLIENT, SERVER)
+            for endpoint in (CLIENT, SERVER, HOST)
         }
         self._nodes = PolicyNodes(self.maps["policy_nodes"], self.maps["policy_entries"])
         self._entries = dict.fromkeys(self._tries, PolicyEntries.empty())
@@ -142,7 +144,7 @@ class Rig:
                 self.maps[name].clear()
         for generation, endpoint in self._tries:
             self.clear_rules(endpoint, generation)
-        for endpoint in (CLIENT, SERVER):
+        for endpoint in (CLIENT, SERVER, HOST):
             self.set_ready(endpoint)
         self.maps["policy_generation"][0] = 0
         for name in ("metrics", "events_lost"):
@@ -179,6 +181,19 @@ class Rig:
             "mac": _mac(packets.CLIENT_MAC if client else packets.SERVER_MAC),
             "node_mac": _mac(packets.CLIENT_NODE_MAC if client else packets.SERVER_NODE_MAC),
         }
+
+    def place_host(self) -> None:
+        """Make the node itself an endpoint, and the uplink the device where it is governed."""
+        for family in packets.FAMILIES:
+            self.maps["endpoints"][family.host] = {
+                "ifindex": 0,
+                "identity": HOST_IDENTITY,
+                "id": HOST,
+                "flags": 1,
+                "mac": bytes(6),
+                "node_mac": bytes(6),
+            }
+        self.maps["devices"][self.where.uplink] = {"endpoint": HOST, "node_mac": bytes(6)}
 
     def set_ready(self, endpoint: int, ready: bool = True) -> None:
         """Whether the endpoint's tries are where the programs look for them."""
@@ -273,11 +288,23 @@ class Rig:
 
     # ------------------------------------------------------------------ packets
 
-    def send(self, hook: str, endpoint: int, frame: bytes, mark: int = 0) -> Outcome:
-        """Run a program as at the endpoint's device and collect what it told."""
+    def send(
+        self, hook: str, endpoint: int, frame: bytes, mark: int = 0, *, came_by: int = 0
+    ) -> Outcome:
+        """Run a program as at the endpoint's device and collect what it told.
+
+        `came_by` is the device by which the node received the frame, 0 if it made it itself. The
+        test is skipped where a test-run cannot say so.
+        """
         program = self.programs[hook]
+        ifindex = self.where.uplink if endpoint == HOST else self.where.ifindex[endpoint]
+        context = {"ifindex": ifindex, "mark": mark}
+        if came_by:
+            context["ingress_ifindex"] = came_by
+            if _release() < (5, 16):
+                pytest.skip("test-runs take no ingress_ifindex before Linux 5.16")
         with self.where.netns.enter():
-            result = program.run(frame, {"ifindex": self.where.ifindex[endpoint], "mark": mark})
+            result = program.run(frame, context)
         after = result.ctx["mark"]
         assert isinstance(after, int)
         return Outcome(result.retval, result.packet, after, self.drain())
@@ -350,6 +377,11 @@ def rig(
         made = Rig(where, stack.enter_context(spec.load()), spec, stack)
         made.reset()
         yield made
+
+
+def _release() -> tuple[int, int]:
+    major, minor = platform.release().split(".")[:2]
+    return int(major), int(minor)
 
 
 def _mac(text: str) -> bytes:

@@ -33,14 +33,15 @@ SYN, ACK, FIN, RST, SYN_ACK, FIN_ACK = "S", "A", "F", "R", "SA", "FA"
 class Family:
     """One address family: its protocol numbers, and who lives where.
 
-    `client` and `server` are endpoints of the node, `peer` is known to the ipcache, `world` to
-    nobody. `headers` is the length of Ethernet and IP.
+    `client` and `server` are endpoints of the node, `host` is the node, `peer` is known to the
+    ipcache, `world` to nobody. `headers` is the length of Ethernet and IP.
     """
 
     version: int
     client: str
     client_second: str
     server: str
+    host: str
     peer: str
     world: str
     router: str
@@ -150,6 +151,7 @@ V4 = Family(
     client="10.0.0.1",
     client_second="10.0.0.11",
     server="10.0.0.2",
+    host="192.0.2.1",
     peer="10.1.0.3",
     world="198.51.100.7",
     router="203.0.113.1",
@@ -165,6 +167,7 @@ V6 = Family(
     client="fd00::1",
     client_second="fd00::11",
     server="fd00::2",
+    host="2001:db8:2::1",
     peer="fd01::3",
     world="2001:db8::7",
     router="2001:db8:1::1",

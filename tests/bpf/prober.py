@@ -54,24 +54,31 @@ class Answer:
 class Prober:
     """Puts probes to the policy of the endpoint CLIENT, half of them in each of the families.
 
+    With `host` it is the policy of the node, at its uplink.
+
     Which half follows the probe's numbers; other way round with the families in another order.
     Frames are built once and patched. Every identity has an address, which is no endpoint's.
     """
 
-    def __init__(self, rig: Rig, families: Sequence[Family] = FAMILIES) -> None:
-        self._rig = rig
+    def __init__(
+        self, rig: Rig, families: Sequence[Family] = FAMILIES, *, host: bool = False
+    ) -> None:
+        self.rig = rig
         self._families = families
-        self._ctx = {"ifindex": rig.where.ifindex[CLIENT]}
+        self._host = host
+        self._hooks = ("to_host", "from_host") if host else (TO, FROM)
+        ifindex = rig.where.uplink if host else rig.where.ifindex[CLIENT]
+        self._ctx = {"ifindex": ifindex}
         self._places: dict[int, int] = {}
 
     def ask(self, probes: Sequence[Probe]) -> list[Answer]:
         """What the programs say, in order; each packet is the first of its flow."""
-        self._rig.forget_flows()
-        self._rig.drain_array()
+        self.rig.forget_flows()
+        self.rig.drain_array()
         distinct = dict.fromkeys(probes)
-        with self._rig.where.netns.enter():
+        with self.rig.where.netns.enter():
             dropped = [self._send(probe) for probe in distinct]
-        events = self._rig.drain_array()
+        events = self.rig.drain_array()
         verdicts = events[events["type"] == FlowType.VERDICT]
         assert verdicts["direction"].tolist() == [int(probe.direction) for probe in distinct]
         assert (verdicts["reason"] != 0).tolist() == dropped
@@ -84,13 +91,14 @@ class Prober:
         """Whether the packet was dropped."""
         out = probe.direction is Direction.EGRESS
         if probe.protocol in _ICMP:
-            self._rig.forget_flows()  # of two types there may be one flow
-        result = self._rig.programs[FROM if out else TO].run(self._frame(probe), self._ctx)
+            self.rig.forget_flows()  # of two types there may be one flow
+        result = self.rig.programs[self._hooks[out]].run(self._frame(probe), self._ctx)
         return bool(result.retval == SHOT)
 
     def _frame(self, probe: Probe) -> bytes:
         family = _ICMP.get(probe.protocol) or self._families[(probe.identity + probe.port) % 2]
-        frame = bytearray(_template(family, probe.direction, probe.protocol))
+        own = family.host if self._host else family.client
+        frame = bytearray(_template(family, own, probe.direction, probe.protocol))
         address = self._address(family, probe.identity)
         source = 26 if family.version == 4 else 22
         at = source + len(address) * (probe.direction is Direction.EGRESS)
@@ -106,7 +114,7 @@ class Prober:
         if identity not in self._places:
             place = self._places[identity] = len(self._places)
             for each in FAMILIES:
-                self._rig.set_identity(_place(each, place), identity)
+                self.rig.set_identity(_place(each, place), identity)
         return parse_address(_place(family, self._places[identity])).packed
 
 
@@ -117,9 +125,9 @@ def _place(family: Family, place: int) -> str:
 
 
 @functools.cache
-def _template(family: Family, direction: Direction, protocol: Protocol) -> bytes:
+def _template(family: Family, own: str, direction: Direction, protocol: Protocol) -> bytes:
     """A packet to or from the endpoint; the other end's address is still to be set."""
-    src, dst = family.client, family.peer
+    src, dst = own, family.peer
     if direction is Direction.INGRESS:
         src, dst = dst, src
     if protocol in _ICMP:

@@ -70,6 +70,25 @@ def test_policy_map() -> None:
     assert re.fullmatch(r"ingress +2 +\d+  Policy denied \(133\)", lines[8])
 
 
+def test_host_firewall() -> None:
+    """Open, tried, closed: then the world has 22 and the monitor 9100, in both families."""
+    lines = well(run(EXAMPLES / "host_firewall.py")).splitlines()
+    tried = {stage: [line for line in lines if line.startswith(f"{stage}: ")] for stage in STAGES}
+    assert all(line.endswith("[True, True]") for line in tried["open"] + tried["audit"])
+    assert tried["closed"] == [
+        f"closed: {client} by IPv{version}: 22 and 9100 {answers}"
+        for client, answers in (("world", "[True, False]"), ("monitor", "[False, True]"))
+        for version in (4, 6)
+    ]
+    assert lines[8] == (
+        "would be dropped: [('monitor', 22), ('world-ipv4', 9100), ('world-ipv6', 9100)]"
+    )
+    assert [len(found) for found in tried.values()] == [4, 4, 4]
+
+
+STAGES = ("open", "audit", "closed")
+
+
 def test_identity_ipcache_needs_no_privilege() -> None:
     """Identities and the ipcache work for a process that may load no BPF."""
     lines = well(run(EXAMPLES / "identity_ipcache.py", under=UNPRIVILEGED)).splitlines()

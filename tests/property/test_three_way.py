@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import Phase, example, given, settings
 
 from pyciliumlib.flow import DropReason
+from pyciliumlib.identity import ReservedIdentity
 from pyciliumlib.policy import Direction, PolicySettings, Repository, Verdict
 from pyciliumlib.policy.resolve import EndpointPolicy
 from pyciliumlib.policy.table import Hit, PolicyLookup
@@ -40,18 +42,27 @@ def prober(rig: Rig) -> Prober:
     return Prober(rig)
 
 
+@pytest.fixture(scope="module")
+def host_prober() -> Iterator[Prober]:
+    """At the uplink of a node, which is the endpoint HOST."""
+    sizes = {"ipcache": 256}
+    with harness.devices() as where, harness.rig(where, "host", sizes=sizes) as made:
+        made.place_host()
+        yield Prober(made, host=True)
+
+
 def written(
-    rig: Rig, world: World, settings: PolicySettings | None = None
+    rig: Rig, world: World, settings: PolicySettings | None = None, endpoint: int = SUBJECT
 ) -> tuple[Repository, EndpointPolicy]:
     """The documents in the model and in the kernel; no flows."""
     repository = Repository(settings)
     repository.update_identities(strategies.PARSED, named_ports=strategies.PEER_PORTS)
     repository.apply(world.documents)
-    policy = repository.add_endpoint(SUBJECT, world.subject, strategies.SUBJECT_PORTS)
+    policy = repository.add_endpoint(endpoint, world.subject, strategies.SUBJECT_PORTS)
     entries = policy.entries()
-    rig.clear_rules(SUBJECT)
+    rig.clear_rules(endpoint)
     if len(entries):
-        rig.rules(SUBJECT, entries.keys, entries.values)
+        rig.rules(endpoint, entries.keys, entries.values)
     for table in ("flows", "pending"):
         rig.maps[table].clear()
     return repository, policy
@@ -135,6 +146,49 @@ def test_an_audit_passes_what_would_be_denied(
         assert len(set(found)) == 1 and Verdict.DENY not in found, (probe, found)
         assert [model.audited, hit.audited, answer.audited] == [denied] * 3
         assert answer.rule == hit.rule
+
+
+@example(ALL_VERDICTS, [Target("ingress", "TCP", 80), Target("ingress", "UDP", 53)])
+@settings(max_examples=30, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(strategies.worlds(), strategies.target_sets())
+def test_the_node_is_one_more_endpoint(
+    host_prober: Prober, world: World, targets: list[Target]
+) -> None:
+    """The same rules about the node: model, table, and the program at its uplink."""
+    on_node = World([of_node(item) for item in world.documents if "spec" in item], NODE)
+    host = PolicySettings(host_firewall=True)
+    repository, policy = written(host_prober.rig, on_node, host, harness.HOST)
+    table = PolicyLookup.of(policy.entries())
+    # nobody outside of the node has its identity
+    probes = [probe for probe in probes_of(targets) if probe.identity != ReservedIdentity.HOST]
+    for probe, answer in zip(probes, host_prober.ask(probes), strict=True):
+        model = repository.decide(on_node.party, probe.identity, probe.direction, port_of(probe))
+        hit = lookup(table, probe)
+        found = model.verdict, hit.verdict, verdict_of(answer)
+        assert len(set(found)) == 1, (probe, found, answer)
+        assert answer == Answer(hit.drop_reason, hit.rule), probe
+
+
+NODE = ["reserved:host", "k8s:role=edge"]
+
+
+def of_node(document: dict[str, Any]) -> dict[str, Any]:
+    """The rules of a document as rules about nodes, which have no requests (L7)."""
+    if document["kind"] not in ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"):
+        return document
+    spec = {key: value for key, value in document["spec"].items() if key != "endpointSelector"}
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": document["metadata"]["name"]},
+        "spec": {"nodeSelector": {"matchLabels": {"role": "edge"}}, **_without_requests(spec)},
+    }
+
+
+def _without_requests(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: _without_requests(value) for key, value in item.items() if key != "rules"}
+    return [_without_requests(each) for each in item] if isinstance(item, list) else item
 
 
 def probes_of(targets: list[Target]) -> list[Probe]:

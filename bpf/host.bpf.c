@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Policy of the node itself, at its devices that lead out of it (Cilium's host firewall).
+ *
+ * The node is one more endpoint, without a device that is its alone: what it sends itself and what
+ * is sent to its addresses is judged, in the tables of the endpoint programs. All else only passes
+ * here and is left alone: what endpoints send and are sent, what is forwarded for others, ARP.
+ * Between the node and its endpoints `endpoint.bpf.c` asks its policy.
+ */
+
+#include "lib/ends.h"
+#include "lib/link_messages.h"
+#include "lib/untranslated.h"
+
+/* What is not dropped goes to the next program at the device, which may be another's. */
+#define PASS TC_ACT_UNSPEC
+
+static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
+					 enum hook hook)
+{
+	resolve_end(&key->low, flow, 0);
+	resolve_end(&key->high, flow, 1);
+}
+
+/* What is on this node sends from here, and nothing that comes from outside has its addresses. */
+static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
+					  __u64 from, enum hook hook)
+{
+	bool here = flow->endpoint[END(from)] || flow->identity[END(from)] == IDENTITY_HOST;
+
+	return here == (hook == FROM_ENDPOINT);
+}
+
+/* Any router may speak about what the node sends, and the node about what passes through it. */
+static __always_inline bool speaker_right(struct __sk_buff *skb, const struct packet *packet,
+					  enum hook hook)
+{
+	return hook == FROM_ENDPOINT || !endpoint_lookup(&packet->src);
+}
+
+static __always_inline enum trace_point trace_point(bool delivered)
+{
+	return delivered ? TRACE_TO_HOST : TRACE_TO_NETWORK;
+}
+
+/* Whether the packet is the node's own: by its source where it leaves, else by its destination. */
+static __always_inline bool is_of_host(struct __sk_buff *skb, enum hook hook)
+{
+	bool leaves = hook == FROM_ENDPOINT;
+	struct endpoint *endpoint;
+	struct addr addr;
+	__be32 v4;
+	__u32 off;
+
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		off = leaves ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
+		if (bpf_skb_load_bytes(skb, ETHER_LEN + off, &v4, sizeof(v4)))
+			return false;
+		addr_from_v4(&addr, v4);
+		break;
+	case bpf_htons(ETH_P_IPV6):
+		off = leaves ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr);
+		if (bpf_skb_load_bytes(skb, ETHER_LEN + off, &addr, sizeof(addr)))
+			return false;
+		break;
+	default:
+		return false;
+	}
+	endpoint = endpoint_lookup(&addr);
+	return endpoint && endpoint->flags & ENDPOINT_HOST;
+}
+
+#define VLAN_NUMBER 0xfff
+
+/*
+ * Whether a tagged frame is another device's, that of its VLAN. The VLAN 0 is none (IEEE 802.1Q,
+ * 6.8: a priority alone): what comes with such a tag the stack takes as if it had none, so the tag
+ * is taken off here. A frame that has one more is refused by the parser.
+ */
+static __always_inline bool is_of_vlan(struct __sk_buff *skb, enum hook hook)
+{
+	if (hook == FROM_ENDPOINT || skb->vlan_tci & VLAN_NUMBER)
+		return true;
+	bpf_skb_vlan_pop(skb);
+	return skb->vlan_present && skb->vlan_tci & VLAN_NUMBER;
+}
+
+static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
+{
+	struct work *work;
+	int reason;
+
+	if (skb->vlan_present && is_of_vlan(skb, hook))
+		return PASS;
+	if (!skb->vlan_present && !is_of_host(skb, hook))
+		return PASS;
+	if (established_passes(skb, hook))
+		return PASS;
+	work = work_get();
+	if (!work)
+		return TC_ACT_SHOT;
+	reason = packet_parse(skb);
+	work->packet.direction = hook;
+	/* The node speaks more than TCP and UDP; policy judges what has no ports by its number. */
+	if (reason == DROP_UNKNOWN_L4)
+		reason = DROP(&work->packet, FILE_NONE, 0);
+	if (!reason && keeps_link(&work->packet, hook))
+		return PASS;
+	if (!reason)
+		reason = slow_path(skb, hook);
+	if (reason)
+		return report_drop(skb, reason);
+	metrics_count(hook, FORWARDED, skb->len);
+	return PASS;
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	return enforce(skb, FROM_ENDPOINT);
+}
+
+SEC("tc")
+int to_host(struct __sk_buff *skb)
+{
+	return enforce(skb, TO_ENDPOINT);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
