@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Policy: for each endpoint a trie from (identity, direction, protocol, port prefix) to a verdict.
+ * Policy: for each endpoint a hash from the identity of the other end to two tries, that identity's
+ * own and that of any identity, which lead from protocol and port to an entry: the verdict.
  *
- * `policies` has two halves; slot `generation * max_endpoints + endpoint` is the endpoint's trie of
+ * A lookup costs one probe and at most six steps in each trie, whatever the number of identities,
+ * rules and ranges of ports. Nodes and entries are rows of two arrays which all endpoints share; a
+ * row in use never changes, so a trie changes by a new root in the identity's row: at one moment.
+ *
+ * `policies` has two halves; slot `generation * max_endpoints + endpoint` is the endpoint's hash of
  * that generation. A decision reads the generation once and uses it for both ends of a flow, so a
  * change of policy is atomic over all endpoints (docs/design.md, "Policy generations").
  */
@@ -12,14 +17,6 @@
 #include "config.h"
 #include "drop.h"
 
-struct policy_key {
-	__u32 prefixlen;	/* 40 identity alone, 48 with the protocol, 49..64 with port bits */
-	__u32 identity;		/* of the remote end, 0 = any */
-	__u8 direction;		/* enum direction */
-	__u8 proto;		/* IPPROTO_*, 0 = any, and then any port */
-	__be16 port;		/* destination port or ICMP type */
-};
-
 enum policy_flags {
 	POLICY_DENY = 1,
 	POLICY_AUDIT = 2,	/* what the entry keeps out passes, and is told of */
@@ -28,7 +25,7 @@ enum policy_flags {
 struct policy_entry {
 	__be16 proxy_port;	/* 0 = no redirect, 65535 = redirect, but no proxy is attached */
 	__u8 flags;		/* enum policy_flags */
-	__u8 lpm_bits;		/* protocol and port bits that the key fixes, 0..24 */
+	__u8 lpm_bits;		/* protocol and port bits that it fixes: 0, 8 (any port) .. 24 */
 	__u32 precedence;	/* inverted priority << 8 | 255 deny, 2..254 redirect, 1 allow */
 	__u32 rule;		/* cookie of the rules behind the entry, 0 = none */
 	__u8 auth_type;		/* how the ends prove who they are, and AUTH_EXPLICIT */
@@ -39,25 +36,59 @@ struct policy_entry {
 #define AUTH_EXPLICIT 0x80
 #define AUTH_MODE 0x7f
 
-#define POLICY_FULL_PREFIX 64
+#define POLICY_NODE_BITS 4
+#define POLICY_CELL_NODE 0x80000000
 
-struct policy_trie {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
-	__type(key, struct policy_key);
-	__type(value, struct policy_entry);
+/*
+ * A step of four bits, of the protocol's eight and then of the port's sixteen. A cell leads to
+ * another node (POLICY_CELL_NODE and its row), or is the row of the entry that decides, 0 if none.
+ */
+struct policy_node {
+	__u32 cell[1 << POLICY_NODE_BITS];
 };
 
-/* What each endpoint's trie looks like; user space makes them after this one. */
-struct policy_trie policy_template SEC(".maps");
+/* By direction (enum direction): cells that the tries begin with. */
+struct policy_roots {
+	__u32 own[2];		/* of what is said of this identity */
+	__u32 any[2];		/* of any identity; the same in all rows of an endpoint */
+};
+
+/*
+ * By the identity of the other end; 0 stands for those that have no row. Elements are not
+ * preallocated: those would be used again while a program still reads them. Each endpoint's is as
+ * large as it needs.
+ */
+struct policy_identities {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, struct policy_roots);
+};
+
+/* What each endpoint's hash looks like; user space makes them after this one. */
+struct policy_identities policy_template SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 512);
 	__type(key, __u32);
-	__array(values, struct policy_trie);
+	__array(values, struct policy_identities);
 } policies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct policy_node);
+} policy_nodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct policy_entry);
+} policy_entries SEC(".maps");
 
 /* One cell: which half of `policies` decides. */
 struct {
@@ -140,29 +171,50 @@ static __always_inline int policy_denial(const struct policy_entry *entry,
 	return policy_authenticates(entry, other) ? DROP_POLICY_AUTH_REQUIRED : FORWARDED;
 }
 
+/* The narrowest entry of the trie which begins with `cell`, or NULL. */
+static __always_inline const struct policy_entry *policy_walk(__u32 cell,
+							      const struct policy_query *query)
+{
+	__u32 path = query->proto << 16 | bpf_ntohs(query->port);
+	struct policy_node *node;
+	int shift;
+
+#pragma unroll
+	for (shift = 24 - POLICY_NODE_BITS; shift >= 0; shift -= POLICY_NODE_BITS) {
+		if (!(cell & POLICY_CELL_NODE))
+			break;
+		cell &= ~POLICY_CELL_NODE;
+		node = bpf_map_lookup_elem(&policy_nodes, &cell);
+		if (!node)
+			return NULL;
+		cell = node->cell[path >> shift & ((1 << POLICY_NODE_BITS) - 1)];
+	}
+	return cell ? bpf_map_lookup_elem(&policy_entries, &cell) : NULL;
+}
+
 /* Asks one endpoint's policy. 0 or a drop reason; `*rule` is the cookie of the entry that decided. */
 static __always_inline int policy_decide(struct policy_query *query, __u32 *rule)
 {
-	struct policy_key key = {
-		.prefixlen = POLICY_FULL_PREFIX,
-		.identity = query->identity,
-		.direction = query->direction,
-		.proto = query->proto,
-		.port = query->port,
-	};
-	__u32 slot = query->generation * max_endpoints + query->endpoint;
+	__u32 key = query->generation * max_endpoints + query->endpoint;
 	const struct policy_entry *own, *any, *entry;
-	void *trie;
+	struct policy_roots *roots;
+	void *identities;
 	int denial;
 
 	*rule = 0;
 	query->audited = false;
-	trie = bpf_map_lookup_elem(&policies, &slot);
-	if (!trie)
+	identities = bpf_map_lookup_elem(&policies, &key);
+	if (!identities)
 		return DROP_ENDPOINT_NOT_READY;
-	own = bpf_map_lookup_elem(trie, &key);
-	key.identity = 0;
-	any = bpf_map_lookup_elem(trie, &key);
+	roots = bpf_map_lookup_elem(identities, &query->identity);
+	if (!roots) {
+		key = 0;
+		roots = bpf_map_lookup_elem(identities, &key);
+		if (!roots)
+			return DROP_POLICY;
+	}
+	own = policy_walk(roots->own[query->direction & 1], query);
+	any = policy_walk(roots->any[query->direction & 1], query);
 	entry = policy_choose(own, any);
 	if (!entry)
 		return DROP_POLICY;

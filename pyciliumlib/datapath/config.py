@@ -77,8 +77,12 @@ _SERVICES: Final = Sizes(
 class DatapathConfig:
     """Sizes, timeouts and switches of a datapath; the defaults suit a lab of some hundred pods.
 
-    Sizes are entries of the map of that name, timeouts are seconds. `redirect_peer` None means: if
-    the kernel has it; `tc` is how programs hang on devices, "auto" is tcx where the kernel has it.
+    Sizes are entries of the map of that name, timeouts are seconds. `policy` is how many identities
+    an endpoint's policy may be about, and entries of each; `policy_nodes` are rows that all
+    endpoints share for protocols and ports: a lone port takes up to six, of 64 bytes, and equal
+    ones are one.
+    `redirect_peer` None means: if the kernel has it; `tc` is how programs hang on devices, "auto"
+    is tcx where the kernel has it.
     With `extended_protocols` policy judges GRE, VRRP and the like; else they are dropped.
     `cluster_name`, `cluster_id` are what Cilium calls so. `services` says how services are
     balanced, `service_sizes` how many there may be, `local_node` who this node is to them (its
@@ -86,7 +90,7 @@ class DatapathConfig:
     the loopback addresses. With `host_firewall` policies with a `nodeSelector` are enforced: at
     `devices`, which lead out of the node, and between the node and its pods; they select by the
     labels of `local_node`. Of a kernel map only what is used takes memory, except `flows`,
-    `pending` and `fragments`, which are preallocated.
+    `pending`, `fragments` and `policy_nodes`, which are preallocated.
 
     >>> DatapathConfig(flows=1024).pending
     4096
@@ -99,6 +103,7 @@ class DatapathConfig:
     ipcache: int = _size(65536, 64, 1 << 24)
     ipcache_cells: int = _size(1024, 3, 1 << 20)
     policy: int = _size(16384, 16, 1 << 24)
+    policy_nodes: int = _size(16384, 64, 1 << 24)
     event_bytes: int = field(default=1 << 18, validator=_is_power_of_two)
     timeout_tcp: int = _size(8000, 1, 1 << 21)
     timeout_tcp_syn: int = _size(60, 1, 1 << 21)

@@ -141,13 +141,7 @@ class Datapath(Closeable):
 
         tries = _own(
             keep,
-            PolicyTries(
-                maps["policies"],
-                maps["policy_generation"],
-                maps["policy_rev"],
-                maps["policy_template"].spec,
-                self.config.max_endpoints,
-            ),
+            PolicyTries(maps, self.config.max_endpoints, self.config.policy),
         )
         self.identities = _own(keep, IdentityAllocator(self._store, self._allocator_settings()))
         self.ipcache = IPCache(self.identities, self.config.ipv4, self.config.ipv6)
@@ -494,7 +488,7 @@ class Datapath(Closeable):
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
 #: Its number counts changes of what is pinned that an older or newer version cannot use.
-_LAYOUT: Final = PinLayout("Datapath", "v3")
+_LAYOUT: Final = PinLayout("Datapath", "v4")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The policies of a node's endpoints: the repository, and the tries that the programs read."""
+"""The policies of a node's endpoints: the repository, and the maps that the programs read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.endpoint import Endpoint
@@ -26,13 +26,18 @@ from pyciliumlib.policy import (
     Repository,
     parse,
 )
-from pyciliumlib.policy.entries import PolicyEntries
+from pyciliumlib.policy.grouped import GroupedEntries
 from pyciliumlib.policy.model import NamedPorts, PortNames
+from pyciliumlib.policy.nodes import visible
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.resolve import EndpointPolicy
 from pyciliumlib.policy.table import Plan, plan
 from pyciliumlib.store import Store
 from pyciliumlib.types import Address, Network, PortProto
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _log = logging.getLogger(__name__)
 _STORED: Final = "documents/"
@@ -43,8 +48,8 @@ _UNENFORCED: Final = (
 #: What stands for one end of a connection: an endpoint, its name, an address, labels.
 PartyLike: TypeAlias = "Endpoint | Party | Address | int | LabelsLike"
 
-#: Entries to add and to delete, by the number of the endpoint.
-_Differences: TypeAlias = dict[int, tuple[PolicyEntries, PolicyEntries]]
+#: Identities with their entries, and those that have none now, by the number of the endpoint.
+_Differences: TypeAlias = "dict[int, tuple[GroupedEntries, npt.NDArray[np.uint32]]]"
 
 
 class NodePolicy:
@@ -79,7 +84,7 @@ class NodePolicy:
         self._changes = changes
         #: The named ports of endpoints: by identity, and by the endpoint's number.
         self._ports: dict[int, dict[int, NamedPorts]] = {}
-        # Held while the repository and the tries change together; nothing else is locked inside.
+        # Held while the repository and the maps change together; nothing else is locked inside.
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------------ documents
@@ -177,10 +182,10 @@ class NodePolicy:
         old: Iterable[PolicyDocument],
         change_rules: Callable[[], Change],
     ) -> Change:
-        """Change rules and the tries; prefixes that rules name have an identity meanwhile.
+        """Change rules and the maps; prefixes that rules name have an identity meanwhile.
 
         A prefix gets its identity before the new rules, so that they hold for it at once. Under
-        the old rules it is judged as before, since the tries learn of the identity first.
+        the old rules it is judged as before, since the maps learn of the identity first.
         """
         wanted, unwanted = _prefixes(new), _prefixes(old)
         self._ipcache.update([(p, r, self._generated(p)) for p, r in wanted - unwanted])
@@ -204,8 +209,9 @@ class NodePolicy:
         return Metadata(Source.GENERATED, labels)
 
     def _replace(self, change: Change) -> None:
-        entries = {number: policy.entries() for number, policy in change.policies.items()}
-        self._tries.replace({number: (e.keys, e.values) for number, e in entries.items()})
+        self._tries.replace(
+            {number: policy.grouped() for number, policy in change.policies.items()}
+        )
 
     # ------------------------------------------------------------------ identities and endpoints
 
@@ -220,10 +226,10 @@ class NodePolicy:
             differences = self._update({i.id: i.labels for i in added}, [i.id for i in removed])
             self._restore_locked()
             failures = []
-            for number, (adds, deletes) in differences.items():
+            for number, (adds, gone) in differences.items():
                 try:
-                    self._tries.discard(number, deletes.keys)
-                    self._tries.add(number, (adds.keys, adds.values))
+                    self._tries.discard(number, gone)
+                    self._tries.add(number, adds)
                 except KernelError as error:
                     _log.error("endpoint %d is locked down: %s", number, error)
                     self._tries.lock_down(number)
@@ -234,9 +240,9 @@ class NodePolicy:
     def _restore_locked(self) -> None:
         """Open the endpoints that were locked down and whose policy fits now."""
         for number in self._tries.locked:
-            entries = self.repository.policy(number).entries()
+            policy = self.repository.policy(number)
             try:
-                self._tries.replace({number: (entries.keys, entries.values)})
+                self._tries.replace({number: policy.grouped()})
             except KernelError as error:
                 _log.error("endpoint %d stays locked down: %s", number, error)
             else:
@@ -247,7 +253,8 @@ class NodePolicy:
         delta = self.repository.update_identities(
             added, removed, {number: self._names_of(number) for number in added}
         )
-        found = {n: policy.changes(delta) for n, policy in self.repository.policies().items()}
+        policies = self.repository.policies()
+        found = {n: policy.grouped_changes(delta) for n, policy in policies.items()}
         return {n: (adds, gone) for n, (adds, gone) in found.items() if len(adds) or len(gone)}
 
     def _names_of(self, identity: int) -> PortNames:
@@ -275,16 +282,14 @@ class NodePolicy:
         except NotFoundError:
             return  # the identity went before; its entries with it
         touched = self._update({endpoint.identity: labels})
-        entries = {number: self.repository.policy(number).entries() for number in touched}
-        self._tries.replace({number: (e.keys, e.values) for number, e in entries.items()})
+        self._tries.replace({n: self.repository.policy(n).grouped() for n in touched})
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         """Resolve and write the policy of an endpoint that no packet reaches yet."""
         with self._lock:
             policy = self._resolve(endpoint)
             try:
-                entries = policy.entries()
-                self._tries.add(endpoint.id, (entries.keys, entries.values))
+                self._tries.fill(endpoint.id, policy.grouped())
                 self.expect_ports(endpoint)
                 self._ports_changed(endpoint)
             except BaseException:
@@ -301,8 +306,7 @@ class NodePolicy:
         with self._lock:
             self.repository.remove_endpoint(old.id)
             try:
-                entries = self._resolve(new).entries()
-                self._tries.replace({new.id: (entries.keys, entries.values)})
+                self._tries.replace({new.id: self._resolve(new).grouped()})
                 self.expect_ports(new)
                 self._ports_changed(new)
             except BaseException:
@@ -320,8 +324,7 @@ class NodePolicy:
         with self._lock:
             self.repository.remove_endpoint(old.id)
             try:
-                entries = self._resolve(new).entries()
-                self._tries.replace({new.id: (entries.keys, entries.values)})
+                self._tries.replace({new.id: self._resolve(new).grouped()})
             except BaseException:
                 if new.id in self.repository.policies():
                     self.repository.remove_endpoint(new.id)
@@ -329,13 +332,13 @@ class NodePolicy:
                 raise
 
     def adopt_endpoint(self, endpoint: Endpoint) -> None:
-        """Take over an endpoint whose trie is in the kernel and in use; mend where it differs."""
+        """Take over an endpoint whose map is in the kernel and in use; mend where it differs."""
         with self._lock:
             self.expect_ports(endpoint)
             self._ports_changed(endpoint)
-            entries = self._resolve(endpoint).entries()
+            policy = self._resolve(endpoint)
             if self.drift(endpoint.id):
-                self._tries.replace({endpoint.id: (entries.keys, entries.values)})
+                self._tries.replace({endpoint.id: policy.grouped()})
 
     def misplaced(self, number: int) -> bool:
         """Whether the programs find another map than the endpoint's, or none."""
@@ -343,10 +346,10 @@ class NodePolicy:
             return self._tries.misplaced(number)
 
     def drift(self, number: int) -> Plan:
-        """How an endpoint's trie in the kernel differs from its policy."""
+        """How an endpoint's map in the kernel differs from its policy."""
         with self._lock:
-            held = PolicyEntries(*self._tries.read(number))
-            return plan(self.repository.policy(number).entries(), held)
+            wanted = visible(self.repository.policy(number).grouped())
+            return plan(wanted, self._tries.read(number))
 
     def _resolve(self, endpoint: Endpoint) -> EndpointPolicy:
         return self.repository.add_endpoint(

@@ -106,7 +106,8 @@ def _sizes(config: DatapathConfig) -> dict[str, int]:
     return {
         "policies": 2 * config.max_endpoints,
         "policy_rev": config.max_endpoints,
-        "policy_template": config.policy,
+        "policy_nodes": config.policy_nodes,
+        "policy_entries": config.policy_nodes,
         "ipcache": config.ipcache,
         "ipcache_rev": config.ipcache_cells,
         "endpoints": 16 * config.max_endpoints,

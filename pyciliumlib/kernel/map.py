@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import attrs
 import numpy as np
 
 from pyciliumlib.errors import (
@@ -360,10 +361,18 @@ class Map(Resource):
         pin.pin(self.fd, path, self._what())
 
     def open_inner(self, key: Any) -> Map:
-        """The map inside at `key`, which the caller closes; raises NotFoundError."""
+        """The map inside at `key`, which the caller closes; raises NotFoundError.
+
+        It may have another size than the others.
+        """
         if self.type not in MAPS_IN_MAP:
             raise InvalidError(f"{self._what()} holds no maps")
-        return Map.from_id(self.lookup(key), self.spec.inner)
+        number = self.lookup(key)
+        with Map.from_id(number) as found:
+            expected = self.spec.inner and attrs.evolve(
+                self.spec.inner, max_entries=found.max_entries
+            )
+        return Map.from_id(number, expected)
 
     def freeze(self) -> None:
         """No more writes from user space, for ever; programs may still write."""

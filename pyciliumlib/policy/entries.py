@@ -1,4 +1,8 @@
-"""The entries of a policy map as numpy columns, laid out as `bpf/lib/policy.h` has them."""
+"""The entries of a policy as numpy columns: who and what each is about, and what it says.
+
+What it says is laid out as `bpf/lib/policy.h` has it. What it is about is a prefix of identity,
+direction, protocol and port; `nodes.py` makes tries of that.
+"""
 
 from __future__ import annotations
 
@@ -137,6 +141,18 @@ def as_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.void]:
     """Each row as opaque bytes, so that rows can be compared and sorted."""
     flat = np.ascontiguousarray(rows)
     return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
+
+
+def pack_entry(value: Any) -> bytes:
+    """The bytes of a `struct policy_entry` that is given by its fields."""
+    return _VALUE.pack(
+        htons(value.proxy_port),
+        value.flags,
+        value.lpm_bits,
+        value.precedence,
+        value.rule,
+        value.auth_type,
+    )
 
 
 @frozen(eq=False)

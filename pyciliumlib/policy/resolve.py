@@ -20,6 +20,7 @@ from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.enforcement import is_audited, is_enforced
 from pyciliumlib.policy.entries import ANY_IDENTITY, PolicyEntries
+from pyciliumlib.policy.grouped import GroupedEntries
 from pyciliumlib.policy.merge import NONE_NAMED, Merger
 from pyciliumlib.policy.model import Party, PortNames
 from pyciliumlib.policy.selections import IdentityDelta, IdentityGroup, Selection, SelectorCache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _NOTHING: Final = PolicyEntries.empty()
+_NO_GROUPS: Final = GroupedEntries(_NOTHING, [], [], np.zeros(0, np.uint32))
 #: Multipliers that make one number of a row of words; odd, and otherwise of no meaning.
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 #: What a class of identities is: the bits of its selections, and those named ports that matter.
@@ -90,12 +92,15 @@ class EndpointPolicy:
         )
 
     def entries(self) -> PolicyEntries:
-        """All entries of the map, for the identities that are known now."""
+        """All entries, for the identities that are known now."""
+        return self.grouped().spread()
+
+    def grouped(self) -> GroupedEntries:
+        """The same, with those that identities share said once: what fills the endpoint's map."""
         with self._cache.lock:
             classes = self._classes()
             self._forget_templates_but(classes.keys)
-            anyone = self._template((0, NONE_NAMED))
-            return PolicyEntries.concatenate([anyone, self._spread(classes)])
+            return self._group(classes, self._template((0, NONE_NAMED)))
 
     def changes(self, delta: IdentityDelta) -> tuple[PolicyEntries, PolicyEntries]:
         """The entries to add (or replace), and those to delete, after a change of identities.
@@ -104,11 +109,23 @@ class EndpointPolicy:
         entries that hold for both.
         """
         with self._cache.lock:
-            adds = self._of_groups(delta.added)
-            deletes = self._of_groups(delta.removed)
+            adds = self._of_groups(delta.added).spread()
+            deletes = self._of_groups(delta.removed).spread()
         if len(adds) and len(deletes):
             deletes = deletes.without_keys_of(adds)
         return adds, deletes
+
+    def grouped_changes(
+        self, delta: IdentityDelta
+    ) -> tuple[GroupedEntries, npt.NDArray[np.uint32]]:
+        """All entries of identities whose entries changed, and the identities that have none now.
+
+        Nothing is said of any identity: that stays as it is.
+        """
+        with self._cache.lock:
+            adds = self._of_groups(delta.added)
+            gone = self._of_groups(delta.removed).members
+        return adds, gone[~np.isin(gone, adds.members)]
 
     def release(self) -> None:
         """Give back the selectors in use; the policy is not to be asked any more."""
@@ -165,18 +182,25 @@ class EndpointPolicy:
     def _relevant(self, ports: PortNames) -> PortNames:
         return frozenset(item for item in ports if item[0] in self._names)
 
-    def _of_groups(self, groups: Iterable[IdentityGroup]) -> PolicyEntries:
+    def _of_groups(self, groups: Iterable[IdentityGroup]) -> GroupedEntries:
         classes: dict[_Class, list[int]] = {}
         for group in groups:
             mask = group.masks.get(self, 0)
             named = self._relevant(group.named_ports) if self._names else NONE_NAMED
             if mask or named:
                 classes.setdefault((mask, named), []).extend(group.identities)
-        return self._spread(_Classes.of(classes)) if classes else _NOTHING
+        return self._group(_Classes.of(classes)) if classes else _NO_GROUPS
 
-    def _spread(self, classes: _Classes) -> PolicyEntries:
+    def _group(self, classes: _Classes, anyone: PolicyEntries = _NOTHING) -> GroupedEntries:
+        """The entries of classes, without those that have none."""
         templates = [self._template(key) for key in classes.keys]
-        return PolicyEntries.spread(templates, classes.counts, classes.members)
+        counts, members = classes.counts, classes.members
+        if not all(map(len, templates)):
+            kept = [bool(len(template)) for template in templates]
+            members = members[np.repeat(kept, counts)]
+            counts = [count for count, keep in zip(counts, kept, strict=True) if keep]
+            templates = [template for template in templates if len(template)]
+        return GroupedEntries(anyone, templates, counts, members)
 
     # ------------------------------------------------------------------ the entries of a class
 

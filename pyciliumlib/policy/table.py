@@ -1,14 +1,13 @@
-"""A policy map's entries against what it should hold: the plan, its safe order, the lookup.
+"""A policy map's rows against what it should hold: the plan, its safe order, the lookup.
 
-A change in place goes through states between the old and the new. Its order keeps each of them
-from letting through what neither allows: entries that deny come first and go last, plain allows
-go before redirects and come after them.
+A row is replaced at one moment, with all that is said of its identity and of any. So a change in
+place writes the rows of identities first, then that of any identity (row 0), and then takes out
+rows: at each moment each identity is judged wholly as before or wholly as afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from attrs import define, field, frozen
@@ -20,19 +19,17 @@ from pyciliumlib.policy.entries import (
     AUTH_MODE,
     FLAG_AUDIT,
     FLAG_DENY,
-    KEY_DTYPE,
     NO_PROXY,
     STATIC_BITS,
-    VALUE_DTYPE,
     PolicyEntries,
     as_bytes,
 )
+from pyciliumlib.policy.grouped import GroupedEntries
 from pyciliumlib.policy.model import Authentication, Verdict
+from pyciliumlib.policy.nodes import ROOTS_DTYPE, PolicyNodes, visible
 from pyciliumlib.types import Direction, Protocol
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from pyciliumlib.types import MapLike
 
 #: Drop reasons of `bpf/lib/drop.h`: no rule allows; a rule denies; the rule's proxy is not there.
@@ -58,26 +55,6 @@ class Plan:
         return f"{len(self.adds)} to add, {len(self.changes)} to change, {len(self.deletes)} to go"
 
 
-def _as(array: npt.NDArray[Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
-    """The same bytes under another dtype of the same layout."""
-    if array.dtype.itemsize != dtype.itemsize or _offsets(array.dtype) != _offsets(dtype):
-        raise LayoutError(
-            f"the {what}s of the map and of policy are laid out differently: "
-            f"{array.dtype} and {dtype}; is it a policy map of this version?"
-        )
-    return np.ascontiguousarray(array).view(dtype)
-
-
-def _offsets(dtype: np.dtype[Any]) -> dict[str, int]:
-    return {name: item[1] for name, item in (dtype.fields or {}).items()}
-
-
-def read(map_: MapLike) -> PolicyEntries:
-    """What a policy map holds. Raises LayoutError if it is not one."""
-    keys, values = map_.lookup_batch()
-    return PolicyEntries(_as(keys, KEY_DTYPE, "key"), _as(values, VALUE_DTYPE, "value"))
-
-
 def plan(wanted: PolicyEntries, held: PolicyEntries) -> Plan:
     """How to get from `held` to `wanted`."""
     wanted_keys, held_keys = as_bytes(wanted.keys), as_bytes(held.keys)
@@ -95,57 +72,51 @@ def plan(wanted: PolicyEntries, held: PolicyEntries) -> Plan:
     )
 
 
-def _denies(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
-    return np.asarray(entries.values["flags"] & (FLAG_DENY | FLAG_AUDIT) == FLAG_DENY, np.bool_)
+def read(map_: MapLike, nodes: PolicyNodes) -> PolicyEntries:
+    """What programs find in an endpoint's map and the shared `nodes`.
 
-
-def _redirects(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
-    return np.asarray((entries.values["proxy_port"] != 0) & ~_denies(entries), np.bool_)
-
-
-def _allows(entries: PolicyEntries) -> npt.NDArray[np.bool_]:
-    return np.asarray((entries.values["proxy_port"] == 0) & ~_denies(entries), np.bool_)
-
-
-def apply(steps: Plan, map_: MapLike) -> None:
-    """Carry a plan out, in the order that the module's head explains.
-
-    Raises MapFullError if the map has too few places; a policy is then denied where its entries
-    are missing.
+    An entry whose slot narrower ones fill wholly is not found by anybody. Raises LayoutError if it
+    is not such a map.
     """
-
-    def write(kind: Callable[[PolicyEntries], npt.NDArray[np.bool_]]) -> None:
-        for entries in (steps.changes, steps.adds):
-            chosen = kind(entries)
-            if chosen.any():
-                map_.update_batch(
-                    _as(entries.keys[chosen], map_.key_dtype, "key"),
-                    _as(entries.values[chosen], map_.value_dtype, "value"),
-                )
-
-    def remove(kind: Callable[[PolicyEntries], npt.NDArray[np.bool_]]) -> None:
-        chosen = kind(steps.deletes)
-        if chosen.any():
-            map_.delete_batch(_as(steps.deletes.keys[chosen], map_.key_dtype, "key"))
-
-    write(_denies)
-    remove(_allows)
-    remove(_redirects)
-    write(_redirects)
-    write(_allows)
-    remove(_denies)
+    keys, values = map_.lookup_batch()
+    _check(map_)
+    return nodes.read(keys, values)
 
 
-def sync(wanted: PolicyEntries, map_: MapLike) -> Plan:
-    """Make a map hold exactly `wanted`; what had to change."""
-    steps = plan(wanted, read(map_))
-    apply(steps, map_)
+def drift(wanted: GroupedEntries, map_: MapLike, nodes: PolicyNodes) -> Plan:
+    """How far a map is from `wanted`; an empty plan where it is not."""
+    return plan(visible(wanted), read(map_, nodes))
+
+
+def sync(wanted: GroupedEntries, map_: MapLike, nodes: PolicyNodes) -> Plan:
+    """Make a map hold exactly `wanted`, in the order of the module's head; what had to change.
+
+    Raises MapFullError, if the map has too few places or the shared nodes do.
+    """
+    steps = drift(wanted, map_, nodes)
+    try:
+        keys, values = nodes.rows(wanted)
+        nodes.flush()
+    except BaseException:
+        nodes.forget_new()
+        raise
+    held = map_.lookup_batch()[0]
+    # row 0 last, which is the first of `keys`
+    map_.update_batch(
+        np.roll(keys, -1).astype(map_.key_dtype), np.roll(values, -1).view(map_.value_dtype)
+    )
+    stale = held[~np.isin(held, keys)]
+    if len(stale):
+        map_.delete_batch(stale)
     return steps
 
 
-def drift(wanted: PolicyEntries, map_: MapLike) -> Plan:
-    """How far a map is from `wanted`; an empty plan where it is not."""
-    return plan(wanted, read(map_))
+def _check(map_: MapLike) -> None:
+    if map_.value_dtype.itemsize != ROOTS_DTYPE.itemsize or map_.key_dtype.itemsize != 4:
+        raise LayoutError(
+            f"the map's keys and values are {map_.key_dtype} and {map_.value_dtype}, and those of "
+            f"policy are of 4 bytes and {ROOTS_DTYPE}; is it a policy map of this version?"
+        )
 
 
 @frozen
@@ -170,7 +141,7 @@ _Value = tuple[int, int, int, int, int, int]
 
 @define
 class PolicyLookup:
-    """The lookup of `bpf/lib/policy.h` over entries in memory, step by step as the program does it.
+    """What the lookup of `bpf/lib/policy.h` finds, worked out over entries in memory.
 
     Two longest-prefix matches, one for the identity and one for any identity; of what they find
     the higher precedence decides, then the longer prefix, then the identity's own.

@@ -27,6 +27,10 @@ from pyciliumlib.identity import addr_hash
 from pyciliumlib.kernel import Map, Object, ObjectSpec
 from pyciliumlib.kernel.ring import RingBuffer
 from pyciliumlib.net import Netlink, NetNS
+from pyciliumlib.policy import table
+from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE, PolicyEntries
+from pyciliumlib.policy.grouped import GroupedEntries
+from pyciliumlib.policy.nodes import PolicyNodes
 from pyciliumlib.resources import object_path
 from pyciliumlib.types.addresses import address_to_bytes, parse_address
 from tests.bpf import packets
@@ -128,6 +132,8 @@ class Rig:
             for generation in (0, 1)
             for endpoint in (CLIENT, SERVER, HOST)
         }
+        self._nodes = PolicyNodes(self.maps["policy_nodes"], self.maps["policy_entries"])
+        self._entries = dict.fromkeys(self._tries, PolicyEntries.empty())
 
     # ------------------------------------------------------------------ state
 
@@ -136,8 +142,8 @@ class Rig:
         for name in ("flows", "pending", "fragments", "ipcache", "endpoints", "devices"):
             if name in self.maps:
                 self.maps[name].clear()
-        for trie in self._tries.values():
-            trie.clear()
+        for generation, endpoint in self._tries:
+            self.clear_rules(endpoint, generation)
         for endpoint in (CLIENT, SERVER, HOST):
             self.set_ready(endpoint)
         self.maps["policy_generation"][0] = 0
@@ -228,25 +234,34 @@ class Rig:
             "proto": proto,
             "port": port,
         }
-        self._tries[generation, endpoint][key] = {
+        value = {
             "proxy_port": proxy,
             "flags": int(deny),
             "lpm_bits": lpm_bits,
             "precedence": (0xFFFFFF - priority) << 8 | action,
             "rule": cookie,
             "auth_type": 0,
-            "pad": bytes(3),
+            "pad": (0, 0, 0),
         }
+        columns = zip((key, value), (KEY_DTYPE, VALUE_DTYPE), strict=True)
+        self.rules(
+            endpoint,
+            *(np.array([tuple(row.values())], dtype) for row, dtype in columns),
+            generation=generation,
+        )
 
     def rules(self, endpoint: int, keys: Any, values: Any, generation: int = 0) -> None:
-        """Write many entries, given as the trie's columns."""
-        self._tries[generation, endpoint].update_batch(keys, values)
+        """Write many entries beside those that are there, given as columns."""
+        new = PolicyEntries(keys, values)
+        held = self._entries[generation, endpoint].without_keys_of(new)
+        self._write(endpoint, generation, PolicyEntries.concatenate([held, new]))
 
     def clear_rules(self, endpoint: int, generation: int = 0) -> None:
-        self._tries[generation, endpoint].clear()
+        self._write(endpoint, generation, PolicyEntries.empty())
 
-    def trie(self, endpoint: int, generation: int = 0) -> Map:
-        return self._tries[generation, endpoint]
+    def _write(self, endpoint: int, generation: int, entries: PolicyEntries) -> None:
+        table.sync(GroupedEntries.of(entries), self._tries[generation, endpoint], self._nodes)
+        self._entries[generation, endpoint] = entries
 
     def allow_all(self, *endpoints: int) -> None:
         """No policy: everything may come and go, as for an endpoint that no rule selects."""

@@ -12,14 +12,16 @@ import pytest
 from pyciliumlib.flow import DropReason, TracePoint
 from pyciliumlib.identity import addr_hash
 from pyciliumlib.kernel import ObjectSpec
-from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE
+from pyciliumlib.policy.entries import VALUE_DTYPE
+from pyciliumlib.policy.nodes import NODE_DTYPE, ROOTS_DTYPE
 from pyciliumlib.resources import include_dir, object_path
 from pyciliumlib.types.addresses import Address, address_to_bytes
 from tests.bpf.compiled import compile_bpf
 
 #: Every struct that user space and the programs share, with its size in bytes.
 STRUCTS = {
-    "policy_key": 12,
+    "policy_node": 64,
+    "policy_roots": 16,
     "policy_entry": 16,
     "ipcache_key": 20,
     "ipcache_entry": 8,
@@ -130,7 +132,8 @@ def test_an_established_packet_touches_two_cache_lines() -> None:
 def test_policy_entries_are_laid_out_alike() -> None:
     """The policy room writes columns without an object at hand."""
     spec = ObjectSpec.open(object_path("endpoint"))
-    assert spec.type("policy_key").dtype == KEY_DTYPE
+    assert spec.type("policy_node").dtype == NODE_DTYPE
+    assert spec.type("policy_roots").dtype == ROOTS_DTYPE
     assert spec.type("policy_entry").dtype == VALUE_DTYPE
 
 

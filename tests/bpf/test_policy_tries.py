@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from pyciliumlib.errors import ExhaustedError, KernelError, MapFullError, NotFoundError
-from pyciliumlib.kernel import Map, Object, ObjectSpec
-from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE
+from pyciliumlib.kernel import Object, ObjectSpec
+from pyciliumlib.policy.entries import KEY_DTYPE, VALUE_DTYPE, PolicyEntries
+from pyciliumlib.policy.grouped import GroupedEntries
 from pyciliumlib.policy.program import PolicyTries
 from pyciliumlib.resources import object_path
 
-MAX_ENDPOINTS, ENTRIES = 8, 4
+MAX_ENDPOINTS, ENTRIES, NODES = 8, 4, 64
 ONE, TWO = 1, 2
 
 
@@ -25,7 +27,7 @@ def loaded() -> Iterator[Object]:
     spec = ObjectSpec.open(object_path("policy"))
     spec.resize("policies", 2 * MAX_ENDPOINTS)
     spec.resize("policy_rev", MAX_ENDPOINTS)
-    spec.resize("policy_template", ENTRIES)
+    spec.resize("policy_nodes", NODES)
     with spec.load() as made:
         yield made
 
@@ -36,25 +38,21 @@ def tries(loaded: Object) -> Iterator[PolicyTries]:
     made = adopt(loaded)
     for endpoint in (ONE, TWO):
         assert made.allocate() == endpoint
-        made.add(endpoint, policy(endpoint))
+        made.fill(endpoint, policy(endpoint))
     yield made
     made.close()
 
 
 def adopt(loaded: Object) -> PolicyTries:
-    maps = loaded.maps
-    template = maps["policy_template"].spec
-    return PolicyTries(
-        maps["policies"], maps["policy_generation"], maps["policy_rev"], template, MAX_ENDPOINTS
-    )
+    return PolicyTries(loaded.maps, MAX_ENDPOINTS, ENTRIES)
 
 
-def policy(*cookies: int) -> tuple[Any, Any]:
-    """One entry for each cookie."""
+def policy(*cookies: int) -> GroupedEntries:
+    """One entry for each cookie, of the identity with that number."""
     keys, values = np.zeros(len(cookies), KEY_DTYPE), np.zeros(len(cookies), VALUE_DTYPE)
     keys["prefixlen"], keys["identity"] = 64, cookies
-    values["rule"] = cookies
-    return keys, values
+    values["lpm_bits"], values["rule"] = 24, cookies
+    return GroupedEntries.of(PolicyEntries(keys, values))
 
 
 def in_force(loaded: Object, half: int = 0) -> dict[int, list[int]]:
@@ -63,10 +61,19 @@ def in_force(loaded: Object, half: int = 0) -> dict[int, list[int]]:
     first = ((maps["policy_generation"][0] + half) & 1) * MAX_ENDPOINTS
     found = {}
     for endpoint in (ONE, TWO):
-        number = maps["policies"][first + endpoint]
-        with Map.from_id(number, maps["policy_template"].spec) as trie:
-            found[endpoint] = sorted(trie.lookup_batch()[1]["rule"].tolist())
+        with maps["policies"].open_inner(first + endpoint) as identities:
+            found[endpoint] = sorted(rule(loaded, row.own[0]) for row in identities.values()
+                                     if row.own[0])  # fmt: skip
     return found
+
+
+def rule(loaded: Object, cell: int) -> int:
+    """The cookie of the entry for protocol 0 and port 0: six nodes down, each time the first."""
+    for _ in range(6):
+        assert cell & 0x80000000
+        cell = loaded.maps["policy_nodes"][cell & 0x7FFFFFFF].cell[0]
+    cookie: int = loaded.maps["policy_entries"][cell].rule
+    return cookie
 
 
 def revisions(loaded: Object) -> list[int]:
@@ -106,7 +113,7 @@ def test_one_that_does_not_fit(tries: PolicyTries, loaded: Object) -> None:
     """Nothing changes for the others either."""
     held = descriptors()
     with pytest.raises(MapFullError):
-        tries.replace({ONE: policy(11), TWO: policy(*range(ENTRIES + 1))})
+        tries.replace({ONE: policy(11), TWO: policy(*range(1, ENTRIES + 2))})
     with pytest.raises(NotFoundError, match="no endpoint 99"):
         tries.replace({ONE: policy(11), 99: policy(1)})
     assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [ONE], TWO: [TWO]}
@@ -190,7 +197,7 @@ def test_locked_down(tries: PolicyTries, loaded: Object, monkeypatch: pytest.Mon
     assert tries.misplaced(ONE)
     tries.replace({TWO: policy(21)})
     with pytest.raises(MapFullError):
-        tries.replace({ONE: policy(*range(ENTRIES + 1))})
+        tries.replace({ONE: policy(*range(1, ENTRIES + 2))})
     for step in ("_write", "bump"):
         with monkeypatch.context() as patch, pytest.raises(KernelError, match="no memory"):
             failing(patch, step)
@@ -208,7 +215,7 @@ def test_locked_down_and_gone(tries: PolicyTries, loaded: Object) -> None:
     tries.lock_down(TWO)
     tries.release(ONE)
     assert hidden(loaded) == {(0, TWO), (1, TWO)} and tries.locked == {TWO}
-    assert len(tries.read(ONE)[0]) == 0 and not tries.misplaced(ONE)
+    assert len(tries.read(ONE)) == 0 and not tries.misplaced(ONE)
     next_one = adopt(loaded)
     next_one.claim(TWO)
     assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [], TWO: []}
@@ -223,8 +230,100 @@ def test_ids(tries: PolicyTries, loaded: Object) -> None:
     with pytest.raises(ExhaustedError, match="max_endpoints"):
         tries.allocate()
     revision = loaded.maps["policy_rev"][ids[0]]
-    tries.add(ids[0], policy(5))
+    tries.fill(ids[0], policy(5))
     tries.release(ids[0])
     assert tries.allocate() == ids[0]
-    assert len(tries.read(ids[0])[0]) == 0
+    assert len(tries.read(ids[0])) == 0
     assert loaded.maps["policy_rev"][ids[0]] == revision + 1
+
+
+def test_identities_in_place(tries: PolicyTries, loaded: Object) -> None:
+    """They come with all of their entries and go; no other endpoint, no generation moves."""
+    tries.add(ONE, policy(7))
+    assert in_force(loaded) == {ONE: [ONE, 7], TWO: [TWO]} and tries.generation == 0
+    tries.discard(ONE, np.array([7], np.uint32))
+    tries.discard(ONE, np.array([7], np.uint32))  # one that has no row
+    assert in_force(loaded) == {ONE: [ONE], TWO: [TWO]}
+
+
+def test_a_map_that_grows(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one is too small the same rows lie in a larger one, from one moment to the next, up to
+    the entries that a policy may have; what does not fit is refused, and what was there stays."""
+    monkeypatch.setattr("pyciliumlib.policy.program.tries._ROOM", 2)
+    tries = adopt(loaded)
+    one, two = tries.allocate(), tries.allocate()
+    tries.fill(one, policy(1))
+    held = descriptors()
+    tries.add(one, policy(2))
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [1, 2], TWO: []}
+    assert tries.generation == 1 and not tries.misplaced(one) and descriptors() == held
+    tries.add(one, policy(3, 4))
+    with pytest.raises(MapFullError):
+        tries.add(one, policy(5))
+    tries.fill(two, policy(1, 2, 3, 4))
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [1, 2, 3, 4], TWO: [1, 2, 3, 4]}
+    with pytest.raises(MapFullError, match="5 identities"):
+        tries.replace({two: policy(1, 2, 3, 4, 5)})
+    tries.close()
+
+
+def test_a_locked_one_does_not_grow(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into it meanwhile opens nothing: it may not be all that there should be."""
+    monkeypatch.setattr("pyciliumlib.policy.program.tries._ROOM", 2)
+    tries = adopt(loaded)
+    for endpoint in (ONE, TWO):
+        assert tries.allocate() == endpoint
+        tries.fill(endpoint, policy(endpoint))
+    tries.lock_down(ONE)
+    with pytest.raises(MapFullError):
+        tries.add(ONE, policy(2, 3))
+    assert hidden(loaded) == {(0, ONE), (1, ONE)} and tries.locked == {ONE}
+    tries.close()
+
+
+def test_nodes_are_used_again(tries: PolicyTries, loaded: Object) -> None:
+    """Policy after policy, each with six nodes of its own, needs no more rows than two at a time;
+    so do identities that come and go."""
+    assert loaded.maps["policy_nodes"].max_entries == NODES
+    cookies = range(10, 10 + NODES // 2)
+    for cookie in cookies:
+        tries.replace({ONE: policy(cookie)})
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [cookies[-1]], TWO: [TWO]}
+    for cookie in range(100, 100 + NODES // 2):
+        tries.add(ONE, policy(cookie))
+        tries.discard(ONE, np.array([cookie], np.uint32))
+    assert in_force(loaded) == {ONE: [cookies[-1]], TWO: [TWO]}
+
+
+def test_too_many_nodes(tries: PolicyTries, loaded: Object) -> None:
+    """A policy for which the shared rows are too few is refused with nothing changed, and a
+    smaller one fits again."""
+    ports = np.zeros(40, KEY_DTYPE)
+    ports["prefixlen"], ports["proto"], ports["port"] = 64, 6, range(0, 40 * 256, 256)
+    values = np.zeros(40, VALUE_DTYPE)
+    values["lpm_bits"], values["rule"] = 24, range(40)
+    wide = GroupedEntries.of(PolicyEntries(ports[:4], values[:4]))
+    large = GroupedEntries.of(PolicyEntries(ports, values))
+    spec = loaded.maps["policy_template"].spec
+    tries._template = evolve(spec, max_entries=64)
+    with pytest.raises(MapFullError, match="rows that all endpoints share"):
+        tries.replace({ONE: large})
+    with pytest.raises(MapFullError, match="rows that all endpoints share"):
+        tries.add(TWO, GroupedEntries(PolicyEntries.empty(), [large.anyone], [1], np.array([9], np.uint32)))  # fmt: skip  # noqa: E501
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [ONE], TWO: [TWO]}
+    tries.replace({ONE: wide})
+    assert len(tries.read(ONE)) == 4
+
+
+def test_the_next_process_knows_the_tries(tries: PolicyTries, loaded: Object) -> None:
+    """It writes nothing twice, and nothing over what is in use."""
+    tries.replace({ONE: policy(11, 12)})
+    before = loaded.maps["policy_nodes"].lookup_batch()[1].tobytes()
+    next_one = adopt(loaded)
+    next_one.claim(ONE)
+    assert next_one.read(ONE).keys["identity"].tolist() == [11, 12]
+    next_one.replace({ONE: policy(12, 11)})
+    assert loaded.maps["policy_nodes"].lookup_batch()[1].tobytes() == before
+    next_one.add(TWO, policy(13))
+    assert in_force(loaded) == {ONE: [11, 12], TWO: [TWO, 13]}
+    next_one.close()

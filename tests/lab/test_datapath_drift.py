@@ -68,7 +68,7 @@ def rule_altered(dp: Datapath) -> Broken:
     with open_trie(dp) as trie:
         keys, values = trie.lookup_batch()
         changed = values.copy()
-        changed["precedence"] = np.uint32(0xFFFFFFFF)
+        changed["own"] = changed["own"][:, ::-1]
         trie.update_batch(keys, changed)
         yield
         trie.update_batch(keys, values)
@@ -77,9 +77,8 @@ def rule_altered(dp: Datapath) -> Broken:
 def rule_added(dp: Datapath) -> Broken:
     with open_trie(dp) as trie:
         keys, values = trie.lookup_batch()
-        more = keys[:1].copy()
-        more["identity"] = 4242
-        trie.update_batch(more, values[:1])
+        more = np.array([4242], np.uint32)
+        trie.update_batch(more, values[keys != 0][:1])
         yield
         trie.delete_batch(more)
 
@@ -168,6 +167,19 @@ def test_a_change_by_hand_is_told(scene: Scene, case: str) -> None:
         assert all(word in str(found) for word in words), str(found)
     assert not scene.dp.drift()
     assert str(scene.dp.drift()) == "the kernel holds what it should"
+
+
+@pytest.mark.parametrize("name", ["policy_nodes", "policy_entries"])
+def test_shared_rows_changed_by_hand(scene: Scene, name: str) -> None:
+    """Each endpoint whose tries lead there is told of."""
+    scene.dp.policy.apply(scenes.policy("port", {"app": "api"}, ingress=[scenes.ports("80/TCP")]))
+    rows = scene.dp._programs.maps[name]
+    keys, values = rows.lookup_batch()
+    rows.update_batch(keys, np.zeros_like(values))
+    found = str(scene.dp.drift())
+    assert "endpoint api: its policy map needs" in found
+    rows.update_batch(keys, values)
+    assert not scene.dp.drift()
 
 
 def test_programs_taken_off(scene: Scene) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyciliumlib.identity.labels import Labels
 from pyciliumlib.identity.selector import Selector
 from pyciliumlib.policy import PolicySettings, Repository
-from pyciliumlib.policy.entries import PolicyEntries
+from pyciliumlib.policy.entries import KEY_DTYPE, PolicyEntries
 from pyciliumlib.policy.identity_index import IdentityIndex
 from pyciliumlib.policy.parse import parse
 from pyciliumlib.policy.selector_index import SelectorIndex
@@ -25,6 +26,11 @@ def rows(entries: PolicyEntries) -> Rows:
     found = {k.tobytes(): v.tobytes() for k, v in zip(entries.keys, entries.values, strict=True)}
     assert len(found) == len(entries)
     return found
+
+
+def identity_of(key: bytes) -> int:
+    (entry,) = np.frombuffer(key, KEY_DTYPE)
+    return int(entry["identity"])
 
 
 def _all_selectors(documents: list[dict[str, Any]]) -> list[Selector]:
@@ -60,6 +66,28 @@ def test_changes_follow_the_identities(
         held.update(adds)
         for key in deletes:
             del held[key]
+        assert held == rows(policy.entries())
+
+
+@settings(max_examples=30, deadline=None)
+@given(strategies.worlds(), numbers, st.lists(st.tuples(numbers, numbers), max_size=4))
+def test_grouped_changes_follow_the_identities(
+    world: World, first: list[int], steps: list[tuple[list[int], list[int]]]
+) -> None:
+    """The same by identity: whoever changed comes with all entries, or goes with all of them."""
+    repository = Repository()
+    repository.update_identities({number: strategies.PARSED[number] for number in first})
+    repository.apply(world.documents)
+    policy = repository.add_endpoint(1, world.subject)
+    held = rows(policy.grouped().spread())
+    assert held == rows(policy.entries())
+    for come, go in steps:
+        labels = {n: strategies.PARSED[n if n % 3 else 1000] for n in come}
+        adds, gone = policy.grouped_changes(repository.update_identities(labels, go))
+        touched = {*adds.members.tolist(), *gone.tolist()}
+        assert len(touched) == len(adds.members) + len(gone) and not len(adds.anyone)
+        held = {key: value for key, value in held.items() if identity_of(key) not in touched}
+        held |= rows(adds.spread())
         assert held == rows(policy.entries())
 
 

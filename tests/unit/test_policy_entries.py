@@ -12,7 +12,6 @@ from pyciliumlib.policy import Direction, Verdict, table
 from pyciliumlib.policy.entries import (
     ALLOW_BYTE,
     DENY_BYTE,
-    KEY_DTYPE,
     NO_PROXY,
     VALUE_DTYPE,
     EntryValue,
@@ -20,6 +19,8 @@ from pyciliumlib.policy.entries import (
     Slot,
     precedence,
 )
+from pyciliumlib.policy.grouped import GroupedEntries
+from pyciliumlib.policy.nodes import NODE_DTYPE, ROOTS_DTYPE, PolicyNodes, visible
 from pyciliumlib.testing import FakeMap
 from pyciliumlib.types import Protocol
 
@@ -84,7 +85,13 @@ def test_wider_slots_are_all_that_cover_one() -> None:
 
 
 def _map(max_entries: int = 16) -> FakeMap:
-    return FakeMap("lpm_trie", KEY_DTYPE, VALUE_DTYPE, max_entries)
+    return FakeMap("hash", "u4", ROOTS_DTYPE, max_entries)
+
+
+def _nodes(rows: int = 64) -> PolicyNodes:
+    return PolicyNodes(
+        FakeMap("array", "u4", NODE_DTYPE, rows), FakeMap("array", "u4", VALUE_DTYPE, rows)
+    )
 
 
 def _wanted() -> PolicyEntries:
@@ -94,29 +101,57 @@ def _wanted() -> PolicyEntries:
 
 def test_a_plan_is_what_differs() -> None:
     """New keys, changed values and stale keys, each once."""
-    held, wanted = _map(), _wanted()
+    held, nodes, wanted = _map(), _nodes(), GroupedEntries.of(_wanted())
     slot = Slot(Direction.INGRESS, Protocol.TCP, 80, 16)
     old = PolicyEntries.concatenate(
         [one(slot, EntryValue(DENY, 2), 5), one(slot, EntryValue(DENY, 2), 6)]
     )
-    table.sync(old, held)
-    steps = table.drift(wanted, held)
+    table.sync(GroupedEntries.of(old), held, nodes)
+    steps = table.drift(wanted, held, nodes)
     assert str(steps) == "1 to add, 1 to change, 1 to go"
-    table.apply(steps, held)
-    assert not table.drift(wanted, held)
-    assert len(held) == 2
+    assert str(table.sync(wanted, held, nodes)) == str(steps)
+    assert not table.drift(wanted, held, nodes)
+    assert set(held) == {0, 5}
 
 
 def test_a_map_of_another_layout_is_refused() -> None:
     """Writing bytes into a map that reads them otherwise would be a wrong policy."""
     with pytest.raises(LayoutError, match="key"):
-        table.sync(_wanted(), FakeMap("hash", "u4", "u8", 4))
+        table.sync(GroupedEntries.of(_wanted()), FakeMap("hash", "u4", "u8", 4), _nodes())
 
 
 def test_a_full_map_says_so() -> None:
     """What has no place is an error, not a policy with holes that nobody knows of."""
     with pytest.raises(MapFullError):
-        table.sync(_wanted(), _map(1))
+        table.sync(GroupedEntries.of(_wanted()), _map(1), _nodes())
+    held, few = _map(), _nodes(8)
+    with pytest.raises(MapFullError, match="all endpoints share"):
+        table.sync(GroupedEntries.of(_wanted()), held, few)
+    assert len(held) == 0
+
+
+def test_what_nobody_can_meet() -> None:
+    """A range that narrower entries fill is not in the kernel; one that they leave open is."""
+    slots = [Slot(Direction.EGRESS, Protocol.TCP, *place) for place in ((80, 15), (80, 16))]
+    last = Slot(Direction.EGRESS, Protocol.TCP, 81, 16)
+    for filled in (False, True):
+        listed = [*slots, last] if filled else slots
+        entries = PolicyEntries.of([(slot, EntryValue(ALLOW, slot.bits)) for slot in listed], 7)
+        found = {slot for _, slot, _ in visible(GroupedEntries.of(entries)).rows()}
+        assert found == (set(slots[1:]) | {last} if filled else set(slots))
+
+
+def test_grouped_entries_are_the_same_entries() -> None:
+    """Whoever has equal ones shares a template; nothing is lost and nothing is added."""
+    parts = [_wanted().for_identities(np.array([n], np.uint32)) for n in (9, 0, 5)]
+    other = one(Slot(Direction.EGRESS), EntryValue(DENY, 3), 6)
+    entries = PolicyEntries.concatenate([*parts, other])
+    grouped = GroupedEntries.of(entries)
+    assert (grouped.counts, grouped.members.tolist()) == ([2, 1], [5, 9, 6])
+    assert len(grouped) == len(entries) == 7
+    assert not table.plan(grouped.spread(), entries) and not table.plan(entries, grouped.spread())
+    assert repr(grouped) == "GroupedEntries(7 entries of 3 identities)"
+    assert len(GroupedEntries.of(PolicyEntries.empty())) == 0
 
 
 def test_rows_are_what_entries_were_made_of() -> None:

@@ -1,4 +1,4 @@
-"""Policy in the kernel: the endpoints' tries, and one policy alone on a device."""
+"""Policy in the kernel: the endpoints' maps, and one policy alone on a device."""
 
 from __future__ import annotations
 

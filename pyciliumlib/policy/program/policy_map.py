@@ -26,7 +26,9 @@ from pyciliumlib.policy.entries import (
     priority_of,
 )
 from pyciliumlib.policy.explain import Target, parse_target
+from pyciliumlib.policy.grouped import GroupedEntries
 from pyciliumlib.policy.model import NORMAL
+from pyciliumlib.policy.nodes import visible
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.policy.table import Hit, Plan, PolicyLookup
 from pyciliumlib.resources import object_path
@@ -36,6 +38,8 @@ DirectionName: TypeAlias = Literal["ingress", "egress"]
 Facing: TypeAlias = Literal["subject", "world"]
 _SUBJECT: Final = 1
 _TRIES: Final = 2
+#: Rows of tries beyond the number of entries: a lone port takes six.
+_NODES: Final = 1024
 
 
 class PolicyMap(Closeable):
@@ -78,7 +82,8 @@ class PolicyMap(Closeable):
         for name, size in (
             ("policies", 2 * _TRIES),
             ("policy_rev", _TRIES),
-            ("policy_template", entries),
+            ("policy_nodes", entries + _NODES),
+            ("policy_entries", entries + 1),
             ("flows", flows),
             ("pending", max(64, flows // 4)),
         ):
@@ -95,13 +100,7 @@ class PolicyMap(Closeable):
         self._resources.callback(self._programs.close)
         try:
             maps = self._programs.maps
-            self._tries = PolicyTries(
-                maps["policies"],
-                maps["policy_generation"],
-                maps["policy_rev"],
-                maps["policy_template"].spec,
-                _TRIES,
-            )
+            self._tries = PolicyTries(maps, _TRIES, entries)
             self._resources.callback(self._tries.close)
             self._tries.allocate()
             self.ipcache = IPCache()
@@ -141,17 +140,21 @@ class PolicyMap(Closeable):
 
         Every packet meets the old policy or the new one. `allow` and `deny` add to it afterwards.
         """
-        steps = table.plan(entries, self.entries)
+        grouped = GroupedEntries.of(entries)
+        steps = table.plan(visible(grouped), self.entries)
         rows = {(slot.direction, identity, slot): value for identity, slot, value in entries.rows()}
-        self._tries.replace({_SUBJECT: (entries.keys, entries.values)})
+        self._tries.replace({_SUBJECT: grouped})
         self._rows = rows
         return steps
 
     @property
     def entries(self) -> PolicyEntries:
-        """What the map in the kernel holds now."""
+        """What packets can meet of the map in the kernel now.
+
+        An entry for a range of ports is not among them where narrower ones fill the range.
+        """
         self._check_open()
-        return PolicyEntries(*self._tries.read(_SUBJECT))
+        return self._tries.read(_SUBJECT)
 
     def lookup(self, direction: DirectionName, identity: int, port: Target) -> Hit:
         """What the map says about a packet, worked out as the program does it.
@@ -215,7 +218,7 @@ class PolicyMap(Closeable):
         entries = PolicyEntries.concatenate(
             [PolicyEntries.of(listed, identity) for identity, listed in by_identity.items()]
         )
-        self._tries.replace({_SUBJECT: (entries.keys, entries.values)})
+        self._tries.replace({_SUBJECT: GroupedEntries.of(entries)})
         self._rows = rows
 
     def close(self) -> None:

@@ -1,59 +1,70 @@
-"""The endpoints' policies in the kernel: tries in two generations, switched by one cell.
+"""The endpoints' policies in the kernel: maps in two generations, switched by one cell.
 
 See docs/design.md, "Policy generations", and `bpf/lib/policy.h` for the programs' side.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+from attrs import evolve
 
-from pyciliumlib.errors import ExhaustedError, NotFoundError
+from pyciliumlib.errors import ExhaustedError, MapFullError, NotFoundError
 from pyciliumlib.kernel import Map
+from pyciliumlib.policy import table
+from pyciliumlib.policy.nodes import NOTHING, PolicyNodes, Roots
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pyciliumlib.kernel import MapSpec
+    from pyciliumlib.policy.entries import PolicyEntries
+    from pyciliumlib.policy.grouped import GroupedEntries
 
-#: Keys and values of one trie: arrays of `struct policy_key` and `struct policy_entry`.
-Entries: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
+#: Keys and values of an endpoint's map: identities and `struct policy_roots`.
+_Rows: TypeAlias = "tuple[npt.NDArray[Any], npt.NDArray[Any]]"
 
 #: The cell of revisions that counts every endpoint's changes; bumped after the endpoint's own.
 _ANY_CHANGE: Final = 0
 #: Slot 0 belongs to no endpoint; writing it makes the kernel wait for running programs.
 _BARRIER_SLOT: Final = 0
-#: Tries made ahead, so that adding an endpoint does not wait for the kernel's grace period.
+#: Maps made ahead, so that adding an endpoint does not wait for the kernel's grace period.
 _POOL: Final = 16
+#: Rows of a map that is made ahead, and of every other at least. It grows when it is full.
+_ROOM: Final = 1024
 
 
 class PolicyTries:
-    """Every endpoint's trie: filled in place for one that is new, replaced together for all others.
+    """Every endpoint's map of identities to tries: filled in place for an endpoint that is new,
+    replaced together for all others.
 
-    Owns the tries it makes and neither of the maps it is given. One writer at a time; the caller
-    holds the lock.
+    Owns the maps it makes and none of those it is given. One writer at a time; the caller holds
+    the lock.
     """
 
-    def __init__(
-        self, policies: Map, generation: Map, revisions: Map, template: MapSpec, max_endpoints: int
-    ) -> None:
-        self._policies = policies
-        self._generation = generation
-        self._revisions = revisions
-        self._template = template
+    def __init__(self, maps: Mapping[str, Map], max_endpoints: int, entries: int) -> None:
+        """`maps` are those of a loaded object; `entries` is how many identities a policy may be
+        about, and how many entries each may have."""
+        self._policies = maps["policies"]
+        self._generation = maps["policy_generation"]
+        self._revisions = maps["policy_rev"]
+        self._template = evolve(maps["policy_template"].spec, max_entries=entries)
         self._max_endpoints = max_endpoints
+        self._nodes = PolicyNodes(maps["policy_nodes"], maps["policy_entries"])
         self._tries: dict[int, Map] = {}
+        #: By endpoint: the tries of any identity.
+        self._anyone: dict[int, Roots] = {}
         self._spare: list[int] = []
-        #: Endpoints whose slot in the half that is not in force holds an older trie.
+        #: Endpoints whose slot in the half that is not in force holds an older map.
         self._behind: set[int] = set()
         #: Endpoints whose slots are empty, so that the programs drop all of their packets.
         self._locked: set[int] = set()
         self._adopt()
 
     def close(self) -> None:
-        """Let go of the tries; the kernel keeps those that its maps hold."""
+        """Let go of the maps; the kernel keeps those that its maps hold."""
         for trie in self._tries.values():
             trie.close()
         self._tries.clear()
@@ -61,7 +72,7 @@ class PolicyTries:
     # ------------------------------------------------------------------ endpoints come and go
 
     def allocate(self) -> int:
-        """An endpoint id whose trie is in place and empty: everything is denied until it is filled.
+        """An endpoint id whose map is in place and empty: everything is denied until it is filled.
 
         Raises ExhaustedError when all ids are taken.
         """
@@ -72,7 +83,7 @@ class PolicyTries:
     def claim(self, endpoint: int) -> None:
         """Take a given id, as after a restart.
 
-        One whose slots are empty was locked down; it stays closed, with a trie that denies all.
+        One whose slots are empty was locked down; it stays closed, with a map that denies all.
         """
         if endpoint not in self._tries:
             self._make([endpoint])
@@ -80,9 +91,9 @@ class PolicyTries:
             self._spare.remove(endpoint)
 
     def release(self, endpoint: int) -> None:
-        """Empty the trie of an endpoint that is gone, and let its id be used again."""
+        """Empty the map of an endpoint that is gone, and let its id be used again."""
         trie = self._trie(endpoint)
-        trie.delete_batch(trie.lookup_batch()[0])
+        self._empty(endpoint)
         if endpoint in self._locked:
             self._write({**self._slots(0, {endpoint: trie}), **self._slots(1, {endpoint: trie})})
             self._locked.remove(endpoint)
@@ -98,11 +109,11 @@ class PolicyTries:
         self._make(free)
 
     def _make(self, endpoints: Iterable[int]) -> None:
-        """Empty tries for ids that have none."""
+        """Empty maps for ids that have none."""
         made: dict[int, Map] = {}
         try:
             for endpoint in endpoints:
-                made[endpoint] = self._template.create()
+                made[endpoint] = self._create(0)
             self._write({**self._slots(0, made), **self._slots(1, made)})
         except BaseException:
             for trie in made.values():
@@ -112,39 +123,72 @@ class PolicyTries:
         self._spare.extend(made)
 
     def clear_spare(self) -> None:
-        """Empty the tries of ids that nobody has: a crash may have left something in them."""
+        """Empty the maps of ids that nobody has: a crash may have left something in them."""
         for endpoint in self._spare:
-            trie = self._trie(endpoint)
-            trie.delete_batch(trie.lookup_batch()[0])
+            self._empty(endpoint)
+
+    def _empty(self, endpoint: int) -> None:
+        self._trie(endpoint).clear()
+        self._anyone.pop(endpoint, None)
 
     # ------------------------------------------------------------------ contents
 
-    def read(self, endpoint: int) -> Entries:
-        """What the endpoint's trie holds now."""
-        return self._trie(endpoint).lookup_batch()
+    def read(self, endpoint: int) -> PolicyEntries:
+        """What programs find of the endpoint's policy now."""
+        return table.read(self._trie(endpoint), self._nodes)
 
     def misplaced(self, endpoint: int) -> bool:
-        """Whether a slot of the endpoint holds anything but its trie."""
+        """Whether a slot of the endpoint holds anything but its map."""
         trie = self._trie(endpoint)
         slots = [slot for half in (0, 1) for slot in self._slots(half, {endpoint: trie})]
         return any(self._policies.get(slot) != trie.info.id for slot in slots)
 
-    def add(self, endpoint: int, entries: Entries) -> None:
-        """Write entries in place: for an endpoint that no packet reaches yet, or for identities
-        that no address has yet."""
-        keys, values = entries
-        if len(keys):
-            self._trie(endpoint).update_batch(keys, values)
+    def fill(self, endpoint: int, policy: GroupedEntries) -> None:
+        """Write the policy of an endpoint that no packet reaches yet, whose map is empty.
 
-    def discard(self, endpoint: int, keys: npt.NDArray[Any]) -> None:
-        """Delete entries in place, of identities that no address has any more."""
-        if len(keys):
-            self._trie(endpoint).delete_batch(keys)
+        Raises MapFullError; what was written may then stay until `release`.
+        """
+        rows = self._rows({endpoint: policy})[endpoint]
+        if len(rows[0]) > self._trie(endpoint).max_entries:
+            self._replace({endpoint: rows})
+        else:
+            self._trie(endpoint).update_batch(*rows)
+            self._use(endpoint, rows)
+
+    def add(self, endpoint: int, identities: GroupedEntries) -> None:
+        """Write all entries of identities in place; each one's are replaced at one moment.
+
+        Raises MapFullError, with some of them written.
+        """
+        if not len(identities.members):
+            return
+        trie = self._trie(endpoint)
+        keys, values = (column[1:] for column in self._rows({endpoint: identities})[endpoint])
+        values["any"] = self._anyone.get(endpoint, NOTHING)
+        rows = np.ascontiguousarray(keys), values.view(trie.value_dtype)
+        try:
+            trie.update_batch(*rows)
+        except MapFullError:
+            if endpoint in self._locked or trie.max_entries > self._template.max_entries:
+                raise
+            self._grow(endpoint, rows)
+
+    def _grow(self, endpoint: int, more: _Rows) -> None:
+        """The same with `more` rows, in a larger map."""
+        held = self._trie(endpoint).lookup_batch()
+        kept = ~np.isin(held[0], more[0])
+        rows = tuple(np.concatenate([h[kept], m]) for h, m in zip(held, more, strict=True))
+        self._replace({endpoint: rows})  # type: ignore[dict-item]  # a pair, as `held` is
+
+    def discard(self, endpoint: int, identities: npt.NDArray[np.uint32]) -> None:
+        """Delete the rows of identities in place, that no address has any more."""
+        if len(identities):
+            self._trie(endpoint).delete_batch(identities)
 
     def lock_down(self, endpoint: int) -> None:
         """Let every packet of an endpoint be dropped (ENDPOINT_NOT_READY), until it is replaced.
 
-        For one whose trie cannot hold what it should: without an entry that denies, a packet might
+        For one whose map cannot hold what it should: without an entry that denies, a packet might
         pass.
         """
         self._locked.add(endpoint)
@@ -161,26 +205,28 @@ class PolicyTries:
             for slot in self._slots(half, {n: self._trie(n) for n in endpoints}):
                 self._policies.delete(slot)
 
-    def replace(self, policies: Mapping[int, Entries]) -> None:
+    def replace(self, policies: Mapping[int, GroupedEntries]) -> None:
         """Give several endpoints new policies at one moment.
 
         When this returns, every packet is decided under the new ones. Raises MapFullError, with
-        nothing changed, if a policy has more entries than a trie holds. A KernelError after the
-        switch leaves the new ones in force; flows of these endpoints may then be decided again only
-        at the next call.
+        nothing changed, if a policy has more entries than it may. A KernelError after the switch
+        leaves the new ones in force; flows of these endpoints may then be decided again only at
+        the next call.
         """
-        if not policies:
-            return
+        for endpoint in policies:
+            self._trie(endpoint)
+        if policies:
+            self._replace(self._rows(policies))
+
+    def _replace(self, policies: Mapping[int, _Rows]) -> None:
         now = self.generation
         if self._behind:
             self._catch_up(now)
         made: dict[int, Map] = {}
         try:
-            for endpoint, (keys, values) in policies.items():
-                self._trie(endpoint)
-                made[endpoint] = self._template.create()
-                if len(keys):
-                    made[endpoint].update_batch(keys, values)
+            for endpoint, rows in policies.items():
+                made[endpoint] = self._create(len(rows[0]))
+                made[endpoint].update_batch(*rows)
             self._write(self._slots(now + 1, made))
         except BaseException:
             self._behind.update(made)
@@ -196,6 +242,7 @@ class PolicyTries:
         for endpoint, trie in made.items():
             self._tries[endpoint].close()
             self._tries[endpoint] = trie
+            self._use(endpoint, policies[endpoint])
         self._behind.update(made)
         self.bump(made)
         self._wait_for_programs()
@@ -203,7 +250,7 @@ class PolicyTries:
         self._behind.difference_update(made)
 
     def _catch_up(self, now: int) -> None:
-        """Put the tries in force into the other half too: a replacement that failed did not."""
+        """Put the maps in force into the other half too: a replacement that failed did not."""
         behind = {endpoint: self._tries[endpoint] for endpoint in self._behind - self._locked}
         self.bump(behind)
         self._wait_for_programs()
@@ -220,6 +267,65 @@ class PolicyTries:
     def generation(self) -> int:
         """How often policies were replaced; its lowest bit is the half in force."""
         return int(self._generation[0])
+
+    # ------------------------------------------------------------------ rows
+
+    def _rows(self, policies: Mapping[int, GroupedEntries]) -> dict[int, _Rows]:
+        """Rows whose tries are in the kernel; MapFullError where a policy is too large."""
+        most = self._template.max_entries
+        for endpoint, policy in policies.items():
+            longest = max(map(len, (policy.anyone, *policy.templates)))
+            if longest > most or len(policy.members) > most:
+                raise MapFullError(
+                    errno.E2BIG,
+                    f"the policy of endpoint {endpoint} is about {len(policy.members)} identities, "
+                    f"with up to {longest} entries each; its map takes {most} entries, make it "
+                    "larger",
+                )
+        try:
+            return self._make_rows(policies)
+        except MapFullError:
+            self._collect()
+            return self._make_rows(policies)
+
+    def _make_rows(self, policies: Mapping[int, GroupedEntries]) -> dict[int, _Rows]:
+        try:
+            made = {endpoint: self._nodes.rows(policy) for endpoint, policy in policies.items()}
+            self._nodes.flush()
+        except BaseException:
+            self._nodes.forget_new()
+            raise
+        dtype = self._template.value.dtype
+        return {endpoint: (keys, values.view(dtype)) for endpoint, (keys, values) in made.items()}
+
+    def _collect(self) -> None:
+        """Let the nodes be used again that no endpoint's rows lead to."""
+        if self._behind:
+            self._catch_up(self.generation)
+        self._wait_for_programs()
+        self._nodes.keep(self._cells())
+
+    def _cells(self) -> set[int]:
+        """Where the tries of all rows begin."""
+        rows = (trie.lookup_batch()[1] for trie in self._tries.values())
+        found: set[int] = set()
+        for values in rows:
+            found.update(np.unique(values["own"]).tolist(), np.unique(values["any"]).tolist())
+        return found
+
+    def _use(self, endpoint: int, rows: _Rows) -> None:
+        """Know the rows that are in force."""
+        keys, values = rows
+        of_anyone = values["any"][keys == 0].tolist()
+        self._anyone[endpoint] = tuple(of_anyone[0]) if of_anyone else NOTHING
+
+    def _create(self, rows: int) -> Map:
+        """An endpoint's map with room for twice the rows, as far as a policy may have them.
+
+        Least kernel for maps inside that differ in size: 5.10 (commit 134fede4eecf).
+        """
+        room = min(max(_ROOM, 2 * rows), self._template.max_entries + 1)
+        return evolve(self._template, max_entries=room).create()
 
     # ------------------------------------------------------------------ slots
 
@@ -240,17 +346,19 @@ class PolicyTries:
         self._policies.update_batch(keys, fds)
 
     def _wait_for_programs(self) -> None:
-        with self._template.create() as nothing:
+        with self._create(0) as nothing:
             self._write({_BARRIER_SLOT: nothing})
 
     def _adopt(self) -> None:
-        """Find the tries that a pinned map holds, and make both halves those in force."""
+        """Find the maps that a pinned one holds, and make both halves those in force."""
         half = (self.generation & 1) * self._max_endpoints
         slots = self._policies.lookup_batch()[0].tolist()
         for slot in slots:
             endpoint = slot - half
             if 0 < endpoint < self._max_endpoints:
-                self._tries[endpoint] = Map.from_id(self._policies[slot], self._template)
+                self._tries[endpoint] = trie = self._policies.open_inner(slot)
                 self._spare.append(endpoint)
+                self._use(endpoint, trie.lookup_batch())
         if self._tries:
+            self._nodes.adopt(self._cells())
             self._write(self._slots(self.generation + 1, self._tries))
