@@ -47,16 +47,19 @@ struct policy_node {
 	__u32 cell[1 << POLICY_NODE_BITS];
 };
 
-/* By direction (enum direction): cells that the tries begin with. */
+/*
+ * By direction (enum direction): cells that the tries begin with. `identity` is the key once more and
+ * comes first, since the kernel may use an element again at once (policy_row).
+ */
 struct policy_roots {
+	__u32 identity;
 	__u32 own[2];		/* of what is said of this identity */
 	__u32 any[2];		/* of any identity; the same in all rows of an endpoint */
 };
 
 /*
- * By the identity of the other end; 0 stands for those that have no row. Elements are not
- * preallocated: those would be used again while a program still reads them. Each endpoint's is as
- * large as it needs.
+ * By the identity of the other end; 0 stands for those that have no row. Not preallocated: it would
+ * have to be as large as the largest policy.
  */
 struct policy_identities {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -175,7 +178,7 @@ static __always_inline int policy_denial(const struct policy_entry *entry,
 static __always_inline const struct policy_entry *policy_walk(__u32 cell,
 							      const struct policy_query *query)
 {
-	__u32 path = query->proto << 16 | bpf_ntohs(query->port);
+	__u32 path = query->proto << 16 | bpf_ntohs(query->port), at;
 	struct policy_node *node;
 	int shift;
 
@@ -187,9 +190,46 @@ static __always_inline const struct policy_entry *policy_walk(__u32 cell,
 		node = bpf_map_lookup_elem(&policy_nodes, &cell);
 		if (!node)
 			return NULL;
-		cell = node->cell[path >> shift & ((1 << POLICY_NODE_BITS) - 1)];
+		at = path >> shift;
+		barrier_var(at);	/* or clang leaves out the mask, and 5.10 has no bounds */
+		cell = node->cell[at & ((1 << POLICY_NODE_BITS) - 1)];
 	}
 	return cell ? bpf_map_lookup_elem(&policy_entries, &cell) : NULL;
+}
+
+/* The cells of one direction: of an identity's own trie, and of any identity's. */
+struct policy_cells {
+	__u32 own;
+	__u32 any;
+};
+
+/*
+ * Reads a row; DROP_POLICY if there is none. Since Linux 6.1 a hash gives the memory of an element that
+ * is deleted or replaced to the next one at once, so what is read may be that of another identity.
+ * Then its name, which is written first and read last, is another: DROP_ENDPOINT_NOT_READY.
+ */
+static __always_inline int policy_row(void *identities, __u32 identity, __u8 direction,
+				      struct policy_cells *cells)
+{
+	struct policy_roots *roots = bpf_map_lookup_elem(identities, &identity);
+
+	if (!roots)
+		return DROP_POLICY;
+	cells->own = READ_ONCE(roots->own[direction & 1]);
+	cells->any = READ_ONCE(roots->any[direction & 1]);
+	barrier();
+	return READ_ONCE(roots->identity) == identity ? FORWARDED : DROP_ENDPOINT_NOT_READY;
+}
+
+/* The same, but once more where it was replaced meanwhile: it is there again by then. */
+static __always_inline int policy_row_again(void *identities, __u32 identity, __u8 direction,
+					    struct policy_cells *cells)
+{
+	int reason = policy_row(identities, identity, direction, cells);
+
+	if (reason == DROP_ENDPOINT_NOT_READY)
+		reason = policy_row(identities, identity, direction, cells);
+	return reason;
 }
 
 /* Asks one endpoint's policy. 0 or a drop reason; `*rule` is the cookie of the entry that decided. */
@@ -197,7 +237,7 @@ static __always_inline int policy_decide(struct policy_query *query, __u32 *rule
 {
 	__u32 key = query->generation * max_endpoints + query->endpoint;
 	const struct policy_entry *own, *any, *entry;
-	struct policy_roots *roots;
+	struct policy_cells cells;
 	void *identities;
 	int denial;
 
@@ -206,15 +246,13 @@ static __always_inline int policy_decide(struct policy_query *query, __u32 *rule
 	identities = bpf_map_lookup_elem(&policies, &key);
 	if (!identities)
 		return DROP_ENDPOINT_NOT_READY;
-	roots = bpf_map_lookup_elem(identities, &query->identity);
-	if (!roots) {
-		key = 0;
-		roots = bpf_map_lookup_elem(identities, &key);
-		if (!roots)
-			return DROP_POLICY;
-	}
-	own = policy_walk(roots->own[query->direction & 1], query);
-	any = policy_walk(roots->any[query->direction & 1], query);
+	denial = policy_row_again(identities, query->identity, query->direction, &cells);
+	if (denial == DROP_POLICY)
+		denial = policy_row_again(identities, 0, query->direction, &cells);
+	if (denial)
+		return denial;
+	own = policy_walk(cells.own, query);
+	any = policy_walk(cells.any, query);
 	entry = policy_choose(own, any);
 	if (!entry)
 		return DROP_POLICY;

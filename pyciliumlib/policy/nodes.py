@@ -36,8 +36,15 @@ if TYPE_CHECKING:
 Roots: TypeAlias = tuple[int, int]
 
 NODE_DTYPE: Final = np.dtype([("cell", np.uint32, (16,))])
-ROOTS_DTYPE: Final = np.dtype([("own", np.uint32, (2,)), ("any", np.uint32, (2,))])
+ROOTS_DTYPE: Final = np.dtype(
+    [("identity", np.uint32), ("own", np.uint32, (2,)), ("any", np.uint32, (2,))]
+)
 NOTHING: Final[Roots] = (0, 0)
+
+#: What no policy has, in place of a row that is no row of ours.
+_UNREADABLE: Final = PolicyEntries(
+    np.array([(STATIC_BITS, 0, 0, 0, 0)], KEY_DTYPE), np.zeros(1, VALUE_DTYPE)
+)
 
 _CELL_NODE: Final = 0x80000000
 _STEP: Final = 4
@@ -145,6 +152,7 @@ class PolicyNodes:
         """
         keys = np.concatenate([np.zeros(1, np.uint32), entries.members])
         values = np.zeros(len(keys), ROOTS_DTYPE)
+        values["identity"] = keys
         values["any"] = self.roots(entries.anyone)
         if entries.templates:
             own = [self.roots(template) for template in entries.templates]
@@ -245,20 +253,24 @@ class PolicyNodes:
     def read(self, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> PolicyEntries:
         """The entries that programs find by rows of an endpoint's map.
 
-        A row that tells any identity's entries otherwise than row 0 is not understood: left out.
+        A row that tells any identity's entries otherwise than row 0, or is under another identity
+        than its own, is not understood: it is shown as one entry without a verdict.
         """
         any_roots = {tuple(row) for row in values["any"][keys == 0].tolist()} or {NOTHING}
         (anyone,) = any_roots
         reader = _Reader(self._nodes, self._entries)
-        right = np.all(values["any"] == np.array(anyone, np.uint32), axis=1) & (keys != 0)
+        right = np.all(values["any"] == np.array(anyone, np.uint32), axis=1)
+        right &= values["identity"] == keys
+        wrong = keys[~right]
+        right &= keys != 0
         members, own = keys[right], values["own"][right]
         patterns, places = np.unique(own, axis=0, return_inverse=True)
         order = np.argsort(places.reshape(-1), kind="stable")
         return GroupedEntries(
             reader.entries(anyone),
-            [reader.entries((ingress, egress)) for ingress, egress in patterns.tolist()],
-            np.bincount(places.reshape(-1), minlength=len(patterns)).tolist(),
-            members[order].astype(np.uint32),
+            [*(reader.entries((one, other)) for one, other in patterns.tolist()), _UNREADABLE],
+            [*np.bincount(places.reshape(-1), minlength=len(patterns)).tolist(), len(wrong)],
+            np.concatenate([members[order], wrong]).astype(np.uint32),
         ).spread()
 
 

@@ -263,6 +263,14 @@ class Rig:
         table.sync(GroupedEntries.of(entries), self._tries[generation, endpoint], self._nodes)
         self._entries[generation, endpoint] = entries
 
+    @contextmanager
+    def policy_rows(self, endpoint: int) -> Iterator[tuple[Any, Any]]:
+        """Keys and values of the endpoint's map, to be changed; written back."""
+        held = self._tries[0, endpoint]
+        keys, values = held.lookup_batch()
+        yield keys, values
+        held.update_batch(keys, values)
+
     def allow_all(self, *endpoints: int) -> None:
         """No policy: everything may come and go, as for an endpoint that no rule selects."""
         for endpoint in endpoints or (CLIENT, SERVER):

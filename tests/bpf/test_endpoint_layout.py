@@ -21,7 +21,7 @@ from tests.bpf.compiled import compile_bpf
 #: Every struct that user space and the programs share, with its size in bytes.
 STRUCTS = {
     "policy_node": 64,
-    "policy_roots": 16,
+    "policy_roots": 20,
     "policy_entry": 16,
     "ipcache_key": 20,
     "ipcache_entry": 8,

@@ -210,6 +210,20 @@ def test_an_endpoint_without_a_trie_is_not_ready(rig: Rig, family: Family, endpo
 
 
 @families
+@pytest.mark.parametrize("row", ["its own", "that of any identity"])
+def test_a_row_that_is_another_identity_s(rig: Rig, family: Family, row: str) -> None:
+    """What a program finds where the kernel used a row again meanwhile: it decides nothing."""
+    rig.allow_all()
+    rig.rule(SERVER, INGRESS, identity=CLIENT_IDENTITY)
+    with rig.policy_rows(SERVER) as (keys, values):
+        values["identity"][keys == (CLIENT_IDENTITY if row == "its own" else 0)] = 99
+    outcome = rig.send(FROM, CLIENT, family.tcp(family.client, family.server))
+    assert outcome.drop == (DropReason.ENDPOINT_NOT_READY if row == "its own" else 0)
+    outcome = rig.send(TO, SERVER, family.tcp(family.world, family.server))
+    assert outcome.drop == (0 if row == "its own" else DropReason.ENDPOINT_NOT_READY)
+
+
+@families
 def test_who_is_in_no_map_is_the_world(rig: Rig, family: Family) -> None:
     """A miss in the ipcache is the world of the packet's family."""
     rig.rule(CLIENT, EGRESS, identity=family.world_identity)

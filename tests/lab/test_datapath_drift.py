@@ -74,11 +74,12 @@ def rule_altered(dp: Datapath) -> Broken:
         trie.update_batch(keys, values)
 
 
-def rule_added(dp: Datapath) -> Broken:
+def rule_added(dp: Datapath, identity: int = 4242) -> Broken:
     with open_trie(dp) as trie:
         keys, values = trie.lookup_batch()
-        more = np.array([4242], np.uint32)
-        trie.update_batch(more, values[keys != 0][:1])
+        more, row = np.array([4242], np.uint32), values[keys != 0][:1]
+        row["identity"] = identity
+        trie.update_batch(more, row)
         yield
         trie.delete_batch(more)
 
@@ -150,6 +151,7 @@ CASES: dict[str, tuple[Callable[[Scene], Broken], tuple[str, ...]]] = {
     "rule gone": (lambda s: rule_gone(s.dp), ("endpoint api", "policy map")),
     "rule altered": (lambda s: rule_altered(s.dp), ("endpoint api", "policy map")),
     "rule added": (lambda s: rule_added(s.dp), ("endpoint api", "policy map")),
+    "another's rule": (lambda s: rule_added(s.dp, 1), ("endpoint api", "policy map")),
     "policy map gone": (lambda s: trie_gone(s.dp, 0), ("endpoint api", "do not find")),
     "other half gone": (lambda s: trie_gone(s.dp, 1), ("endpoint api", "do not find")),
     "another's policy map": (lambda s: trie_swapped(s.dp), ("endpoint api", "do not find")),
