@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _HZ: Final = (100, 250, 300, 1000)
 #: jiffies start this many seconds before they wrap in 32 bits (include/linux/jiffies.h).
 _INITIAL_SECONDS: Final = 300
+#: How far jiffies may be from the monotonic clock.
+_LATE_SECONDS: Final = 10
 _CLOSING: Final = 3
 #: `struct flow` counts by one number: packets shifted left by this, plus bytes.
 _BYTES_BITS: Final = 38
@@ -176,13 +178,14 @@ class Clock:
         """The clocks that a kernel may have which showed both at one moment.
 
         jiffies count from five minutes before their 32-bit wrap, so one sample tells HZ apart,
-        but for some seconds about the wrap, which is at the same moment for every HZ.
+        but for a minute or so about the wrap, which is at the same moment for every HZ. They may
+        be late: a machine that is emulated, or that stood still, has lost ticks.
         """
         clocks = []
         for hz in _HZ:
             started = (1 << 32) - _INITIAL_SECONDS * hz
             elapsed = monotonic_ns * hz // 1_000_000_000
-            if abs(jiffies - started - elapsed) <= max(hz, elapsed // 1000):
+            if abs(jiffies - started - elapsed) <= max(_LATE_SECONDS * hz, elapsed // 100):
                 clocks.append(cls(hz, jiffies - elapsed))
         return clocks
 
