@@ -18,12 +18,13 @@ from pyciliumlib.flow import DropReason, Flow, FlowType
 from pyciliumlib.lab import Host, Lab, Node, Outside, Pod
 from pyciliumlib.net import Netlink, NetNS
 from pyciliumlib.types import Address
+from tests import scale
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 #: Seconds after which a packet of the lab that is not there has been dropped.
-SILENCE = 0.25
+SILENCE = scale.seconds(0.25)
 #: Seconds in which an answer comes on a busy machine, and less than TCP waits to send again.
-PATIENCE = 0.9
+PATIENCE = scale.seconds(0.9)
 OPEN = 0
 AUTH_REQUIRED = int(DropReason.POLICY_AUTH_REQUIRED)
 POLICY, DENY = int(DropReason.POLICY), int(DropReason.POLICY_DENY)

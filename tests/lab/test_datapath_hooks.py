@@ -346,7 +346,10 @@ def test_closing_twice_and_late(scene: Scene, obj: Path) -> None:
 
 
 #: Headers whose includer has to define functions that they declare.
-COMPLETED = {"path.h", "hook_call.h", "translate.h", "untranslated.h", "lb_nat_path.h"}
+COMPLETED = {
+    "path.h", "ends.h", "link_messages.h", "hook_call.h", "translate.h", "untranslated.h",
+    "lb_nat_path.h",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("hook", ["", "#define PCL_TC\n"], ids=["XDP", "tc"])
