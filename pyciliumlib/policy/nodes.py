@@ -87,7 +87,7 @@ class _Rows:
             return self._free.pop()
         if self.map is not None and self._next >= self.map.max_entries:
             raise MapFullError(
-                errno.E2BIG,
+                errno.ENOSPC,
                 f"policy needs more than the {self.map.max_entries} rows that all endpoints share "
                 "for protocols and ports; make them more",
             )

@@ -277,7 +277,7 @@ class PolicyTries:
             longest = max(map(len, (policy.anyone, *policy.templates)))
             if longest > most or len(policy.members) > most:
                 raise MapFullError(
-                    errno.E2BIG,
+                    errno.ENOSPC,
                     f"the policy of endpoint {endpoint} is about {len(policy.members)} identities, "
                     f"with up to {longest} entries each; its map takes {most} entries, make it "
                     "larger",
