@@ -61,12 +61,13 @@ class Connections:
         self._clock = clock
 
     def read(self, backends: Mapping[int, Backend]) -> Iterator[Connection]:
-        """All that stand; `backends` by their numbers."""
+        """All that stand and have one of `backends`, which are by their numbers."""
         # A connection moves from the pending to the flows, so in this order none is missed.
         pending_keys, pending = self._pending.lookup_batch()
         keys, flows = self._flows.lookup_batch()
         now = self._now()
-        moved = np.isin(_rows(pending_keys), _rows(keys))
+        known = set(_rows(keys).tolist()) if len(pending_keys) else set()
+        moved = np.array([row in known for row in _rows(pending_keys).tolist()], np.bool_)
         yield from self._standing(pending_keys[~moved], pending[~moved], backends, False, now)
         yield from self._standing(keys, flows, backends, True, now)
 
@@ -104,13 +105,13 @@ class Connections:
         _, rows = self._backends.lookup_batch()
         _, revisions = self._revisions.lookup_batch()
         left = (flows["expires"] - np.uint32(now)).astype(np.int32)
-        stands = (left >= 0) & (rows["revision"][flows["backend"]] == flows["backend_rev"])
+        wanted = np.isin(flows["backend"], np.array(list(backends), np.uint32))
+        stands = wanted & (left >= 0) & (rows["revision"][flows["backend"]] == flows["backend_rev"])
         older = stands & (revisions[flows["service"]] != flows["service_rev"])
         stands[older] = self._kept(keys[older], flows[older])
         for row in stands.nonzero()[0]:
-            backend = backends.get(int(flows[row]["backend"]))
-            if backend is not None:
-                yield self._decode(keys[row], flows[row], backend, known, now)
+            backend = backends[int(flows[row]["backend"])]
+            yield self._decode(keys[row], flows[row], backend, known, now)
 
     def _kept(self, keys: npt.NDArray[Any], flows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which of these keep their backend when they are decided again, as the programs do it."""

@@ -114,8 +114,9 @@ def test_a_thousand_changes(scene: Scene, spawner: Spawner) -> None:
 
 
 def connected_to(balancer: LoadBalancer, backend: Backend) -> int:
-    """How many connections have not begun to close."""
-    return sum(one.backend.key == backend.key and not one.closing for one in balancer.connections())
+    """How many connections of a backend have not begun to close; the others are not looked at."""
+    numbers = {n: held for n, held in balancer._backends_now().items() if held.key == backend.key}
+    return sum(not one.closing for one in balancer._flows.read(numbers))
 
 
 def wait_until_gone(balancer: LoadBalancer, backend: Backend) -> None:
