@@ -67,9 +67,12 @@ class Connections:
         keys, flows = self._flows.lookup_batch()
         now = self._now()
         known = set(_rows(keys).tolist()) if len(pending_keys) else set()
-        moved = np.array([row in known for row in _rows(pending_keys).tolist()], np.bool_)
-        yield from self._standing(pending_keys[~moved], pending[~moved], backends, False, now)
-        yield from self._standing(keys, flows, backends, True, now)
+        new = np.array([row not in known for row in _rows(pending_keys).tolist()], np.bool_)
+        keys = np.concatenate([pending_keys[new], keys])
+        flows = np.concatenate([pending[new], flows])
+        for row in self._standing(keys, flows, backends, now).nonzero()[0]:
+            backend = backends[int(flows[row]["backend"])]
+            yield self._decode(keys[row], flows[row], backend, bool(row >= new.sum()), now)
 
     def backend_of(
         self, client: Client, to: Frontend, backends: Mapping[int, Backend]
@@ -100,18 +103,18 @@ class Connections:
 
     def _standing(
         self, keys: npt.NDArray[Any], flows: npt.NDArray[Any], backends: Mapping[int, Backend],
-        known: bool, now: int,
-    ) -> Iterator[Connection]:  # fmt: skip
+        now: int,
+    ) -> npt.NDArray[np.bool_]:  # fmt: skip
+        """Which of these stand and have one of `backends`."""
         _, rows = self._backends.lookup_batch()
         _, revisions = self._revisions.lookup_batch()
         left = (flows["expires"] - np.uint32(now)).astype(np.int32)
         wanted = np.isin(flows["backend"], np.array(list(backends), np.uint32))
+        stands: npt.NDArray[np.bool_]
         stands = wanted & (left >= 0) & (rows["revision"][flows["backend"]] == flows["backend_rev"])
         older = stands & (revisions[flows["service"]] != flows["service_rev"])
         stands[older] = self._kept(keys[older], flows[older])
-        for row in stands.nonzero()[0]:
-            backend = backends[int(flows[row]["backend"])]
-            yield self._decode(keys[row], flows[row], backend, known, now)
+        return stands
 
     def _kept(self, keys: npt.NDArray[Any], flows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which of these keep their backend when they are decided again, as the programs do it."""
