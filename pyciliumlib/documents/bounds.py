@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -18,6 +18,8 @@ DEPTH_MAX: Final = 64
 VALUES_MAX: Final = 1 << 20
 #: As wide as the numbers of Kubernetes.
 BITS_MAX: Final = 64
+#: So many values are counted one by one, which costs less than weighing.
+_FEW: Final = 2048
 
 
 def excess(value: object) -> str:
@@ -26,6 +28,8 @@ def excess(value: object) -> str:
     >>> excess([1, {"a": [1 << 100]}])
     'a number of 101 bits; at most 64'
     """
+    if _is_small(value):
+        return ""
     scale = _Scale()
     try:
         weight, _ = scale.weigh(value, 0)
@@ -34,6 +38,32 @@ def excess(value: object) -> str:
     if weight > max(VALUES_MAX, scale.written):
         return f"{weight} values with its aliases written out; at most {VALUES_MAX}"
     return ""
+
+
+def _is_small(value: object) -> bool:
+    """Whether it is plainly within all bounds, as nearly every object is: level by level."""
+    level: list[Any] = [value]
+    count = 0
+    for _ in range(DEPTH_MAX):
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is str:
+                continue
+            if kind is dict:
+                below += item
+                below += item.values()
+            elif kind is list:
+                below += item
+            elif kind not in _PLAIN and not (kind is int and item.bit_length() <= BITS_MAX):
+                return False
+            if count + len(below) > _FEW:
+                return False
+        if not below:
+            return True
+        count += len(below)
+        level = below
+    return False
 
 
 class _ExcessError(Exception):

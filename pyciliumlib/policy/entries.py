@@ -200,8 +200,9 @@ class PolicyEntries:
     @classmethod
     def concatenate(cls, parts: Sequence[PolicyEntries]) -> PolicyEntries:
         """The entries of all parts, in their order."""
-        if len(parts) == 1:
-            return parts[0]
+        parts = [part for part in parts if len(part)]
+        if len(parts) < 2:
+            return parts[0] if parts else cls.empty()
         keys = b"".join([part.keys.tobytes() for part in parts])
         values = b"".join([part.values.tobytes() for part in parts])
         return cls(np.frombuffer(keys, KEY_DTYPE), np.frombuffer(values, VALUE_DTYPE))

@@ -53,6 +53,8 @@ class GroupedEntries:
 
     def spread(self) -> PolicyEntries:
         """Each entry for each identity that has it."""
+        if not self.templates:
+            return self.anyone
         spread = PolicyEntries.spread(self.templates, self.counts, self.members)
         return PolicyEntries.concatenate([self.anyone, spread])
 
