@@ -204,22 +204,38 @@ static __always_inline bool translate_stands(struct flow *flow, const struct flo
 
 /* ------------------------------------------------------------------ the packet */
 
-/* Writes the translation into a packet of the flow, whose transport header is at `l4`. */
-static __noinline bool translate_write(struct __sk_buff *skb, const struct flow *flow, __u8 proto,
-				       __u32 l4, bool answer)
+/* What `translate_write` is to do, beside the packet's protocol in the lowest byte. */
+#define TRANSLATE_ANSWER 0x100	/* the packet is from the backend */
+#define TRANSLATE_HAIRPIN 0x200
+
+/*
+ * Writes a translation into a packet whose transport header is at `l4`; whether it could. A global
+ * function, or each way to it would be verified with all that lies before.
+ */
+__noinline int translate_write(struct __sk_buff *skb, __u32 frontend, __u32 backend, __u32 l4,
+			       __u32 how)
 {
-	struct headers headers = { .l4_off = l4, .proto = proto };
+	struct headers headers = { .l4_off = l4, .proto = how };
+	bool answer = how & TRANSLATE_ANSWER;
 	struct new_end change = {};
 
-	if (!translate_change(&change, flow, answer, false))
+	if (!translate_change(&change, frontend, backend, answer, false))
 		return false;
 	headers.ipv6 = !addr_is_v4(&change.to);
 	if (!rewrite_end(skb, &headers, change.end, &change.to, change.port))
 		return false;
-	if (!(flow->state & FLOW_HAIRPIN))
+	if (!(how & TRANSLATE_HAIRPIN))
 		return true;
-	return translate_change(&change, flow, answer, true) &&
+	return translate_change(&change, frontend, backend, answer, true) &&
 	       rewrite_address(skb, &headers, change.end, &change.to);
+}
+
+static __always_inline bool translate_of(struct __sk_buff *skb, const struct flow *flow, __u8 proto,
+					 __u32 l4, bool answer)
+{
+	return translate_write(skb, flow->frontend, flow->backend, l4,
+			       proto | (answer ? TRANSLATE_ANSWER : 0) |
+			       (flow->state & FLOW_HAIRPIN ? TRANSLATE_HAIRPIN : 0));
 }
 
 /* What is left to do for an admitted packet of a translated flow; 0 or a drop reason. */
@@ -248,8 +264,8 @@ __noinline int service_finish(struct __sk_buff *skb)
 		if (frontend->affinity)
 			service_remember(work, frontend);
 	}
-	if (!translate_write(skb, flow, packet->proto,
-			     packet->fragment == FRAGMENT_LATER ? 0 : packet->l4_off, answer))
+	if (!translate_of(skb, flow, packet->proto,
+			  packet->fragment == FRAGMENT_LATER ? 0 : packet->l4_off, answer))
 		return DROP(packet, FILE_TRANSLATE, DROP_WRITE_ERROR);
 	return 0;
 }
@@ -263,11 +279,11 @@ static __always_inline bool translate_established(struct __sk_buff *skb, const s
 	struct lb_frontend *frontend;
 
 	if (flow->state & FLOW_BACKEND)
-		return translate_write(skb, flow, key->proto, l4, true);
+		return translate_of(skb, flow, key->proto, l4, true);
 	frontend = lb_frontend(flow->frontend);
 	if (frontend)
 		count_client(frontend->service, flow->backend, skb->len);
-	return translate_write(skb, flow, key->proto, l4, false);
+	return translate_of(skb, flow, key->proto, l4, false);
 }
 
 /* Writes into a packet that was admitted what its flow's translation is; 0 or a drop reason. */

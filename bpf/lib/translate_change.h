@@ -18,11 +18,11 @@ struct new_end {
  * An answer is from the service, anything else for the backend. Of a flow with itself also the other
  * end, which `self` says, gets another address; it keeps its port, and `port` what it was.
  */
-static __always_inline bool translate_change(struct new_end *change, const struct flow *flow,
-					     bool answer, bool self)
+static __always_inline bool translate_change(struct new_end *change, __u32 frontend_id,
+					     __u32 backend_id, bool answer, bool self)
 {
-	struct lb_frontend *frontend = lb_frontend(flow->frontend);
-	struct lb_backend *backend = lb_backend(flow->backend);
+	struct lb_frontend *frontend = lb_frontend(frontend_id);
+	struct lb_backend *backend = lb_backend(backend_id);
 	struct addr loopback;
 
 	if (!frontend || !backend)

@@ -18,7 +18,7 @@ static __noinline bool translate_error_end(struct __sk_buff *skb, const struct w
 	struct headers headers = { packet->l4_off, work->key.proto, packet->ipv6 };
 	struct new_end change = { .port = flow_port(&work->key, work->flow.opener) };
 
-	if (!translate_change(&change, &work->flow, answer, self))
+	if (!translate_change(&change, work->flow.frontend, work->flow.backend, answer, self))
 		return false;
 	if (!rewrite_quoted(skb, &headers, !change.end, &change.to, change.port))
 		return false;
