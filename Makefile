@@ -16,7 +16,8 @@ BENCH_PACKAGES := nftables haproxy
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs
 # The oldest kernel supported, and the long-term ones since.
 KERNELS ?= 5.10 6.1 6.12
-# all: load, probe, the bpf ring, the lab's smoke. smoke: without the bpf ring. none: load and probe.
+# all: load, probe, the bpf ring, the lab's smoke; bpf, smoke: one of them; traffic: minutes of the
+# smoke. none: load and probe.
 VM_RINGS ?= all
 
 PYTHON ?= python3

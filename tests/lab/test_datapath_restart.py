@@ -22,6 +22,7 @@ from pyciliumlib.lab import Lab, Node, Outside, Pod
 from tests.lab import scenes
 from tests.lab.controller import controlled
 from tests.lab.scenes import SILENCE, VERSIONS, BareNode, apps, arrives, at, ports
+from tests.scale import seconds
 
 _serial = itertools.count()
 #: Two prefixes in an order in which a new process would number them the other way round.
@@ -127,7 +128,7 @@ def test_killed_under_a_transfer(
                 check_adopted(dp, web, api, cloud, version)
                 numbers = {str(entry.prefix): entry.identity for entry in dp.ipcache}
                 assert numbers == controller.identities
-                assert max(to_pod.silence, from_world.silence) < 1.0
+                assert max(to_pod.silence, from_world.silence) < seconds(1.0)
                 assert not [flow for flow in dp.flows() if flow.dropped and flow.dport == 8000]
             finally:
                 dp.close()

@@ -1,6 +1,6 @@
 """Runs inside a VM: loads and attaches every object, probes, runs the kernel rings.
 
-    python -m tests.vm.guest FOLDER all|smoke|none SECONDS
+    python -m tests.vm.guest FOLDER all|bpf|smoke|traffic|none SECONDS
 
 writes FOLDER/result.json and exits with 1 if anything failed.
 
@@ -33,12 +33,24 @@ from tests.vm.result import ObjectOutcome, Result, RingOutcome
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "pcl-vm0"
-#: All of the bpf ring, and of the lab ring the tests that are marked as its smoke.
-RINGS = {"bpf": ["tests/bpf"], "lab smoke": ["tests/lab", "-m", "smoke"]}
+_TRAFFIC = ("tests/lab/test_datapath_paths.py", "tests/lab/test_datapath_policy.py")
+#: All of the bpf ring; of the lab ring the tests that are marked as its smoke, and of these the
+#: quick ones: packets of all kinds between pods, node and world, under policy.
+RINGS = {
+    "bpf": ["tests/bpf"],
+    "lab smoke": ["tests/lab", "-m", "smoke"],
+    "lab traffic": [*_TRAFFIC, "-m", "smoke"],
+}
 #: Switches for newer helpers, and the feature that each of them needs.
 NEEDED = {"set_retval": "helper_set_retval"}
 #: Which of them run, by what was asked for.
-CHOSEN = {"all": list(RINGS), "smoke": ["lab smoke"], "none": []}
+CHOSEN = {
+    "all": ["bpf", "lab smoke"],
+    "bpf": ["bpf"],
+    "smoke": ["lab smoke"],
+    "traffic": ["lab traffic"],
+    "none": [],
+}
 
 
 def main(folder: Path, rings: str, seconds: float) -> int:

@@ -34,12 +34,12 @@ BOOT_AND_END = 120
 def main() -> int:
     parser = argparse.ArgumentParser(description="run the kernel rings on other kernels")
     parser.add_argument("series", nargs="*", default=SUPPORTED, help=", ".join(SUPPORTED))
-    parser.add_argument("--timeout", type=int, default=1200, help="seconds for each kernel")
+    parser.add_argument("--timeout", type=int, default=5400, help="seconds for each kernel")
     parser.add_argument(
         "--rings",
-        choices=("all", "smoke", "none"),
+        choices=("all", "bpf", "smoke", "traffic", "none"),
         default="all",
-        help="after loading and probing: the bpf ring and the lab's smoke, only that, or neither",
+        help="after loading and probing: the bpf ring, the lab's smoke, both, a part, or neither",
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that _end() runs
