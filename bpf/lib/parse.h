@@ -74,10 +74,19 @@ static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet 
 	return protocol_extended(packet->proto) ? 0 : DROP(packet, FILE_PACKET, DROP_UNKNOWN_L4);
 }
 
-/* Walks IPv6 extension headers (RFC 8200, 4) from `next` at `off`; fills in proto, l4_off, fragment. */
-static __always_inline int packet_skip_extensions(struct __sk_buff *skb, struct packet *packet,
-						  __u8 next, __u32 off)
+/*
+ * Walks IPv6 extension headers (RFC 8200, 4), of which the first is a `next`; fills in proto, l4_off
+ * and fragment. Global, or all that comes after would be verified for each number of headers.
+ */
+__noinline int packet_skip_extensions(struct __sk_buff *skb, __u32 next)
 {
+	__u32 off = ETHER_LEN + sizeof(struct ipv6hdr);
+	struct work *work = work_get();
+	struct packet *packet;
+
+	if (!work)
+		return DROP_INVALID_PACKET;
+	packet = &work->packet;
 	for (int i = 0; i < IPV6_EXTENSIONS; i++) {
 		__u8 header[8];
 
@@ -155,7 +164,7 @@ static __always_inline int packet_parse_ipv6(struct __sk_buff *skb, struct packe
 	/* Keys hold IPv4 as v4-mapped, so such an address on the wire would pass for IPv4's. */
 	if (addr_is_v4(&packet->src) || addr_is_v4(&packet->dst))
 		return DROP(packet, FILE_PACKET, DROP_V4_MAPPED);
-	return packet_skip_extensions(skb, packet, ip->nexthdr, ETHER_LEN + sizeof(*ip));
+	return packet_skip_extensions(skb, ip->nexthdr);
 }
 
 /*

@@ -206,7 +206,7 @@ static __always_inline bool translate_stands(struct flow *flow, const struct flo
 
 /* What `translate_write` is to do, beside the packet's protocol in the lowest byte. */
 #define TRANSLATE_ANSWER 0x100	/* the packet is from the backend */
-#define TRANSLATE_HAIRPIN 0x200
+#define TRANSLATE_SELF 0x200	/* the other end, of a flow with itself */
 
 /*
  * Writes a translation into a packet whose transport header is at `l4`; whether it could. A global
@@ -216,26 +216,24 @@ __noinline int translate_write(struct __sk_buff *skb, __u32 frontend, __u32 back
 			       __u32 how)
 {
 	struct headers headers = { .l4_off = l4, .proto = how };
-	bool answer = how & TRANSLATE_ANSWER;
+	bool self = how & TRANSLATE_SELF;
 	struct new_end change = {};
 
-	if (!translate_change(&change, frontend, backend, answer, false))
+	if (!translate_change(&change, frontend, backend, how & TRANSLATE_ANSWER, self))
 		return false;
 	headers.ipv6 = !addr_is_v4(&change.to);
-	if (!rewrite_end(skb, &headers, change.end, &change.to, change.port))
-		return false;
-	if (!(how & TRANSLATE_HAIRPIN))
-		return true;
-	return translate_change(&change, frontend, backend, answer, true) &&
-	       rewrite_address(skb, &headers, change.end, &change.to);
+	return rewrite_parts(skb, &headers, change.end, &change.to, self ? NULL : &change.port);
 }
 
 static __always_inline bool translate_of(struct __sk_buff *skb, const struct flow *flow, __u8 proto,
 					 __u32 l4, bool answer)
 {
-	return translate_write(skb, flow->frontend, flow->backend, l4,
-			       proto | (answer ? TRANSLATE_ANSWER : 0) |
-			       (flow->state & FLOW_HAIRPIN ? TRANSLATE_HAIRPIN : 0));
+	__u32 how = proto | (answer ? TRANSLATE_ANSWER : 0);
+
+	if (!translate_write(skb, flow->frontend, flow->backend, l4, how))
+		return false;
+	return !(flow->state & FLOW_HAIRPIN) ||
+	       translate_write(skb, flow->frontend, flow->backend, l4, how | TRANSLATE_SELF);
 }
 
 /* What is left to do for an admitted packet of a translated flow; 0 or a drop reason. */

@@ -11,13 +11,18 @@
 #include "work.h"
 
 /* One end of an ICMP error, and of the packet that it quotes, which went the other way. */
-static __noinline bool translate_error_end(struct __sk_buff *skb, const struct work *work,
-					   bool answer, bool self)
+__noinline int translate_error_end(struct __sk_buff *skb, __u32 answer, __u32 self)
 {
-	const struct packet *packet = &work->packet;
-	struct headers headers = { packet->l4_off, work->key.proto, packet->ipv6 };
-	struct new_end change = { .port = flow_port(&work->key, work->flow.opener) };
+	struct work *work = work_get();
+	struct new_end change = {};
+	struct headers headers;
+	struct packet *packet;
 
+	if (!work)
+		return false;
+	packet = &work->packet;
+	headers = (struct headers){ packet->l4_off, work->key.proto, packet->ipv6 };
+	change.port = flow_port(&work->key, work->flow.opener);
 	if (!translate_change(&change, work->flow.frontend, work->flow.backend, answer, self))
 		return false;
 	if (!rewrite_quoted(skb, &headers, !change.end, &change.to, change.port))
@@ -48,9 +53,9 @@ __noinline int service_error(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, packet->l4_off + 8, &head, sizeof(head)) ||
 	    (!packet->ipv6 && head != 0x45))
 		return DROP(packet, FILE_TRANSLATE, DROP_INVALID_PACKET);
-	if (!translate_error_end(skb, work, answer, false))
+	if (!translate_error_end(skb, answer, false))
 		return DROP(packet, FILE_TRANSLATE, DROP_WRITE_ERROR);
-	if (work->flow.state & FLOW_HAIRPIN && !translate_error_end(skb, work, answer, true))
+	if (work->flow.state & FLOW_HAIRPIN && !translate_error_end(skb, answer, true))
 		return DROP(packet, FILE_TRANSLATE, DROP_WRITE_ERROR);
 	return 0;
 }

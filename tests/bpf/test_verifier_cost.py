@@ -17,13 +17,13 @@ OBJECTS: Final = Path(pcl.__file__).parent / "objects"
 #: Instructions of the most expensive program; a microsecond each, more or less.
 MOST: Final = {
     "clock": 100,
-    "endpoint": 80_000,
-    "host": 40_000,
+    "endpoint": 55_000,
+    "host": 25_000,
     "loadbalancer": 260_000,
     "loadbalancer_backend": 25_000,
     "loadbalancer_backend_tc": 40_000,
     "loadbalancer_tc": 260_000,
-    "policy": 40_000,
+    "policy": 25_000,
     "socket": 12_000,
 }
 
