@@ -54,12 +54,20 @@ static __always_inline bool speaker_right(struct __sk_buff *skb, const struct pa
 	return !endpoint || endpoint->flags & ENDPOINT_HOST;
 }
 
-static __always_inline enum trace_point trace_point(bool delivered)
+static __always_inline enum trace_point trace_point(const struct flow *flow, bool delivered)
 {
-	return delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK;
+	if (delivered)
+		return TRACE_TO_ENDPOINT;
+	return flow->state & FLOW_OUTSIDE ? TRACE_TO_NETWORK : TRACE_TO_STACK;
 }
 
-/* The device of the endpoint that an admitted packet goes to from here; 0 = it goes by the stack. */
+/* What a pod sends may be for services. */
+static __always_inline bool translates(const struct work *work, enum hook hook)
+{
+	return hook == FROM_ENDPOINT;
+}
+
+/* The device that an admitted packet goes to from here; 0 = it goes by the stack. */
 static __always_inline __u32 device_of(const struct flow *flow, __u64 to, enum hook hook)
 {
 	return hook == FROM_ENDPOINT ? flow->ifindex[END(to)] : 0;
@@ -80,6 +88,14 @@ static __always_inline int send_to_endpoint(struct __sk_buff *skb, const struct 
 	return forward_local(skb, eth, ipv6, endpoint, device);
 }
 
+/* An answer to a client outside leaves by the device that the client came by. */
+static __always_inline int send_outside(struct __sk_buff *skb, __u32 device, struct ethhdr *eth,
+					bool ipv6)
+{
+	metrics_count(FROM_ENDPOINT, FORWARDED, skb->len);
+	return forward_out(skb, eth, ipv6, device);
+}
+
 /* The end of the slow path: the user's program has a look, then the packet goes on. */
 static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum hook hook)
 {
@@ -98,6 +114,8 @@ static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum
 	eth = forward_check(skb, packet->ipv6, &result);
 	if (!eth)
 		return DROP(packet, FILE_FORWARD, result);
+	if (flow->state & FLOW_OUTSIDE)
+		return send_outside(skb, device, eth, packet->ipv6);
 	return send_to_endpoint(skb, flow, to, device, eth, packet->ipv6);
 }
 
@@ -123,7 +141,11 @@ static __noinline int handle_translated(struct __sk_buff *skb, struct flow *flow
 	if (!device)
 		return send_to_stack(skb, hook);
 	eth = forward_check(skb, ipv6, &reason);
-	return eth ? send_to_endpoint(skb, flow, !from, device, eth, ipv6) : TC_ACT_SHOT;
+	if (!eth)
+		return TC_ACT_SHOT;
+	if (flow->state & FLOW_OUTSIDE)
+		return send_outside(skb, device, eth, ipv6);
+	return send_to_endpoint(skb, flow, !from, device, eth, ipv6);
 }
 
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)
@@ -197,7 +219,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum hook hook)
 	if (!is_drop(result))
 		return result;
 	report_drop(skb, result);
-	return work->translation.reject ? reject(skb) : TC_ACT_SHOT;
+	return work->translation.reject ? reject(skb, true) : TC_ACT_SHOT;
 }
 
 SEC("tc")

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Policy of the node itself, at its devices that lead out of it (Cilium's host firewall).
+ * The node's devices that lead out of it: services for clients outside (outside.h), and policy of
+ * the node itself (Cilium's host firewall). Either may be off.
  *
- * The node is one more endpoint, without a device that is its alone: what it sends itself and what
+ * To policy the node is one more endpoint, without a device that is its alone: what it sends itself and what
  * is sent to its addresses is judged, in the tables of the endpoint programs. All else only passes
  * here and is left alone: what endpoints send and are sent, what is forwarded for others, ARP.
  * Between the node and its endpoints `endpoint.bpf.c` asks its policy.
  */
 
+#define PCL_TC
+
 #include "lib/ends.h"
 #include "lib/link_messages.h"
-#include "lib/untranslated.h"
+#include "lib/outside.h"
+
+CONFIG(bool, host_firewall, "policy of the node itself is enforced") = true;
+CONFIG(bool, node_port, "clients outside reach services by here") = false;
 
 /* What is not dropped goes to the next program at the device, which may be another's. */
 #define PASS TC_ACT_UNSPEC
@@ -38,9 +44,17 @@ static __always_inline bool speaker_right(struct __sk_buff *skb, const struct pa
 	return hook == FROM_ENDPOINT || !endpoint_lookup(&packet->src);
 }
 
-static __always_inline enum trace_point trace_point(bool delivered)
+static __always_inline enum trace_point trace_point(const struct flow *flow, bool delivered)
 {
-	return delivered ? TRACE_TO_HOST : TRACE_TO_NETWORK;
+	if (!delivered)
+		return TRACE_TO_NETWORK;
+	return flow->state & FLOW_OUTSIDE ? TRACE_TO_ENDPOINT : TRACE_TO_HOST;
+}
+
+/* What clients outside send to services; what the node sends is for no service. */
+static __always_inline bool translates(const struct work *work, enum hook hook)
+{
+	return work->translation.state & FLOW_OUTSIDE;
 }
 
 /* Whether the packet is the node's own: by its source where it leaves, else by its destination. */
@@ -100,6 +114,7 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 	work = work_get();
 	if (!work)
 		return TC_ACT_SHOT;
+	__builtin_memset(&work->translation, 0, sizeof(work->translation));
 	reason = packet_parse(skb);
 	work->packet.direction = hook;
 	/* The node speaks more than TCP and UDP; policy judges what has no ports by its number. */
@@ -118,13 +133,24 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 SEC("tc")
 int from_host(struct __sk_buff *skb)
 {
-	return enforce(skb, FROM_ENDPOINT);
+	/* A service's answer: it has an address of the node, and came by the device of a pod. */
+	if (skb->ingress_ifindex && (skb->mark & MARK_MASK) == MARK_DECIDED) {
+		skb->mark &= ~MARK_MASK;
+		return PASS;
+	}
+	return host_firewall ? enforce(skb, FROM_ENDPOINT) : PASS;
 }
 
 SEC("tc")
 int to_host(struct __sk_buff *skb)
 {
-	return enforce(skb, TO_ENDPOINT);
+	if (node_port) {
+		int action = outside(skb);
+
+		if (action != NOT_OURS)
+			return action;
+	}
+	return host_firewall ? enforce(skb, TO_ENDPOINT) : PASS;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -46,7 +46,7 @@ static __always_inline __u32 identity_of(const struct addr *addr)
 	return ipcache_identity(addr);
 }
 
-static __always_inline enum trace_point trace_point(bool delivered)
+static __always_inline enum trace_point trace_point(const struct flow *flow, bool delivered)
 {
 	return delivered ? TRACE_TO_ENDPOINT : TRACE_TO_STACK;
 }

@@ -41,6 +41,7 @@ enum flow_state {
 	FLOW_BACKEND = 16,	/* the key has its backend's */
 	FLOW_HAIRPIN = 32,	/* the backend is the opener itself */
 	FLOW_MASQUERADED = 64,	/* the opener is behind the node and was given its address */
+	FLOW_OUTSIDE = 128,	/* the opener came to a service by a device of the node: outside.h */
 };
 
 #define FLOW_TRANSLATED (FLOW_SERVICE | FLOW_BACKEND)
@@ -52,7 +53,8 @@ enum flow_state {
  */
 struct flow {
 	__u64 sent[2];		/* by each end: see flow_count */
-	__u32 ifindex[2];	/* its host-side device, 0 = it is reached through the stack */
+	__u32 ifindex[2];	/* its host-side device, 0 = it is reached through the stack; of an
+				 * opener outside the device by which it came and is answered */
 	__u16 endpoint[2];	/* its id, 0 = not an endpoint of this node */
 	__u32 due;		/* jiffies, low word: from then on the slow path looks after it */
 	__u32 changes;		/* of all revisions, when they were last compared */

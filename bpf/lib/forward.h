@@ -8,20 +8,13 @@
 #include "packet.h"
 #include "result.h"
 
-/* Set on a packet that goes to the endpoint's own tc egress after its policy was decided. */
+/* Set on a packet that goes to a device's own tc egress after its policy was decided. */
 #define MARK_MASK 0x0f00
 #define MARK_DECIDED 0x0f00
 
-/*
- * One hop less to live, and the link-layer addresses of the next one; the packet has hops left and
- * its headers can be read.
- */
-static __always_inline void forward_rewrite(struct ethhdr *eth, const struct endpoint_link *link,
-					    bool ipv6)
+/* One hop less to live; the packet has hops left and its headers can be read. */
+static __always_inline void forward_hop(struct ethhdr *eth, bool ipv6)
 {
-	/* Of a pointer to bytes clang knows that it may be odd, and loads them one by one. */
-	const void *ethernet = link->ethernet;
-
 	if (ipv6) {
 		((struct ipv6hdr *)(eth + 1))->hop_limit--;
 	} else {
@@ -32,6 +25,16 @@ static __always_inline void forward_rewrite(struct ethhdr *eth, const struct end
 		ip->check = sum + (sum >> 16);
 		ip->ttl--;
 	}
+}
+
+/* The same, and the link-layer addresses of the next hop. */
+static __always_inline void forward_rewrite(struct ethhdr *eth, const struct endpoint_link *link,
+					    bool ipv6)
+{
+	/* Of a pointer to bytes clang knows that it may be odd, and loads them one by one. */
+	const void *ethernet = link->ethernet;
+
+	forward_hop(eth, ipv6);
 	*(packet_word *)eth = *(const packet_word *)ethernet;
 	*((packet_half *)eth + 2) = *((const packet_half *)ethernet + 2);
 }
@@ -72,8 +75,25 @@ static __always_inline int forward_local(struct __sk_buff *skb, struct ethhdr *e
 	return forward_into(skb, ifindex);
 }
 
-/* Sends what became of an endpoint's packet back to it, which came with this Ethernet header. */
-static __always_inline int forward_back(struct __sk_buff *skb, const struct ethhdr *came)
+/*
+ * Out of the node by one of its devices, as a router would. The stack would not take it, since its
+ * source may be an address of the node; it knows the next hop all the same. The mark tells the
+ * programs at the device that this is not what the node says itself.
+ */
+static __always_inline int forward_out(struct __sk_buff *skb, struct ethhdr *eth, bool ipv6,
+				       __u32 ifindex)
+{
+	forward_hop(eth, ipv6);
+	skb->mark = (skb->mark & ~MARK_MASK) | MARK_DECIDED;
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+/*
+ * Sends what became of a packet back to where it came from, with this Ethernet header: to an
+ * endpoint, or by a device of the node.
+ */
+static __always_inline int forward_back(struct __sk_buff *skb, const struct ethhdr *came,
+					bool to_endpoint)
 {
 	struct ethhdr eth;
 
@@ -82,7 +102,10 @@ static __always_inline int forward_back(struct __sk_buff *skb, const struct ethh
 	eth.h_proto = came->h_proto;
 	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
 		return TC_ACT_SHOT;
-	return forward_into(skb, skb->ifindex);
+	if (to_endpoint)
+		return forward_into(skb, skb->ifindex);
+	skb->mark = (skb->mark & ~MARK_MASK) | MARK_DECIDED;
+	return bpf_redirect(skb->ifindex, 0);
 }
 
 #endif

@@ -6,18 +6,7 @@
 #include "lb_affinity.h"
 #include "lb_flow.h"
 #include "lb_hash.h"
-
-/* Whether the service's source ranges let the client in. */
-static __always_inline bool lb_admits(const struct lb_service *service, const struct addr *client)
-{
-	struct lb_range_key key = { .prefixlen = 32 + 128, .ranges = service->ranges, .addr = *client };
-	__u32 *inside;
-
-	if (!service->ranges)
-		return true;
-	inside = bpf_map_lookup_elem(&lb_ranges, &key);
-	return (inside && *inside) == !(service->flags & LB_DENY_RANGES);
-}
+#include "lb_range.h"
 
 static __always_inline struct lb_affinity_key lb_client(const struct lb_flow_key *key,
 							 __u32 service)

@@ -37,7 +37,7 @@ static __always_inline __u16 subject_of(struct __sk_buff *skb);
 /* The identity behind an address, for a drop's event. */
 static __always_inline __u32 identity_of(const struct addr *addr);
 /* Where a packet goes from here, for its trace: to the endpoint, or away from it. */
-static __always_inline enum trace_point trace_point(bool delivered);
+static __always_inline enum trace_point trace_point(const struct flow *flow, bool delivered);
 
 /* A packet for a service gets its backend's address in `work->packet`; 0 or a drop reason. */
 static __always_inline int translate_find(enum hook hook);
@@ -72,7 +72,7 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 {
 	__u32 from = work->packet.from;
 	__u16 target = flow->endpoint[END(!from)];
-	bool delivered = hook == TO_ENDPOINT || flow->ifindex[END(!from)];
+	bool delivered = hook == TO_ENDPOINT || (target && flow->ifindex[END(!from)]);
 
 	work->event = (struct event_context){
 		.src_identity = flow->identity[END(from)],
@@ -81,7 +81,7 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
 		.frontend = flow->frontend,
 		.endpoint = delivered ? target : flow->endpoint[END(from)],
 		.type = EVENT_TRACE,
-		.reason = trace_point(delivered),
+		.reason = trace_point(flow, delivered),
 		.direction = delivered ? DIRECTION_INGRESS : DIRECTION_EGRESS,
 		.flags = flags | (from == flow->opener ? 0 : EVENT_REPLY),
 	};
@@ -105,6 +105,8 @@ __noinline int resolve(void)
 	flow->revision = flow_address_revision(&work->key.low, &work->key.high) +
 			 work->translation.revision;
 	resolve_ends(&work->key, flow, work->packet.from, work->packet.direction);
+	if (flow->state & FLOW_OUTSIDE)
+		flow->ifindex[END(flow->opener)] = work->translation.device;
 	flow->revision += flow_policy_revision(flow);
 	return 0;
 }
@@ -229,7 +231,9 @@ static __always_inline int join(struct work *work, const struct flow *flow, bool
 	}
 	translation->backend = flow->backend;
 	translation->frontend = flow->frontend;
-	translation->state = flow->state & (FLOW_BACKEND | FLOW_HAIRPIN);
+	translation->state = flow->state & (FLOW_BACKEND | FLOW_HAIRPIN | FLOW_OUTSIDE);
+	if (flow->state & FLOW_OUTSIDE)
+		translation->device = flow->ifindex[END(flow->opener)];
 	return 0;
 }
 

@@ -69,8 +69,8 @@ static __always_inline bool reject_ipv6(struct __sk_buff *skb, const struct pack
 	       !bpf_skb_store_bytes(skb, ETHER_LEN + sizeof(ip), &icmp, sizeof(icmp), 0);
 }
 
-/* Turns the packet, as it came from an endpoint, into the answer and sends it back; a tc action. */
-__noinline int reject(struct __sk_buff *skb)
+/* Turns the packet, as it came, into the answer and sends it back; a tc action. */
+__noinline int reject(struct __sk_buff *skb, __u32 to_endpoint)
 {
 	struct work *work = work_get();
 	__u8 quoted[REJECT_QUOTED] = {};
@@ -96,7 +96,7 @@ __noinline int reject(struct __sk_buff *skb)
 	if (sum < 0 || !(packet->ipv6 ? reject_ipv6(skb, packet, bytes, sum) :
 					reject_ipv4(skb, packet, bytes, sum)))
 		return TC_ACT_SHOT;
-	return forward_back(skb, &eth);
+	return forward_back(skb, &eth, to_endpoint);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #include "lb_filter.h"
 #include "lb_frontend.h"
 #include "lb_hash.h"
+#include "lb_range.h"
 
 CONFIG(__be32, loopback_ipv4, "who speaks to a pod that meets itself by a service") = 0;
 CONFIG(__u32, loopback_ipv6[4], "the same, as it lies in the packet") = {};
@@ -29,24 +30,29 @@ static __always_inline void service_loopback(struct addr *addr, bool ipv6)
 	addr->words[3] = loopback_ipv6[3];
 }
 
-/* What a client in the cluster finds at an address, port and protocol; NULL if it is no service's. */
+/*
+ * What a client in a scope finds at an address, port and protocol; NULL if it is no service's. The
+ * internal scope is asked first, where it is the client's.
+ */
 static __always_inline struct lb_service *service_at(const struct addr *addr, __be16 port,
-						     __u8 proto)
+						     __u8 proto, enum lb_scope scope)
 {
 	struct lb_service_key key = {
 		.addr = *addr,
 		.port = port,
 		.proto = proto,
-		.scope = LB_INTERNAL,
+		.scope = scope,
 	};
 	struct lb_service *service = bpf_map_lookup_elem(&lb_services, &key);
 
 	if (service)
 		return service;
-	key.scope = LB_EXTERNAL;
-	service = bpf_map_lookup_elem(&lb_services, &key);
-	if (service)
-		return service;
+	if (scope == LB_INTERNAL) {
+		key.scope = LB_EXTERNAL;
+		service = bpf_map_lookup_elem(&lb_services, &key);
+		if (service)
+			return service;
+	}
 	key.port = 0;
 	key.proto = 0;
 	return bpf_map_lookup_elem(&lb_services, &key);
@@ -58,16 +64,31 @@ static __always_inline bool may_be_service(const struct packet *packet)
 	       lb_filter_has(&packet->dst, LB_FILTER_OTHER_PORTS);
 }
 
+/* Whose services a flow of this state is for. */
+static __always_inline enum lb_scope service_scope(__u8 state)
+{
+	return state & FLOW_OUTSIDE ? LB_EXTERNAL : LB_INTERNAL;
+}
+
+/* Why a client outside may not use the service; 0 if it may. */
+static __always_inline int service_refuses(const struct lb_service *service,
+					   const struct addr *client)
+{
+	if (service->flags & LB_CLUSTER_IP)
+		return DROP_IS_CLUSTER_IP;
+	return lb_admits(service, client) ? 0 : DROP_LB_SOURCE_RANGE;
+}
+
 /* The backend of a new connection; 0 if there is none. */
 static __always_inline __u32 service_choose(const struct lb_service *service,
-					    const struct packet *packet)
+					    const struct packet *packet, enum lb_scope scope)
 {
 	struct lb_affinity_key client = { .client = packet->src, .service = service->id };
-	__u32 met = service->affinity ? lb_remembered(service, &client, LB_INTERNAL) : 0;
+	__u32 met = service->affinity ? lb_remembered(service, &client, scope) : 0;
 
 	if (met)
 		return met;
-	if (!(service->flags & LB_MAGLEV_INSIDE))
+	if (!(service->flags & (scope == LB_INTERNAL ? LB_MAGLEV_INSIDE : LB_MAGLEV)))
 		return lb_backend_in(service, bpf_get_prandom_u32());
 	return lb_backend_in(service,
 			     lb_flow_hash(&packet->src, service->affinity ? 0 : packet->sport,

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Services for the pods of a node, packet by packet.
+ * Services for the pods of a node, packet by packet; for clients outside of it see outside.h.
  *
- * What a pod sends to a service goes on to one of its backends, and policy is asked about that one;
- * what the backend answers reaches the pod as from the service. The two directions arrive looking
- * different, so such a flow has two entries:
+ * What a client sends to a service goes on to one of its backends, and policy is asked about that
+ * one; what the backend answers reaches the client as from the service. The two directions arrive
+ * looking different, so such a flow has two entries:
  *
  *	FLOW_BACKEND	client - backend	decided as any flow is; serves the backend's packets
  *	FLOW_SERVICE	client - service	made from the other; serves the client's
@@ -18,6 +18,7 @@
 #ifndef PCL_TRANSLATE_H
 #define PCL_TRANSLATE_H
 
+#include "endpoint.h"
 #include "lb_counters.h"
 #include "path.h"
 #include "service_entry.h"
@@ -25,11 +26,28 @@
 
 CONFIG(bool, reject_unserved, "tell the sender if a service has no backend") = true;
 
+/*
+ * Which packets that a program sees may be for services: defined by the program. Those of clients
+ * outside have FLOW_OUTSIDE in `work->translation` by then.
+ */
+static __always_inline bool translates(const struct work *work, enum hook hook);
+
 /* ------------------------------------------------------------------ before the flow is found */
 
 /*
- * If `work->packet`, which a pod sends, is for a service: chooses the backend, says so in
- * `work->translation`, and from here on the packet is one for that backend. 0 or a drop reason.
+ * Whether an endpoint of this node is at an address: the answers of all others would not come by
+ * here, so clients outside cannot have them.
+ */
+static __always_inline bool backend_is_here(const struct addr *addr)
+{
+	struct endpoint *endpoint = endpoint_lookup(addr);
+
+	return endpoint && endpoint->ifindex;
+}
+
+/*
+ * If `work->packet` is for a service: chooses the backend, says so in `work->translation`, and from
+ * here on the packet is one for that backend. 0 or a drop reason.
  */
 __noinline int service_find(void)
 {
@@ -40,19 +58,27 @@ __noinline int service_find(void)
 	struct packet *packet;
 	struct found found;
 	__u32 chosen, revision;
+	bool outside;
+	int reason;
 
 	if (!work)
 		return DROP_NO_SERVICE_BACKEND;
 	packet = &work->packet;
 	translation = &work->translation;
+	outside = translation->state & FLOW_OUTSIDE;
 	translation->changes = lb_frontend_revision(LB_FRONTEND_ANY);
-	service = service_at(&packet->dst, packet->dport, packet->proto);
+	service = service_at(&packet->dst, packet->dport, packet->proto,
+			     service_scope(translation->state));
 	if (!service) {
 		translation->changes = 0;
 		return 0;
 	}
 	if (service->flags & LB_OTHER_PORTS || !service->frontend)
 		return DROP(packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
+	translation->frontend = service->frontend;
+	reason = outside ? service_refuses(service, &packet->src) : 0;
+	if (reason)
+		return DROP(packet, FILE_TRANSLATE, reason);
 
 	flow_find(packet, &work->key, flow_now(), &found);
 	if (found.flow && found.flow->state & FLOW_SERVICE &&
@@ -60,18 +86,19 @@ __noinline int service_find(void)
 	    service_keeps(service, found.flow, packet))
 		chosen = found.flow->backend;
 	else
-		chosen = service_choose(service, packet);
+		chosen = service_choose(service, packet, service_scope(translation->state));
 	revision = service_has(service, chosen);
 	backend = lb_backend(chosen);
-	translation->frontend = service->frontend;
 	if (!revision || !backend) {
 		translation->reject = reject_unserved;
 		return DROP(packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
 	}
+	if (outside && !backend_is_here(&backend->addr))
+		return DROP(packet, FILE_TRANSLATE, DROP_UNKNOWN_TARGET);
 	translation->backend = chosen;
 	translation->revision = (__u64)service->frontend_revision + revision;
-	translation->state = FLOW_BACKEND;
-	if (addr_equal(&packet->src, &backend->addr)) {
+	translation->state |= FLOW_BACKEND;
+	if (!outside && addr_equal(&packet->src, &backend->addr)) {
 		translation->state |= FLOW_HAIRPIN;
 		service_loopback(&packet->src, packet->ipv6);
 	}
@@ -101,7 +128,7 @@ static __always_inline int translate_find(enum hook hook)
 
 	if (!work)
 		return DROP_NO_SERVICE_BACKEND;
-	if (hook != FROM_ENDPOINT || work->packet.icmp_class != ICMP_CLASS_NONE)
+	if (!translates(work, hook) || work->packet.icmp_class != ICMP_CLASS_NONE)
 		return 0;
 	service_loopback(&loopback, work->packet.ipv6);
 	if (addr_equal(&work->packet.dst, &loopback))
@@ -132,7 +159,8 @@ __noinline int service_again(void)
 	frontend = lb_frontend(translation->frontend);
 	if (!frontend)
 		return DROP(&work->packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
-	service = service_at(&frontend->addr, frontend->port, frontend->proto);
+	service = service_at(&frontend->addr, frontend->port, frontend->proto,
+			     service_scope(translation->state));
 	if (!service || service->frontend != translation->frontend)
 		return DROP(&work->packet, FILE_TRANSLATE, DROP_NO_SERVICE_BACKEND);
 	revision = service_has(service, translation->backend);

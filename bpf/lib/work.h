@@ -32,9 +32,10 @@ struct translation {
 	__u32 frontend;
 	__u64 revision;		/* of both, under which the backend was chosen */
 	__u32 changes;		/* of services, before anything of them was looked at */
-	__u8 state;		/* of the flow: FLOW_BACKEND and FLOW_HAIRPIN */
+	__u32 device;		/* by which a client outside came; else 0 */
+	__u8 state;		/* of the flow: FLOW_BACKEND, FLOW_HAIRPIN and FLOW_OUTSIDE */
 	__u8 reject;		/* tell the sender that there is no backend */
-	__u8 pad[2];
+	__u8 pad[6];
 };
 
 struct work {

@@ -89,7 +89,8 @@ class DatapathConfig:
     addresses are the node's, unless given). A pod that meets itself by a service is spoken to by
     the loopback addresses. With `host_firewall` policies with a `nodeSelector` are enforced: at
     `devices`, which lead out of the node, and between the node and its pods; they select by the
-    labels of `local_node`. Of a kernel map only what is used takes memory, except `flows`,
+    labels of `local_node`. With `node_port` clients outside reach services by `devices`, whose
+    backends are pods of this node. Of a kernel map only what is used takes memory, except `flows`,
     `pending`, `fragments` and `policy_nodes`, which are preallocated.
 
     >>> DatapathConfig(flows=1024).pending
@@ -128,14 +129,16 @@ class DatapathConfig:
     )
 
     host_firewall: bool = _switch(False)
+    node_port: bool = _switch(False)
     devices: tuple[str, ...] = field(default=(), validator=_are_devices)
 
     def __attrs_post_init__(self) -> None:
-        if self.host_firewall and not self.devices:
-            raise InvalidError(
-                "host_firewall is on, and devices is empty: name the devices that lead out of the "
-                'node, such as devices=("eth0",)'
-            )
+        for name in ("host_firewall", "node_port"):
+            if getattr(self, name) and not self.devices:
+                raise InvalidError(
+                    f"{name} is on, and devices is empty: name the devices that lead out of the "
+                    'node, such as devices=("eth0",)'
+                )
         if not (self.ipv4 or self.ipv6):
             raise InvalidError("ipv4 and ipv6 are both off; a datapath needs one of them")
 

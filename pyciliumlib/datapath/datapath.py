@@ -26,6 +26,7 @@ from pyciliumlib.datapath.policy import NodePolicy, PartyLike
 from pyciliumlib.datapath.programs import Programs
 from pyciliumlib.datapath.services import Services
 from pyciliumlib.datapath.simulate import Simulation, Simulator, summarise
+from pyciliumlib.datapath.uplinks import Uplinks
 from pyciliumlib.errors import NotFoundError, StateError, UnitError, nearest
 from pyciliumlib.flow import Flow
 from pyciliumlib.flow.metrics import Metrics
@@ -165,6 +166,16 @@ class Datapath(Closeable):
         keep.callback(self.hooks.let_go)
         self.hooks.restore()
         self._table = IPCacheTable(maps["ipcache"], maps["ipcache_rev"], self.config.dual_stack)
+        self._uplinks: Uplinks = _own(
+            keep,
+            Uplinks(
+                self.node,
+                self._store,
+                self._pins.directory("host") if self._pins else None,
+                self._programs,
+                self.config,
+            ),
+        )
         self.host = HostFirewall(
             HostParts(
                 self.node,
@@ -172,13 +183,12 @@ class Datapath(Closeable):
                 self.policy,
                 tries,
                 self._store,
-                self._pins.directory("host") if self._pins else None,
+                self._uplinks,
                 self._programs,
                 self.config,
             ),
             self._changes,
         )
-        keep.callback(self.host.close)
         self.endpoints = Endpoints(
             Parts(
                 self.node,
@@ -189,6 +199,7 @@ class Datapath(Closeable):
                 self._store,
                 self._pins.links if self._pins else None,
                 self.host,
+                self._uplinks,
                 self.config,
             ),
             self.hooks.programs,
@@ -231,9 +242,11 @@ class Datapath(Closeable):
                 self.ipcache.assign(said["prefix"], said["identity"], said["labels"])
             self.policy.restore()
             self.services.go_on()
+            self._uplinks.restore()
             self.host.restore()
             self.endpoints.restore()
-            self.host.start({e.ifindex: e.name for e in self.endpoints.values()})
+            self._uplinks.find({e.ifindex: e.name for e in self.endpoints.values()})
+            self.host.start()
             self._table.follow(self.ipcache)
 
     @contextlib.contextmanager
@@ -357,7 +370,7 @@ class Datapath(Closeable):
                     ),
                 )
             if endpoint.identity == _HOST:
-                ran = self._simulator.run_at_host(packet, self.host.ifindexes[0], from_stack)
+                ran = self._simulator.run_at_host(packet, self._uplinks.ifindexes[0], from_stack)
             else:
                 hooks = self.hooks.values()
                 ran = self._simulator.run(packet, endpoint, from_stack, hooks)
@@ -378,6 +391,7 @@ class Datapath(Closeable):
                 self.hooks,
                 self.services,
                 self.host,
+                self._uplinks,
             )
 
     def _party(self, what: PartyLike) -> Party:
@@ -460,6 +474,7 @@ class Datapath(Closeable):
         pins, self._pins = self._pins, None
         try:
             self.endpoints.clear()
+            self._uplinks.clear()
             self.host.clear()
             self.hooks.close()
         finally:
@@ -488,7 +503,7 @@ class Datapath(Closeable):
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
 #: Its number counts changes of what is pinned that an older or newer version cannot use.
-_LAYOUT: Final = PinLayout("Datapath", "v4")
+_LAYOUT: Final = PinLayout("Datapath", "v5")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

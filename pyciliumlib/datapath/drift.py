@@ -11,6 +11,7 @@ from pyciliumlib.datapath.hooks import Hooks
 from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.services import Services
+from pyciliumlib.datapath.uplinks import Uplinks
 from pyciliumlib.types import Drift
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ def find_drift(
     hooks: Hooks,
     services: Services,
     host: HostFirewall,
+    uplinks: Uplinks,
 ) -> Drift:
     """Compare maps, attachments and slots with what is meant to be there."""
     return Drift(
         (
-            *_attachments(endpoints, host),
+            *_attachments(endpoints, uplinks),
             *_rows(programs, endpoints, host),
             *_policies(_governed(endpoints, host), policy),
             *_prefixes(ipcache, table),
@@ -46,12 +48,12 @@ def _governed(endpoints: Endpoints, host: HostFirewall) -> list[Endpoint]:
     return [*endpoints.values(), *([host.endpoint] if host.enabled else [])]
 
 
-def _attachments(endpoints: Endpoints, host: HostFirewall) -> Iterator[str]:
+def _attachments(endpoints: Endpoints, uplinks: Uplinks) -> Iterator[str]:
     for name, endpoint in endpoints.items():
         if not endpoints.attached(name):
             yield f"endpoint {name}: its programs are not on device {endpoint.device}"
-    for device in host.unattached():
-        yield f"host firewall: its programs are not on device {device}"
+    for device in uplinks.unattached():
+        yield f"the node: its programs (services, host firewall) are not on device {device}"
 
 
 def _rows(programs: Object, endpoints: Endpoints, host: HostFirewall) -> Iterator[str]:

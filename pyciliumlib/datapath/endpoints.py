@@ -34,6 +34,7 @@ from pyciliumlib.datapath.endpoint import (
 from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.node import NodeLike, PodLike, PodMaker
 from pyciliumlib.datapath.policy import NodePolicy
+from pyciliumlib.datapath.uplinks import Uplinks
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, nearest
 from pyciliumlib.identity import Identity, IdentityAllocator, IPCache, Labels, Metadata, Source
 from pyciliumlib.identity.labels import LabelsLike
@@ -58,6 +59,7 @@ class Parts:
     store: Store
     links: Path | None
     host: HostFirewall
+    uplinks: Uplinks
     config: DatapathConfig
 
 
@@ -157,7 +159,7 @@ class Endpoints(Mapping[str, Endpoint]):
         host = self._parts.host
         for address in set(place.addresses) & {*self._parts.node.addresses, *host.addresses}:
             raise ExistsError(f"address {address} is the node's own")
-        if place.ifindex in host.device_rows():
+        if place.ifindex in self._parts.uplinks.ifindexes:
             raise ExistsError(f"device {place.device} leads out of the node: it is in `devices`")
         for endpoint in self._endpoints.values():
             taken = set(endpoint.addresses) & set(place.addresses)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Final
 
 from attrs import evolve, frozen
 
-from pyciliumlib.datapath.attachment import HOST_HOOKS, Attachment
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.endpoint import Endpoint, endpoint_row, mac_bytes, pod_labels
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.programs import Programs
-from pyciliumlib.errors import InvalidError, StateError
+from pyciliumlib.datapath.uplinks import Uplinks
+from pyciliumlib.errors import StateError
 from pyciliumlib.identity import IPCache, Labels, Metadata, ReservedIdentity, Source
 from pyciliumlib.identity.labels import LabelsLike
-from pyciliumlib.net import Link, Netlink
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import Store
 from pyciliumlib.types import Address
@@ -38,7 +36,7 @@ class HostParts:
     policy: NodePolicy
     tries: PolicyTries
     store: Store
-    links: Path | None
+    uplinks: Uplinks
     programs: Programs
     config: DatapathConfig
 
@@ -55,8 +53,6 @@ class HostFirewall:
         self._parts = parts
         self._changes = changes
         self._endpoint: Endpoint | None = None
-        self._devices: dict[str, Link] = {}
-        self._attachments: dict[int, Attachment] = {}
         self._left: list[int] = []
 
     @property
@@ -77,12 +73,7 @@ class HostFirewall:
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices at which it is enforced."""
-        return tuple(self._devices)
-
-    @property
-    def ifindexes(self) -> tuple[int, ...]:
-        """Their numbers."""
-        return tuple(link.ifindex for link in self._devices.values())
+        return tuple(self._parts.uplinks.links) if self.enabled else ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -161,52 +152,43 @@ class HostFirewall:
         if self._parts.config.host_firewall:
             self._endpoint, self._left = endpoint, found["ifindexes"]
             return
-        for ifindex in found["ifindexes"]:
-            self._attachment(ifindex).take_off()
         self._forget(endpoint, found["ifindexes"])
 
-    def start(self, taken: Mapping[int, str]) -> None:
+    def start(self) -> None:
         """Enforce, if the configuration says so; what an earlier process left is taken over.
 
-        `taken` are the endpoints' devices. Raises DeviceError, InvalidError, ExistsError,
-        MapFullError, KernelError; then nothing is enforced that was not, and all that was.
+        Raises DeviceError, ExistsError, MapFullError, KernelError; then nothing is enforced that
+        was not, and all that was.
         """
+        uplinks = self._parts.uplinks
         if not self._parts.config.host_firewall:
+            uplinks.start()
             return
-        wanted = self._find_devices(taken)
         with contextlib.ExitStack() as undo:
             if self._endpoint is None:
-                self._begin(wanted, undo)
+                self._begin(undo)
             else:
-                self._take_over(self._endpoint, wanted)
+                self._take_over(self._endpoint)
+            uplinks.start()
             undo.pop_all()
+        for ifindex in set(self._left) - set(uplinks.ifindexes):
+            self._parts.programs.maps["devices"].delete(ifindex)
 
-    def _begin(self, devices: Mapping[str, Link], undo: contextlib.ExitStack) -> None:
+    def _begin(self, undo: contextlib.ExitStack) -> None:
         parts = self._parts
         number = parts.tries.allocate()
         undo.callback(parts.tries.release, number)
         endpoint = self._make(number)
         parts.policy.add_endpoint(endpoint)
         undo.callback(parts.policy.remove_endpoint, endpoint)
-        undo.callback(self._forget_rows, endpoint, [link.ifindex for link in devices.values()])
-        self._publish(endpoint, devices)
-        undo.callback(self._detach)
-        for link in devices.values():
-            attachment = self._attachment(link.ifindex)
-            attachment.attach(parts.programs.host)
-            self._attachments[link.ifindex] = attachment
+        undo.callback(self._forget_rows, endpoint, parts.uplinks.ifindexes)
+        self._publish(endpoint)
 
-    def _take_over(self, stored: Endpoint, devices: Mapping[str, Link]) -> None:
+    def _take_over(self, stored: Endpoint) -> None:
         """Go on with what is there; whatever fails, the kernel enforces what it did."""
         endpoint = self._make(stored.id, audit=stored.audit)
         self._parts.policy.adopt_endpoint(endpoint)
-        self._publish(endpoint, devices)
-        for link in devices.values():
-            self._attachments[link.ifindex] = self._attachment(link.ifindex)
-            self._attachments[link.ifindex].adopt(self._parts.programs.host)
-        for ifindex in set(self._left) - self._attachments.keys():
-            self._attachment(ifindex).take_off()
-            self._parts.programs.maps["devices"].delete(ifindex)
+        self._publish(endpoint)
 
     def _make(self, number: int, audit: bool = False) -> Endpoint:
         labels = pod_labels(self._parts.config.local_node.labels)
@@ -225,9 +207,8 @@ class HostFirewall:
             audit=audit,
         )
 
-    def _publish(self, endpoint: Endpoint, devices: Mapping[str, Link]) -> None:
+    def _publish(self, endpoint: Endpoint) -> None:
         """Let packets find the node; flows that are there are decided again."""
-        self._devices = dict(devices)
         self._remember(endpoint)
         maps = self._parts.programs.maps
         for address in endpoint.addresses:
@@ -239,21 +220,16 @@ class HostFirewall:
 
     def _remember(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        text = json.dumps({"endpoint": endpoint.to_json(), "ifindexes": self.ifindexes})
+        ifindexes = self._parts.uplinks.ifindexes
+        text = json.dumps({"endpoint": endpoint.to_json(), "ifindexes": ifindexes})
         self._parts.store.put(_STORED, text)
 
     def clear(self) -> None:
-        """Take the programs off the devices, and the node out of the maps."""
+        """Take the node out of the maps; the programs are off its devices by then."""
         if self._endpoint is None:
             return
-        self._detach()
         self._parts.policy.remove_endpoint(self._endpoint)
-        self._forget(self._endpoint, self.ifindexes)
-
-    def _detach(self) -> None:
-        for attachment in self._attachments.values():
-            attachment.detach()
-        self._attachments.clear()
+        self._forget(self._endpoint, self._parts.uplinks.ifindexes)
 
     def _forget(self, endpoint: Endpoint, ifindexes: Iterable[int]) -> None:
         self._forget_rows(endpoint, ifindexes)
@@ -267,66 +243,24 @@ class HostFirewall:
             maps["devices"].delete(ifindex)
         self._parts.store.delete(_STORED)
         self._endpoint = None
-        self._devices.clear()
-
-    def close(self) -> None:
-        """Let go of the attachments; pinned ones go on."""
-        for attachment in self._attachments.values():
-            attachment.close()
-        self._attachments.clear()
 
     # ------------------------------------------------------------------ what there is
 
-    def _find_devices(self, taken: Mapping[int, str]) -> dict[str, Link]:
-        found: dict[str, Link] = {}
-        with Netlink(self._parts.node.netns) as netlink:
-            for name in self._parts.config.devices:
-                found[name] = link = netlink.link(name)
-                if link.ifindex in taken:
-                    raise InvalidError(
-                        f"device {name} is endpoint {taken[link.ifindex]!r}'s; `devices` are those "
-                        "that lead out of the node"
-                    )
-                if not link.is_ethernet:
-                    raise InvalidError(
-                        f"device {name} carries no Ethernet frames; the host firewall needs them"
-                    )
-        return found
-
     def _own_addresses(self) -> tuple[Address, ...]:
         """Those that the node says, and whatever else its devices have, link-local ones too."""
-        with Netlink(self._parts.node.netns) as netlink:
-            there = [
-                address.ip
-                for name in self._parts.config.devices
-                for address in netlink.addresses(name)
-            ]
-        return tuple(dict.fromkeys([*self._parts.node.addresses, *there]))
-
-    def _attachment(self, ifindex: int) -> Attachment:
-        parts = self._parts
-        pins = {n: parts.links / f"{ifindex}_{n}" for n, _ in HOST_HOOKS} if parts.links else {}
-        return Attachment(
-            parts.node.netns, ifindex, pins, parts.config.tc, hooks=HOST_HOOKS, first=True
-        )
+        return tuple(dict.fromkeys([*self._parts.node.addresses, *self._parts.uplinks.addresses]))
 
     def device_rows(self) -> dict[int, dict[str, object]]:
         """The rows of the map `devices` that are the node's."""
-        number = self._endpoint.id if self._endpoint else 0
+        if self._endpoint is None:
+            return {}
         return {
-            link.ifindex: {"endpoint": number, "node_mac": mac_bytes(link.mac)}
-            for link in self._devices.values()
+            link.ifindex: {"endpoint": self._endpoint.id, "node_mac": mac_bytes(link.mac)}
+            for link in self._parts.uplinks.links.values()
         }
 
-    def unattached(self) -> Iterator[str]:
-        """The devices that the programs are not on, though they should be."""
-        for name, link in self._devices.items():
-            attachment = self._attachments.get(link.ifindex)
-            if attachment is None or not attachment.attached:
-                yield name
-
     def __repr__(self) -> str:
-        where = ", ".join(self._devices) if self.enabled else "off"
+        where = ", ".join(self.devices) if self.enabled else "off"
         return f"<HostFirewall {where}>"
 
 

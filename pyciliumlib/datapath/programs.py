@@ -92,8 +92,9 @@ def load_host(config: DatapathConfig, clock: Clock, endpoints: Object) -> Object
     shared = {n: m for n, m in shared_maps(endpoints).items() if n in spec.maps}
     for name, table in shared.items():
         spec.resize(name, table.spec.max_entries)
-    variables = _variables(config, clock, hooks=False)
-    spec.config.update(variables)
+    spec.config.update(_variables(config, clock, hooks=False))
+    spec.config.update(_service_variables(config, spec.maps["lb_filter"].max_entries))
+    spec.config.update({"host_firewall": config.host_firewall, "node_port": config.node_port})
     return spec.load(reuse=shared)
 
 

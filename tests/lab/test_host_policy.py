@@ -426,7 +426,7 @@ def test_drift_tells_of_the_device() -> None:
     with Lab() as lab:
         node = lab.node()
         with Datapath(node, config=CONFIG) as dp:
-            dp.host._attachments[node.netlink.link("eth0").ifindex].detach()
+            dp._uplinks._attachments[node.netlink.link("eth0").ifindex].detach()
             assert "host firewall" in str(dp.drift())
 
 
