@@ -347,15 +347,16 @@ class Datapath(Closeable):
     ) -> Simulation:
         """What would become of `packet`, an Ethernet frame that endpoint `at` sends.
 
-        With `from_stack` it is one that the node sends to the endpoint. At `host.endpoint` it is
-        one that leaves the node by the first of `devices`, or comes there. The real program runs
+        With `from_stack` it is one that the node sends to the endpoint. At one of `devices`, as
+        "eth0", it leaves the node there, or with `from_stack` comes there; `host.endpoint` stands
+        for the first of them. The real program runs
         on it, with copies of the users' programs in the slots and of their maps, and nothing of
         the datapath changes (but a user's program that writes to a map inside a map, or to the
         datapath's identities, endpoints or policies, really does). Raises InvalidError,
         NotFoundError.
         """
         self._changes.check()
-        endpoint = self.endpoints[at] if isinstance(at, str) else self._known(at)
+        uplink = self._uplink(at)
         with self._changes:
             if self._simulator is None:
                 self._simulator = _own(
@@ -369,14 +370,22 @@ class Datapath(Closeable):
                         self.services.service_of,
                     ),
                 )
-            if endpoint.identity == _HOST:
-                ran = self._simulator.run_at_host(packet, self._uplinks.ifindexes[0], from_stack)
+            if uplink is not None:
+                ran = self._simulator.run_at_host(packet, uplink, from_stack)
             else:
                 hooks = self.hooks.values()
+                endpoint = self.endpoints[at] if isinstance(at, str) else self._known(at)
                 ran = self._simulator.run(packet, endpoint, from_stack, hooks)
         retval, out, flows = ran
         texts = (self.policy.rule_text(flow.rule) for flow in flows if flow.rule)
         return summarise(retval, out, flows, tuple(dict.fromkeys(filter(None, texts))))
+
+    def _uplink(self, at: Endpoint | str) -> int | None:
+        """The number of the device that leads out of the node there; None: it is an endpoint's."""
+        if not isinstance(at, str):
+            return self._uplinks.ifindexes[0] if self._known(at).identity == _HOST else None
+        link = self._uplinks.links.get(at) if at not in self.endpoints else None
+        return link.ifindex if link else None
 
     def drift(self) -> Drift:
         """How the kernel differs from what is meant; false where it does not."""

@@ -1,4 +1,4 @@
-"""Services for the pods of a node: translated packet by packet, before policy is asked."""
+"""Services for the pods of a node, and from outside: translated before policy is asked."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Services(KernelBalancer):
     about that backend, and what it answers has the service's address again. Pods are clients
     inside of the cluster: they may use ClusterIPs, internal traffic policy counts for them, and
     source ranges do not. Chance chooses their backends, or Maglev where a service itself says so.
+    With `DatapathConfig(node_port=True)` clients outside reach those whose backends are pods of
+    this node, by the rules for them.
 
         dp.services.upsert(Service("web", ["10.96.0.10:80"], ["10.0.0.1:8080", "10.0.0.2:8080"]))
 
@@ -87,16 +89,20 @@ class Services(KernelBalancer):
 
     # ------------------------------------------------------------------ questions
 
-    def where(self, client: str | Client, to: str | Frontend) -> Placement:
+    def where(
+        self, client: str | Client, to: str | Frontend, *, outside: bool = False
+    ) -> Placement:
         """Where a pod's connection goes, and why: "10.0.0.1:40000" to "10.96.0.10:80".
 
-        A connection that the kernel knows has its backend; for any other it is the model's answer
-        for its first packet, less the clients that the kernel remembers.
+        With `outside` the client is not in the cluster. A connection that the kernel knows has its
+        backend; for any other it is the model's answer for its first packet, less the clients that
+        the kernel remembers.
         """
         self._check_open()
         caller, target = Client.parse(client), Frontend.parse(to, FrontendType.HOST_PORT)
         with self._held.lock:
-            placed = self._held.model.where(caller, target, direction=Direction.EAST_WEST)
+            direction = Direction.NORTH_SOUTH if outside else Direction.EAST_WEST
+            placed = self._held.model.where(caller, target, direction=direction)
             backend = self._known(caller, target, placed)
         if backend is None:
             return placed
@@ -116,7 +122,7 @@ class Services(KernelBalancer):
         return None
 
     def service_counts(self) -> dict[ServiceKey, Count]:
-        """What pods have sent to each service since it was added; `bytes` are those of frames."""
+        """What clients have sent to each service since it was added; `bytes` are of frames."""
         self._check_open()
         return self._by_service(packet_sums(self._maps["lb_service_counters"]))
 

@@ -183,6 +183,12 @@ class Simulator:
                 scratch.update_batch(keys, values)
 
 
+def _goes(last: Flow | None, untold: Outcome) -> Outcome:
+    """Where the programs said last that it goes; `untold` where they said nothing."""
+    point = last.point if last else None
+    return untold if point is None else _OUTCOMES.get(point, Outcome.TO_STACK)
+
+
 def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, ...]) -> Simulation:
     """The outcome of a run, from what the program returned and told."""
     last = flows[-1] if flows else None
@@ -191,10 +197,9 @@ def summarise(retval: int, packet: bytes, flows: list[Flow], rules: tuple[str, .
         outcome = Outcome.DROPPED
     elif retval == _TC_ACT_REDIRECT:
         # what is answered is told of only where it is dropped as well
-        outcome = Outcome.TO_ENDPOINT if last and not dropped else Outcome.ANSWERED
+        outcome = Outcome.ANSWERED if dropped else _goes(last, Outcome.ANSWERED)
     else:
-        point = last.point if last else None
-        outcome = Outcome.TO_STACK if point is None else _OUTCOMES.get(point, Outcome.TO_STACK)
+        outcome = _goes(last, Outcome.TO_STACK)
     shown = dropped or last
     return Simulation(
         outcome=outcome,
