@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve, frozen
 
-from pyciliumlib.datapath import DatapathConfig
+from pyciliumlib.datapath import Datapath, DatapathConfig
+from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
 from pyciliumlib.flow import DropReason, FlowType, TracePoint
 from pyciliumlib.lab import Host, Lab, Outside
 from pyciliumlib.loadbalancer import Backend, Frontend, LocalNode, Service, ServiceKey, Why
 from tests.lab import scenes
 from tests.lab.scenes import SILENCE, VERSIONS, Scene, apps, at, policy, ports
 from tests.lab.test_datapath_services import Echo, exchange, of_api
-from tests.lab.test_host_policy import node_policy
+from tests.lab.test_host_policy import attached, node_policy
 
 CONFIG = DatapathConfig(node_port=True, devices=("eth0",), local_node=LocalNode("n1"))
 NODE_PORT = 30080
@@ -521,3 +525,99 @@ def test_clsact_and_masquerading(version: int) -> None:
             assert by.who(scene.world, 5) == {"api": 5}
             assert of_api(scene, protocol).requests[-1].peer == at(scene.world, version)
         assert scene.verdict("web", "world", "80/TCP", version) == scenes.OPEN
+
+
+# ---------------------------------------------------------------------- life
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    path = Path(f"/sys/fs/bpf/pcl-nodeport-{os.getpid()}-{next(_ports)}")
+    yield path
+    left = path.exists()
+    shutil.rmtree(path, ignore_errors=True)
+    assert not left
+
+
+@pytest.mark.parametrize("tc", ["auto", "clsact"])
+def test_it_goes_on_without_a_process(root: Path, tc: str) -> None:
+    """Connections live on; the next process adds the host firewall, takes both off, and back on."""
+    config = evolve(CONFIG, tc=tc)
+    with Lab() as lab:
+        node = lab.node()
+        world = lab.outside("world", of=node)
+        api = node.pod("api")
+        for host in (node, api):
+            host.serve("80/TCP")
+        dp = Datapath(node, pin_root=root, config=config)
+        dp.add_endpoint("api", {"app": "api"}, pod=api)
+        backends = [Backend(api.ip4, 80), Backend(api.ip6, 80)]
+        frontends = [Frontend(address, NODE_PORT, type="NodePort") for address in ("0.0.0.0", "::")]
+        dp.services.upsert(Service("web", frontends, backends))
+
+        def served() -> set[str]:
+            asked = [world.connect(ip, f"{NODE_PORT}/TCP") for ip in node.addresses[:2]]
+            return {found.reply.decode().strip() if found.ok else found.error for found in asked}
+
+        with world.dial(node.ip4, f"{NODE_PORT}/TCP") as connection:
+            assert connection.exchange().reply == b"api\n"
+            dp.keep()
+            assert connection.exchange().reply == b"api\n"
+            assert served() == {"api"}
+            with Datapath.open(root, node, config=evolve(config, host_firewall=True)) as dp:
+                assert not dp.drift()
+                dp.policy.apply(node_policy("shut", ingress=[{}]))
+                assert connection.exchange().reply == b"api\n"
+                assert served() == {"api"}
+                assert not world.connect(node.ip4, "80/TCP", timeout=SILENCE).ok
+                dp.policy.delete(*(document.key for document in dp.policy.documents))
+                dp.keep()
+            with Datapath.open(root, node, config=config) as dp:
+                assert not dp.drift()
+                assert attached(node) == 2
+                assert connection.exchange().reply == b"api\n"
+                assert world.connect(node.ip4, "80/TCP").ok
+                dp.keep()
+            with Datapath.open(root, node, config=evolve(config, node_port=False)) as dp:
+                assert not dp.drift()
+                assert attached(node) == 0
+                assert served() == {"refused"}
+                dp.keep()
+        with Datapath.open(root, node, config=config) as dp:
+            assert not dp.drift()
+            assert served() == {"api"}
+        assert attached(node) == 0
+
+
+def test_what_is_refused() -> None:
+    """Without a device; an endpoint at the device of the services."""
+    with pytest.raises(InvalidError, match=r'node_port is on.*devices=\("eth0",\)'):
+        DatapathConfig(node_port=True)
+    with Lab() as lab:
+        node = lab.node()
+        with Datapath(node, config=CONFIG) as dp:
+            assert attached(node) == 2
+            with pytest.raises(StateError, match="host_firewall"):
+                _ = dp.host.endpoint
+            with pytest.raises(ExistsError, match="devices"):
+                dp.add_endpoint("x", device="eth0", mac="02:00:00:00:00:01", addresses=["10.9.9.9"])
+            with pytest.raises(NotFoundError, match="eth9"):
+                dp.simulate(bytes(60), at="eth9")
+        assert attached(node) == 0
+
+
+def test_the_nodes_flows_are_no_services(lab: Lab) -> None:
+    """What the endpoints' programs did last on a CPU says nothing of the node's own packets."""
+    config = evolve(CONFIG, host_firewall=True)
+    with scenes.scene(lab, config=config) as scene:
+        by = Published(scene, 4)
+        scene.dp.services.upsert(by.service(scene.api))
+        for _ in range(8):
+            assert by.ask(scene.web) == "api"
+            assert scene.node.connect(scene.world.ip4, "80/TCP").ok
+            assert by.ask(scene.world) == "api"
+            assert scene.world.connect(scene.node.ip4, "80/TCP").ok
+        ends = {scene.node.ip4, scene.world.ip4}
+        found = [entry for entry in scene.dp.conntrack if {entry.src, entry.dst} == ends]
+        assert len(found) == 16
+        assert {entry.service for entry in found} == {None}
