@@ -165,6 +165,20 @@ def test_pod_services() -> None:
     assert lines[-1] == "nobody is left: refused"
 
 
+def test_node_port() -> None:
+    """Clients outside keep their address; policy and source ranges are about them."""
+    lines = well(run(EXAMPLES / "node_port.py")).splitlines()
+    assert lines[:6] == [
+        "+ default/web: 2 frontend(s), 2 backend(s)",
+        "192.0.2.1:30080: b'blue' b'red'", "  the stranger: timeout",
+        "198.51.100.10:80: b'blue' b'red'", "  the stranger: timeout",
+        "the pods saw: 192.0.2.100",
+    ]  # fmt: skip
+    denied = r".* world-ipv4:\d+ \(9\) -> (red|blue):8080 .* by default/web 192.0.2.1:30080 .*133\)"
+    assert re.fullmatch(denied, lines[6])
+    assert lines[7:] == ["not in the ranges: timeout", "but by its NodePort: True"]
+
+
 def test_health_checks() -> None:
     """One that answers 503 serves nobody, as does one that is gone; a pass brings it back."""
     lines = well(run(EXAMPLES / "health_checks.py")).splitlines()
