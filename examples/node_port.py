@@ -39,7 +39,7 @@ with pcl.Lab() as lab, pcl.Datapath(lab.node("edge"), config=CONFIG) as dp:
         print(f"{address}:{port}:", *sorted(names))
         print("  the stranger:", stranger.connect(address, f"{port}/TCP", timeout=0.3))
     print("the pods saw:", *{str(request.peer) for s in servers for request in s.requests})
-    print(next(flow for flow in dp.flows() if flow.dropped))
+    print(next(flow for flow in dp.flows() if flow.dropped and flow.service))
 
     # A source range of the service refuses it before policy is asked.
     dp.services.upsert(pcl.Service(web.name, frontends, web.backends, source_ranges=["10.0.0.0/8"]))

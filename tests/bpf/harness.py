@@ -24,7 +24,7 @@ from pyciliumlib.conntrack.program import kernel_clock
 from pyciliumlib.flow import DropReason
 from pyciliumlib.flow.metrics import Metrics
 from pyciliumlib.identity import addr_hash
-from pyciliumlib.kernel import Map, Object, ObjectSpec
+from pyciliumlib.kernel import Map, Object, ObjectSpec, Program
 from pyciliumlib.kernel.ring import RingBuffer
 from pyciliumlib.net import Netlink, NetNS
 from pyciliumlib.policy import table
@@ -122,7 +122,8 @@ class Rig:
     def __init__(self, where: Devices, loaded: Object, spec: ObjectSpec, stack: ExitStack) -> None:
         self.where = where
         self.maps = loaded.maps
-        self.programs = loaded.programs
+        self.programs: Mapping[str, Program] = loaded.programs
+        self.config = dict(spec.config)
         self._event = spec.type("event")
         self._ring = stack.enter_context(RingBuffer(self.maps["events"], self._event.dtype))
         template = self.maps["policies"].spec.inner
