@@ -248,7 +248,7 @@ def test_what_is_not_ours(rig: ServiceRig, family: Family) -> None:
         family.echo(pair.client, family.server),
         family.echo(pair.client, pair.vip),
         arp(1, "192.0.2.9", "192.0.2.1"),
-        bytes(Ether(pair.request(SYN)))[:20],
+        pair.request(SYN)[: family.headers + 4],
     ]
     tagged = Ether(pair.request(SYN))
     tagged = Ether(src=tagged.src, dst=tagged.dst) / Dot1Q(vlan=5) / tagged.payload
