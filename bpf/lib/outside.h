@@ -18,6 +18,7 @@
 #endif
 
 #include "forward.h"
+#include "hook_call.h"
 #include "reject.h"
 #include "translate.h"
 
@@ -57,11 +58,14 @@ __noinline int outside_plain(struct __sk_buff *skb)
 	__u32 from;
 	int result;
 
-	if (trace_every_packet || !plain_key(skb, &key, &plain))
+	if (!plain_key(skb, &key, &plain))
 		return 0;
 	from = plain.high & 1;
 	if (!outside_may_be(flow_addr(&key, !from), flow_port(&key, !from), key.proto))
 		return NOT_OURS;
+	/* The user's programs see every packet, so with them none is short-cut. */
+	if (hooks_enabled || trace_every_packet)
+		return 0;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || (flow->state & OUTSIDE_CLIENT) != OUTSIDE_CLIENT ||
 	    flow_due(flow, flow_now()) || !translate_stands(flow, &key, from))
@@ -73,7 +77,10 @@ __noinline int outside_plain(struct __sk_buff *skb)
 	return is_drop(result) ? TC_ACT_SHOT : result;
 }
 
-/* An ICMP error about a service's answers goes where those came from; 0, NOT_OURS or a reason. */
+/*
+ * An ICMP error about a service's answers goes where those came from; 0, NOT_OURS or a reason. Slots
+ * of the user see it when it is translated only: there is no stack left for a tail call from here.
+ */
 __noinline int outside_error(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
@@ -92,7 +99,10 @@ __noinline int outside_error(struct __sk_buff *skb)
 	return result ?: service_error(skb);
 }
 
-/* What `work->packet` is: 0 and its flow in `work->flow`, NOT_OURS, or a drop reason. */
+/*
+ * What `work->packet` is: 0 and its flow in `work->flow`, NOT_OURS, or a drop reason. The user's
+ * programs have a look at what they would see at the pod's device.
+ */
 static __always_inline int outside_decide(struct __sk_buff *skb, struct work *work)
 {
 	struct packet *packet = &work->packet;
@@ -109,8 +119,26 @@ static __always_inline int outside_decide(struct __sk_buff *skb, struct work *wo
 		return NOT_OURS;
 	work->translation.state = FLOW_OUTSIDE;
 	work->translation.device = skb->ifindex;
+	result = hook_call(skb, packet, HOOK_BEFORE_POLICY, TO_ENDPOINT, 0, 0);
+	if (is_drop(result))
+		return result;
 	result = slow_path(skb, TO_ENDPOINT);
 	return result ?: service_finish(skb);
+}
+
+/* The end of it: the user's program has a look, then the packet goes to its pod. */
+static __always_inline int outside_finish(struct __sk_buff *skb, struct work *work)
+{
+	struct packet *packet = &work->packet;
+	struct flow *flow = &work->flow;
+	__u32 from = packet->from;
+	int result = hook_call(skb, packet, HOOK_AFTER_POLICY, TO_ENDPOINT,
+			       flow->identity[END(from)], flow->identity[END(!from)]);
+
+	if (is_drop(result))
+		return result;
+	result = outside_deliver(skb, flow, from, packet->ipv6);
+	return is_drop(result) ? DROP(packet, FILE_FORWARD, result) : result;
 }
 
 /* What becomes of a packet that comes in by the node's device: a tc action, or NOT_OURS. */
@@ -134,7 +162,7 @@ static __always_inline int outside(struct __sk_buff *skb)
 	if (result == NOT_OURS)
 		return NOT_OURS;
 	if (!result)
-		result = outside_deliver(skb, &work->flow, work->packet.from, work->packet.ipv6);
+		result = outside_finish(skb, work);
 	if (!is_drop(result))
 		return result;
 	report_drop(skb, result);

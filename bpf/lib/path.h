@@ -314,7 +314,8 @@ static __always_inline bool established_passes(struct __sk_buff *skb, enum hook 
 	struct plain plain;
 	struct flow *flow = established(skb, hook, &key, &plain);
 
-	if (!flow || !established_stands(flow, &key))
+	/* A service's entry is none of its own packets' here: see outside.h. */
+	if (!flow || flow->state & FLOW_TRANSLATED || !established_stands(flow, &key))
 		return false;
 	metrics_count(hook, FORWARDED, skb->len);
 	flow_count(flow, plain.high, skb->len);

@@ -45,6 +45,7 @@ from pyciliumlib.identity import (
 )
 from pyciliumlib.identity.ipcache import ASSIGNED
 from pyciliumlib.identity.labels import LabelsLike
+from pyciliumlib.kernel import Object
 from pyciliumlib.kernel.pinroot import PinLayout, PinRoot
 from pyciliumlib.loadbalancer import LocalNode
 from pyciliumlib.policy import Party, PolicySettings, Repository
@@ -158,7 +159,7 @@ class Datapath(Closeable):
         )
         self.hooks = Hooks(
             self._programs,
-            lambda programs: self.endpoints.use_programs(programs),
+            self._use_programs,
             self._changes,
             self._store,
             self._pins.directory("hooks") if self._pins else None,
@@ -172,7 +173,6 @@ class Datapath(Closeable):
                 self.node,
                 self._store,
                 self._pins.directory("host") if self._pins else None,
-                self._programs,
                 self.config,
             ),
         )
@@ -246,8 +246,16 @@ class Datapath(Closeable):
             self.host.restore()
             self.endpoints.restore()
             self._uplinks.find({e.ifindex: e.name for e in self.endpoints.values()})
-            self.host.start()
+            if self._uplinks.wanted:
+                self.host.start(self._programs.host(hooks=bool(self.hooks)))
             self._table.follow(self.ipcache)
+
+    def _use_programs(self, programs: Object) -> None:
+        """Switch all devices to the programs that call the users', or to those that do not."""
+        self.endpoints.use_programs(programs)
+        if self._uplinks.wanted:
+            hooks = programs is not self._programs.plain
+            self._uplinks.use(self._programs.host(hooks=hooks))
 
     @contextlib.contextmanager
     def _numbers_kept(self) -> Iterator[None]:
@@ -370,10 +378,10 @@ class Datapath(Closeable):
                         self.services.service_of,
                     ),
                 )
+            hooks = self.hooks.values()
             if uplink is not None:
-                ran = self._simulator.run_at_host(packet, uplink, from_stack)
+                ran = self._simulator.run_at_host(packet, uplink, from_stack, hooks)
             else:
-                hooks = self.hooks.values()
                 endpoint = self.endpoints[at] if isinstance(at, str) else self._known(at)
                 ran = self._simulator.run(packet, endpoint, from_stack, hooks)
         retval, out, flows = ran

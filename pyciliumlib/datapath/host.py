@@ -19,6 +19,7 @@ from pyciliumlib.datapath.uplinks import Uplinks
 from pyciliumlib.errors import StateError
 from pyciliumlib.identity import IPCache, Labels, Metadata, ReservedIdentity, Source
 from pyciliumlib.identity.labels import LabelsLike
+from pyciliumlib.kernel import Object
 from pyciliumlib.policy.program.tries import PolicyTries
 from pyciliumlib.store import Store
 from pyciliumlib.types import Address
@@ -154,22 +155,23 @@ class HostFirewall:
             return
         self._forget(endpoint, found["ifindexes"])
 
-    def start(self) -> None:
+    def start(self, programs: Object) -> None:
         """Enforce, if the configuration says so; what an earlier process left is taken over.
 
-        Raises DeviceError, ExistsError, MapFullError, KernelError; then nothing is enforced that
-        was not, and all that was.
+        `programs` are those for the node's devices, which have more to do than this. Raises
+        DeviceError, ExistsError, MapFullError, KernelError; then nothing is enforced that was not,
+        and all that was.
         """
         uplinks = self._parts.uplinks
         if not self._parts.config.host_firewall:
-            uplinks.start()
+            uplinks.start(programs)
             return
         with contextlib.ExitStack() as undo:
             if self._endpoint is None:
                 self._begin(undo)
             else:
                 self._take_over(self._endpoint)
-            uplinks.start()
+            uplinks.start(programs)
             undo.pop_all()
         for ifindex in set(self._left) - set(uplinks.ifindexes):
             self._parts.programs.maps["devices"].delete(ifindex)

@@ -43,7 +43,7 @@ class Programs(Closeable):
         self._config = config
         self._clock = clock
         self._hooked: Object | None = None
-        self._host: Object | None = None
+        self._hosts: dict[bool, Object] = {}
         spec = endpoint_spec(config, clock)
         self.event = spec.type("event").dtype
         self.plain = spec.load(pins=pins)
@@ -61,16 +61,15 @@ class Programs(Closeable):
             self._hooked = spec.load(reuse=shared_maps(self.plain))
         return self._hooked
 
-    @property
-    def host(self) -> Object:
+    def host(self, *, hooks: bool) -> Object:
         """Those of the devices that lead out of the node; loaded when they are first wanted."""
-        if self._host is None:
-            self._host = load_host(self._config, self._clock, self.plain)
-        return self._host
+        if hooks not in self._hosts:
+            self._hosts[hooks] = load_host(self._config, self._clock, self.plain, hooks=hooks)
+        return self._hosts[hooks]
 
     def close(self) -> None:
         """Let go of all; what is pinned or attached lives on."""
-        for loaded in (self.plain, self._hooked, self._host):
+        for loaded in (self.plain, self._hooked, *self._hosts.values()):
             if loaded is not None:
                 loaded.close()
 
@@ -86,13 +85,13 @@ def endpoint_spec(config: DatapathConfig, clock: Clock, *, hooks: bool = False) 
     return spec
 
 
-def load_host(config: DatapathConfig, clock: Clock, endpoints: Object) -> Object:
+def load_host(config: DatapathConfig, clock: Clock, endpoints: Object, *, hooks: bool) -> Object:
     """`host.bpf.c` over the maps of the endpoint programs."""
     spec = ObjectSpec.open(object_path("host"))
     shared = {n: m for n, m in shared_maps(endpoints).items() if n in spec.maps}
     for name, table in shared.items():
         spec.resize(name, table.spec.max_entries)
-    spec.config.update(_variables(config, clock, hooks=False))
+    spec.config.update(_variables(config, clock, hooks))
     spec.config.update(_service_variables(config, spec.maps["lb_filter"].max_entries))
     spec.config.update({"host_firewall": config.host_firewall, "node_port": config.node_port})
     return spec.load(reuse=shared)

@@ -128,13 +128,13 @@ class Simulator:
         return self._run(program, packet, {"ifindex": at.ifindex}, hooks)
 
     def run_at_host(
-        self, packet: bytes, ifindex: int, to_host: bool
+        self, packet: bytes, ifindex: int, to_host: bool, hooks: Iterable[Hook]
     ) -> tuple[int, bytes, list[Flow]]:
         """The same at a device that leads out of the node."""
         if self._host is None:
-            self._host = load_host(self._quiet, self._clock, self._programs)
+            self._host = load_host(self._quiet, self._clock, self._programs, hooks=True)
         name = "to_host" if to_host else "from_host"
-        return self._run(self._host.programs[name], packet, {"ifindex": ifindex}, ())
+        return self._run(self._host.programs[name], packet, {"ifindex": ifindex}, hooks)
 
     def _run(
         self, program: Program, packet: bytes, context: Mapping[str, int], hooks: Iterable[Hook]

@@ -11,8 +11,8 @@ from typing import Final
 from pyciliumlib.datapath.attachment import HOST_HOOKS, Attachment
 from pyciliumlib.datapath.config import DatapathConfig
 from pyciliumlib.datapath.node import NodeLike
-from pyciliumlib.datapath.programs import Programs
 from pyciliumlib.errors import InvalidError
+from pyciliumlib.kernel import Object
 from pyciliumlib.net import Link, Netlink
 from pyciliumlib.store import Store
 from pyciliumlib.types import Address
@@ -32,14 +32,12 @@ class Uplinks:
         node: NodeLike,
         store: Store,
         pins: Path | None,
-        programs: Programs,
         config: DatapathConfig,
     ) -> None:
         """Made by a `Datapath`; `pins` is the directory for links that outlive the process."""
         self._node = node
         self._store = store
         self._pins = pins
-        self._programs = programs
         self._config = config
         self._links: dict[str, Link] = {}
         self._attachments: dict[int, Attachment] = {}
@@ -98,7 +96,7 @@ class Uplinks:
                     )
         self._links = found
 
-    def start(self) -> None:
+    def start(self, programs: Object) -> None:
         """Put the programs on the devices, or go on with those of an earlier process.
 
         Raises ExistsError, KernelError; then there is nothing new, and all that was.
@@ -113,12 +111,18 @@ class Uplinks:
             for ifindex in self.ifindexes:
                 self._attachments[ifindex] = attachment = self._attachment(ifindex)
                 if left:
-                    attachment.adopt(self._programs.host)
+                    attachment.adopt(programs)
                 else:
-                    attachment.attach(self._programs.host)
+                    attachment.attach(programs)
             undo.pop_all()
         for ifindex in set(left) - self._attachments.keys():
             self._attachment(ifindex).take_off()
+
+    def use(self, programs: Object) -> None:
+        """Replace the programs; each packet meets the old or the new ones."""
+        for attachment in self._attachments.values():
+            if attachment.attached:
+                attachment.update(programs)
 
     def clear(self) -> None:
         """Take the programs off."""

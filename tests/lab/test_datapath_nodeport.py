@@ -16,10 +16,14 @@ from attrs import evolve, frozen
 from pyciliumlib.datapath import Datapath, DatapathConfig
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
 from pyciliumlib.flow import DropReason, FlowType, TracePoint
+from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.lab import Host, Lab, Outside
 from pyciliumlib.loadbalancer import Backend, Frontend, LocalNode, Service, ServiceKey, Why
+from pyciliumlib.resources import include_dir
+from tests.bpf.compiled import compile_bpf
 from tests.lab import scenes
 from tests.lab.scenes import SILENCE, VERSIONS, Scene, apps, at, policy, ports
+from tests.lab.test_datapath_hooks import SOURCE
 from tests.lab.test_datapath_services import Echo, exchange, of_api
 from tests.lab.test_host_policy import attached, node_policy
 
@@ -459,8 +463,26 @@ def test_drift_tells_of_the_device(scene: Scene) -> None:
     (attachment,) = scene.dp._uplinks._attachments.values()
     attachment.detach()
     assert "not on device eth0" in str(scene.dp.drift())
-    attachment.attach(scene.dp._programs.host)
+    attachment.attach(scene.dp._programs.host(hooks=False))
     assert not scene.dp.drift()
+
+
+@VERSIONS
+def test_programs_of_the_user(scene: Scene, version: int, tmp_path: Path) -> None:
+    """They see what is for services, by its frontend and by its backend, and may drop it."""
+    by = Published(scene, version)
+    scene.dp.services.upsert(by.service(scene.api))
+    path = compile_bpf(SOURCE, tmp_path, include_dir())
+    with scene.world.dial(by.by_node[0], f"{NODE_PORT}/TCP") as connection:
+        for slot, port in (("before-policy", NODE_PORT), ("after-policy", 80)):
+            spec = ObjectSpec.open(path)
+            spec.config["closed_port"] = port
+            with scene.dp.hooks.attach(slot, spec, "drops"):
+                assert connection.exchange(timeout=SILENCE).error == "timeout"
+                assert by.reasons(scene.world) == {DropReason.HOOK}
+                assert not scene.dp.drift()
+            assert connection.exchange(timeout=3).ok
+            assert by.ask(scene.world) == "api"
 
 
 # ---------------------------------------------------------------------- forgeries
@@ -606,10 +628,10 @@ def test_what_is_refused() -> None:
         assert attached(node) == 0
 
 
-def test_the_nodes_flows_are_no_services(lab: Lab) -> None:
+def test_the_nodes_flows_are_no_services() -> None:
     """What the endpoints' programs did last on a CPU says nothing of the node's own packets."""
     config = evolve(CONFIG, host_firewall=True)
-    with scenes.scene(lab, config=config) as scene:
+    with Lab() as lab, scenes.scene(lab, config=config) as scene:
         by = Published(scene, 4)
         scene.dp.services.upsert(by.service(scene.api))
         for _ in range(8):
