@@ -15,8 +15,10 @@ import numpy as np
 from attrs import frozen
 from scapy.layers.l2 import Ether
 
+from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.loadbalancer import LoadBalancerConfig, LocalNode, Service
 from pyciliumlib.loadbalancer.table import ServiceTable
+from pyciliumlib.resources import object_path
 from pyciliumlib.types import address_to_bytes, parse_address
 from tests.bpf import packets
 from tests.bpf.harness import CLIENT, FROM, SERVER, TO, Devices, Outcome, Rig, rig
@@ -69,6 +71,7 @@ class ServiceRig:
                 found.delete_batch(keys)
             else:
                 found.update_batch(keys, np.zeros_like(values))
+        self.maps["lb_ranges"].clear()
         self.table = self._table(config, node)
 
     # ------------------------------------------------------------------ services
@@ -135,6 +138,28 @@ def service_rig(where: Devices, **config: Any) -> Iterator[ServiceRig]:
     }
     with rig(where, sizes=_SIZES, **{**loopback, **config}) as made:
         yield ServiceRig(made)
+
+
+#: What the programs of a device must be told as those of the endpoints are.
+_TOLD: Final = (
+    "max_endpoints", "ipcache_cells", "jiffies_per_second", "loopback_ipv4", "loopback_ipv6",
+    "flow_seed_ipv4", "flow_seed_ipv6",
+)  # fmt: skip
+
+
+@contextmanager
+def device_rig(where: Devices) -> Iterator[ServiceRig]:
+    """The same, and the programs of the node's device over the same maps."""
+    with service_rig(where) as made:
+        spec = ObjectSpec.open(object_path("host"))
+        shared = {n: m for n, m in made.maps.items() if n[:1] != "." and n in spec.maps}
+        for name, table in shared.items():
+            spec.resize(name, table.spec.max_entries)
+        spec.config.update({name: made.rig.config[name] for name in _TOLD})
+        spec.config.update({"node_port": True, "host_firewall": True})
+        with spec.load(reuse=shared) as host:
+            made.rig.programs = {**made.rig.programs, **host.programs}
+            yield made
 
 
 @frozen

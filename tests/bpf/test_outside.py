@@ -13,9 +13,7 @@ from scapy.layers.inet6 import IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Dot1Q, Ether
 
 from pyciliumlib.flow import DropReason, TracePoint
-from pyciliumlib.kernel import ObjectSpec
 from pyciliumlib.loadbalancer import Frontend, Service
-from pyciliumlib.resources import object_path
 from tests.bpf.harness import (
     HOST,
     INGRESS,
@@ -27,7 +25,7 @@ from tests.bpf.harness import (
     Outcome,
 )
 from tests.bpf.packets import ACK, FAMILIES, FIN_ACK, RST, SYN, SYN_ACK, Family, arp, checksums_hold
-from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, delivered, service_rig
+from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, delivered, device_rig
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
 transports = pytest.mark.parametrize("transport", ["tcp", "udp", "sctp"])
@@ -36,10 +34,6 @@ TO_HOST, FROM_HOST = "to_host", "from_host"
 NEXT = 0xFFFFFFFF
 DECIDED = 0x0F00
 FLOW_OUTSIDE = 128
-CONFIG_NAMES = (
-    "max_endpoints", "ipcache_cells", "jiffies_per_second", "loopback_ipv4", "loopback_ipv6",
-    "flow_seed_ipv4", "flow_seed_ipv6",
-)  # fmt: skip
 
 
 @frozen
@@ -58,17 +52,8 @@ class Outside(Pair):
 
 @pytest.fixture(scope="module")
 def loaded(where: Devices) -> Iterator[ServiceRig]:
-    """The endpoint programs, and those of the node's device over their maps."""
-    with service_rig(where) as made:
-        spec = ObjectSpec.open(object_path("host"))
-        shared = {n: m for n, m in made.maps.items() if n[:1] != "." and n in spec.maps}
-        for name, table in shared.items():
-            spec.resize(name, table.spec.max_entries)
-        spec.config.update({name: made.rig.config[name] for name in CONFIG_NAMES})
-        spec.config.update({"node_port": True, "host_firewall": True})
-        with spec.load(reuse=shared) as host:
-            made.rig.programs = {**made.rig.programs, **host.programs}
-            yield made
+    with device_rig(where) as made:
+        yield made
 
 
 @pytest.fixture

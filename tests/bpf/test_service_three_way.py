@@ -106,13 +106,16 @@ def told(placed: Placement, probe: Probe) -> tuple[int, str | None, int]:
     return 0, str(placed.backend.address), placed.backend.port
 
 
-def connect(model: Balancer, family: Family, probe: Probe, chosen: str | None) -> Placement:
+def connect(
+    model: Balancer,
+    ends: tuple[str, str],
+    probe: Probe,
+    chosen: str | None,
+    direction: Direction = Direction.EAST_WEST,
+) -> Placement:
     """What the model makes of the probe, with the program's word for chance."""
-    host = "[{}]" if family.version == 6 else "{}"
-    client = f"{host.format(family.client)}:{probe.sport}"
-    target = f"{host.format(probe.vip)}:{probe.port}"
     model._random = Told(chosen or "")  # type: ignore[assignment]
-    return model.connect(client, target, direction=Direction.EAST_WEST, opening=probe.opening)
+    return model.connect(*ends, direction=direction, opening=probe.opening)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -137,13 +140,13 @@ def test_model_table_and_program_agree(
             if (":" in probe.vip) is not (family.version == 6):
                 continue
             was = model.where(
-                *ends(family, probe), direction=Direction.EAST_WEST, opening=probe.opening
+                *ends(family.client, probe), direction=Direction.EAST_WEST, opening=probe.opening
             )
             reason, met = reader.ask_inside(
                 probe.vip, probe.port, "TCP", (family.client, probe.sport)
             )
             seen = ask(loaded, family, probe)
-            placed = connect(model, family, probe, seen[1])
+            placed = connect(model, ends(family.client, probe), probe, seen[1])
             assert seen == told(placed, probe), (probe, placed)
             assert max(reason, 0) == (placed.reason if was.why is not Why.CONNECTION else reason)
             if was.why in (Why.RANDOM, Why.MAGLEV):
@@ -152,10 +155,10 @@ def test_model_table_and_program_agree(
     assert DropReason.POLICY not in {reason for _, reason in loaded.rig.metrics()}
 
 
-def ends(family: Family, probe: Probe) -> tuple[str, str]:
+def ends(client: str, probe: Probe) -> tuple[str, str]:
     """Client and target as the model reads them."""
-    host = "[{}]" if family.version == 6 else "{}"
-    return f"{host.format(family.client)}:{probe.sport}", f"{host.format(probe.vip)}:{probe.port}"
+    host = "[{}]" if ":" in client else "{}"
+    return f"{host.format(client)}:{probe.sport}", f"{host.format(probe.vip)}:{probe.port}"
 
 
 def update(model: Balancer, wanted: list[Service]) -> None:
