@@ -7,7 +7,7 @@ every byte and every checksum of an answer is compared.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 from attrs import frozen
 from scapy.layers.l2 import Ether
 
-from pyciliumlib.kernel import ObjectSpec
+from pyciliumlib.kernel import ObjectSpec, Program
 from pyciliumlib.loadbalancer import LoadBalancerConfig, LocalNode, Service
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.resources import object_path
@@ -150,16 +150,22 @@ _TOLD: Final = (
 @contextmanager
 def device_rig(where: Devices) -> Iterator[ServiceRig]:
     """The same, and the programs of the node's device over the same maps."""
-    with service_rig(where) as made:
-        spec = ObjectSpec.open(object_path("host"))
-        shared = {n: m for n, m in made.maps.items() if n[:1] != "." and n in spec.maps}
-        for name, table in shared.items():
-            spec.resize(name, table.spec.max_entries)
-        spec.config.update({name: made.rig.config[name] for name in _TOLD})
-        spec.config.update({"node_port": True, "host_firewall": True})
-        with spec.load(reuse=shared) as host:
-            made.rig.programs = {**made.rig.programs, **host.programs}
-            yield made
+    with service_rig(where) as made, device_programs(made) as programs:
+        made.rig.programs = {**made.rig.programs, **programs}
+        yield made
+
+
+@contextmanager
+def device_programs(rig: ServiceRig, node_port: bool = True) -> Iterator[Mapping[str, Program]]:
+    """The programs of the node's device over the maps of a rig."""
+    spec = ObjectSpec.open(object_path("host"))
+    shared = {n: m for n, m in rig.maps.items() if n[:1] != "." and n in spec.maps}
+    for name, table in shared.items():
+        spec.resize(name, table.spec.max_entries)
+    spec.config.update({name: rig.rig.config[name] for name in _TOLD})
+    spec.config.update({"node_port": node_port, "host_firewall": True})
+    with spec.load(reuse=shared) as loaded:
+        yield loaded.programs
 
 
 @frozen

@@ -25,7 +25,7 @@ from tests.bpf.harness import (
     Outcome,
 )
 from tests.bpf.packets import ACK, FAMILIES, FIN_ACK, RST, SYN, SYN_ACK, Family, arp, checksums_hold
-from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, delivered, device_rig
+from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, delivered, device_programs, device_rig
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
 transports = pytest.mark.parametrize("transport", ["tcp", "udp", "sctp"])
@@ -295,3 +295,24 @@ def test_an_answer_that_was_decided_before_a_change(rig: ServiceRig, family: Fam
     assert rig.rig.where.uplink in list(entry.ifindex)
     rig.only()
     assert rig.from_server(pair.answer_inside()).drop == DropReason.NO_SERVICE_BACKEND
+
+
+@families
+def test_a_services_entry_opens_nothing_of_the_node(rig: ServiceRig, family: Family) -> None:
+    """Where services are off by now, the node's policy is asked about the same packets."""
+    node_port = Frontend(family.host, PORT, type="NodePort")
+    pair = pair_of(family)
+    rig.put(evolve(pair.service(), frontends=(node_port,)))
+    request = pair.packet(pair.client, SPORT, family.host, PORT)
+    for flags in (SYN, ACK, ACK):
+        assert into(rig, pair.packet(pair.client, SPORT, family.host, PORT, flags)).passed
+        assert rig.from_server(pair.answer_inside(SYN_ACK if flags == SYN else ACK)).passed
+    live = rig.rig.programs
+    with device_programs(rig, node_port=False) as programs:
+        rig.rig.programs = {**live, **programs}
+        try:
+            outcome = into(rig, request)
+        finally:
+            rig.rig.programs = live
+    assert (outcome.action, outcome.drop) == (SHOT, DropReason.POLICY)
+    assert into(rig, request).action == REDIRECT
