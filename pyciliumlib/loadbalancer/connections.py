@@ -66,7 +66,8 @@ class Connections:
         pending_keys, pending = self._pending.lookup_batch()
         keys, flows = self._flows.lookup_batch()
         now = self._now()
-        known = set(_rows(keys).tolist()) if len(pending_keys) else set()
+        # The programs pass over one that has expired, and pend the connection anew.
+        known = set(_rows(keys[_left(flows, now) >= 0]).tolist()) if len(pending_keys) else set()
         new = np.array([row not in known for row in _rows(pending_keys).tolist()], np.bool_)
         keys = np.concatenate([pending_keys[new], keys])
         flows = np.concatenate([pending[new], flows])
@@ -83,11 +84,13 @@ class Connections:
         key["service"] = np.frombuffer(address_to_bytes(to.address), np.uint8)
         key["client_port"], key["service_port"] = client.port, to.port
         key["proto"] = int(to.protocol)
-        found = None
+        rows = []
         for table in (self._pending, self._flows):
             with contextlib.suppress(NotFoundError):
-                found = table.lookup(key[0])
-        if found is None or signed32(found.expires - self._now()) < 0:
+                rows.append(table.lookup(key[0]))
+        now = self._now()
+        found = next((row for row in reversed(rows) if signed32(row.expires - now) >= 0), None)
+        if found is None:
             return None
         if self._backends.lookup(found.backend).revision != found.backend_rev:
             return None
@@ -108,10 +111,9 @@ class Connections:
         """Which of these stand and have one of `backends`."""
         _, rows = self._backends.lookup_batch()
         _, revisions = self._revisions.lookup_batch()
-        left = (flows["expires"] - np.uint32(now)).astype(np.int32)
         wanted = np.isin(flows["backend"], np.array(list(backends), np.uint32))
-        stands: npt.NDArray[np.bool_]
-        stands = wanted & (left >= 0) & (rows["revision"][flows["backend"]] == flows["backend_rev"])
+        same = rows["revision"][flows["backend"]] == flows["backend_rev"]
+        stands: npt.NDArray[np.bool_] = wanted & same & (_left(flows, now) >= 0)
         older = stands & (revisions[flows["service"]] != flows["service_rev"])
         stands[older] = self._kept(keys[older], flows[older])
         return stands
@@ -151,6 +153,12 @@ class Connections:
 
     def _now(self) -> int:
         return self._clock.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC)) & 0xFFFFFFFF
+
+
+def _left(flows: npt.NDArray[Any], now: int) -> npt.NDArray[np.int32]:
+    """Jiffies until each expires; below 0 it has."""
+    left: npt.NDArray[np.int32] = (flows["expires"] - np.uint32(now)).astype(np.int32)
+    return left
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
