@@ -88,11 +88,11 @@ class IdentityIndex:
         positive = [r for r in selector.requirements if not r.operator.negative]
         negative = [r for r in selector.requirements if r.operator.negative]
         first = min(positive, key=self._size, default=None)
+        others = [r for r in (*positive, *negative) if r is not first]
         found = set(self.labels) if first is None else self._holders(first)
-        for requirement in positive:
-            if requirement is not first:
-                found = self._narrow(found, requirement)
-        for requirement in negative:
+        if first is not None and not others:
+            return set(found)
+        for requirement in others:
             found = self._narrow(found, requirement)
         return found
 
@@ -110,10 +110,14 @@ class IdentityIndex:
         return sum(map(len, self._postings(requirement)))
 
     def _holders(self, requirement: Requirement) -> set[int]:
-        """Those that have the key, with one of the values if the requirement names any."""
+        """Those that have the key, with one of the values if the requirement names any.
+
+        It may be the posting itself, so it is not to be changed.
+        """
         if requirement.source == SOURCE_CIDR:
             return self._inside(prefix_of_key(requirement.key))
-        return set().union(*self._postings(requirement))
+        postings = list(self._postings(requirement))
+        return postings[0] if len(postings) == 1 else set().union(*postings)
 
     def _postings(self, requirement: Requirement) -> Iterator[set[int]]:
         known = self._known.get(requirement.key)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from pyciliumlib.policy.derivation import Derivations
 from pyciliumlib.policy.entries import (
@@ -50,6 +50,8 @@ class Merger:
     _derivations: Derivations
     settled: frozenset[Direction] = frozenset()
     audited: frozenset[Direction] = frozenset()
+    #: What shares of one precedence say together: classes have many of them in common.
+    _together: dict[tuple[Share, ...], EntryValue] = field(init=False, factory=dict)
 
     def of_anyone(self, shares: Iterable[Share]) -> Rows:
         """The entries of any identity, from the shares of any peer."""
@@ -133,7 +135,11 @@ class Merger:
             highest = max(share.precedence for share in shares)
             shares = [share for share in shares if share.precedence == highest]
         if len(shares) > 1:
-            return self._said_by(shares)
+            together = tuple(shares)
+            found = self._together.get(together)
+            if found is None:
+                found = self._together[together] = self._said_by(shares)
+            return found
         alone = shares[0]
         if alone.entry is None:
             alone.entry = self._said_by(shares)
@@ -154,7 +160,10 @@ class Merger:
 
 def _not_outranked(rows: Rows) -> Rows:
     """Those whose slot lies in no wider one of a higher precedence."""
-    lowest = min((value.precedence for value in rows.values()), default=0)
+    orders = {value.precedence for value in rows.values()}
+    if len(orders) < 2:
+        return rows
+    lowest = min(orders)
     above = [slot for slot, value in rows.items() if value.precedence > lowest]
     lengths = {slot.bits for slot in above if slot.bits < PORT_BITS}
     if not lengths and all(slot.proto for slot in above):

@@ -143,40 +143,43 @@ class EndpointPolicy:
         # rows of a class have one digest and come together; a digest of two classes only splits
         order = np.argsort(masks @ (_MIX ** np.arange(1, masks.shape[1] + 1, dtype=np.uint64)))
         members, masks = members[order], masks[order]
-        starts = np.flatnonzero(np.any(masks[1:] != masks[:-1], axis=1)) + 1
-        starts = np.concatenate([np.zeros(min(len(members), 1), np.intp), starts])
+        starts = _starts(masks)
         counts = np.diff(starts, append=len(members))
-        return _Classes(
-            [(_number_of(row), NONE_NAMED) for row in masks[starts]], counts.tolist(), members
-        )
+        keys = [(number, NONE_NAMED) for number in _numbers_of(masks[starts])]
+        return _Classes(keys, counts.tolist(), members)
 
     def _masks(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Those identities that a selector selects, and which selectors: 64 to a word."""
         columns = [selection.column() for selection in self._selections.values()]
-        bits = np.repeat(list(self._selections), [len(column) for column in columns])
+        numbers = list(self._selections)
+        words = max(numbers, default=0) // 64 + 1
         if self._names:
             named = self._cache.named_ports
             columns.append(np.fromiter(named, np.uint32, len(named)))
+            numbers.append(64 * words)  # in a word of its own, which is left out again
         if not columns:
             return np.zeros(0, np.uint32), np.zeros((0, 1), "<u8")
-        members, places = np.unique(np.concatenate(columns), return_inverse=True)
-        words = max(self._selections, default=0) // 64 + 1
-        masks = np.zeros((len(members), words), "<u8")
-        bits = bits.astype(np.uint64)
-        np.bitwise_or.at(
-            masks,
-            (places[: len(bits)], (bits // np.uint64(64)).astype(np.intp)),
-            np.uint64(1) << bits % np.uint64(64),
-        )
-        return members, masks
+        # pairs of identity and number, sorted: numbers whose bits share a word come together
+        pairs = np.concatenate(columns).astype(np.uint64) << np.uint64(32)
+        pairs |= np.repeat(np.array(numbers, np.uint64), [len(column) for column in columns])
+        pairs.sort()
+        cells = _starts(pairs >> np.uint64(6))
+        bits = np.uint64(1) << (pairs & np.uint64(63))
+        identities = pairs[cells] >> np.uint64(32)
+        rows = _starts(identities)
+        masks = np.zeros((len(rows), words + 1), "<u8")
+        of_row = np.repeat(np.arange(len(rows)), np.diff(rows, append=len(cells)))
+        word = (pairs[cells] & np.uint64(0xFFFF_FFFF)) >> np.uint64(6)
+        masks[of_row, word.astype(np.intp)] = np.bitwise_or.reduceat(bits, cells)
+        return identities[rows].astype(np.uint32), masks[:, :words]
 
     def _classes_by_name(
         self, members: npt.NDArray[np.uint32], masks: npt.NDArray[np.uint64]
     ) -> _Classes:
         classes: dict[_Class, list[int]] = {}
-        for identity, row in zip(members.tolist(), masks, strict=True):
+        for identity, number in zip(members.tolist(), _numbers_of(masks), strict=True):
             named = self._relevant(self._cache.named_ports.get(identity, NONE_NAMED))
-            classes.setdefault((_number_of(row), named), []).append(identity)
+            classes.setdefault((number, named), []).append(identity)
         return _Classes.of(classes)
 
     def _relevant(self, ports: PortNames) -> PortNames:
@@ -267,8 +270,21 @@ class EndpointPolicy:
         return f"EndpointPolicy({str(self.subject)!r}, revision {self.revision})"
 
 
-def _number_of(words: npt.NDArray[np.uint64]) -> int:
-    return int.from_bytes(words.tobytes(), "little")
+def _starts(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Where each run of equal rows starts."""
+    differs = rows[1:] != rows[:-1]
+    if rows.ndim > 1:
+        differs = differs.any(axis=1)
+    return np.concatenate([np.zeros(min(len(rows), 1), np.intp), np.flatnonzero(differs) + 1])
+
+
+def _numbers_of(masks: npt.NDArray[np.uint64]) -> list[int]:
+    """Each row of words as one number."""
+    words, width = masks.tobytes(), masks.shape[1] * masks.itemsize
+    return [
+        int.from_bytes(words[start : start + width], "little")
+        for start in range(0, len(words), width)
+    ]
 
 
 def resolve(

@@ -85,11 +85,12 @@ class RuleStore:
 
     def handouts(self, subject: Party) -> list[Handout]:
         """The rules about `subject`, in an order that does not depend on how they came."""
+        on_nodes = subject.is_host
         found = [
             handout
             for selector in self._subjects.matching(subject.labels)
             for handout in self._by_subject[selector].values()
-            if handout.rule.on_nodes == subject.is_host
+            if handout.rule.on_nodes == on_nodes
         ]
         found.sort(key=lambda handout: handout.rule.source)
         rules = [handout.rule for handout in found]

@@ -317,3 +317,31 @@ def test_entries_are_read_while_identities_come_and_go(repository: Repository) -
     done.set()
     reader.join(timeout=30)
     assert errors == []
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["numbers", "names"])
+@pytest.mark.parametrize("count", [1, 64, 65, 200])
+def test_as_many_selectors_as_there_are_peers(count: int, named: bool) -> None:
+    """More selectors than bits of a word: each identity has the ports of those that select it."""
+    repository = Repository()
+    labels = {2000 + i: [*pod("client"), f"k8s:n{i}=", f"k8s:n{i // 3}="] for i in range(count)}
+    names = {2000: {"metrics": (9000, Protocol.TCP)}} if named else {}
+    repository.update_identities(labels, named_ports=names)
+    entries = [
+        {
+            "toEndpoints": [{"matchExpressions": [{"key": f"n{i}", "operator": "Exists"}]}],
+            "toPorts": [{"ports": [{"port": str(1000 + i), "protocol": "TCP"}]}],
+        }
+        for i in range(count)
+    ]
+    if named:
+        entries.append({"toPorts": [{"ports": [{"port": "metrics", "protocol": "TCP"}]}]})
+    repository.add_endpoint(1, pod("web"))
+    repository.apply([cnp("p", "web", egress=entries)])
+    found = {
+        (identity, slot.port)
+        for identity, slot, _ in repository.policy(1).entries().rows()
+        if slot.direction is Direction.EGRESS
+    }
+    expected = {(2000 + i, 1000 + n) for i in range(count) for n in (i, i // 3)}
+    assert expected | ({(2000, 9000)} if named else set()) == found
