@@ -46,10 +46,8 @@ def _is_small(value: object) -> bool:
     count = 0
     for _ in range(DEPTH_MAX):
         below: list[Any] = []
-        for item in level:
+        for item in [item for item in level if type(item) is not str]:  # most are texts
             kind = type(item)
-            if kind is str:
-                continue
             if kind is dict:
                 below += item
                 below += item.values()

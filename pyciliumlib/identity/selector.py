@@ -161,7 +161,10 @@ class Selector:
 
     def names_key(self, key: str, *sources: str) -> bool:
         """Whether a requirement is about `key` (with one of `sources`, if any are given)."""
-        return any(r.key == key and (not sources or r.source in sources) for r in self.requirements)
+        for requirement in self.requirements:
+            if requirement.key == key and (not sources or requirement.source in sources):
+                return True
+        return False
 
     def with_requirement(self, *requirements: Requirement) -> Selector:
         """This selector with more conditions."""

@@ -135,25 +135,25 @@ class _Reader:
         if subject is None:
             return None
         scope = Scope(self.key.namespace, self.settings, subject.names_key("init", SOURCE_RESERVED))
-        clauses = tuple(
-            clause
-            for section in sections
-            for clause in self._section(item[section.name], section, scope, on_nodes)
-        )
+        clauses: list[Clause] = []
+        for section in sections:
+            clauses += self._section(item[section.name], section, scope, on_nodes)
+        limits = [entry for entry in item.get("egress", ()) if _is_limit(entry)]
+        only_limits = len(limits) == len(item.get("egress", ()))
         enforces = _set_of(
-            *(s.direction for s in sections if not all(map(_is_limit, item[s.name])))
+            *[s.direction for s in sections if not (s.name == "egress" and only_limits)]
         )
         subject = scope.subject(subject, f"{self.path}.endpointSelector", self.problems)
         return Rule(
             self._source(""),
             subject.with_requirement(*reserved("host").requirements) if on_nodes else subject,
             on_nodes,
-            clauses,
+            tuple(clauses),
             enforces,
             self._default_deny(item, enforces),
             item.get("description", ""),
             tuple(self._requires(item, sections, scope)),
-            self._bandwidth(item),
+            self._bandwidth(item["egress"]) if limits else None,
             self._log(item),
         )
 
@@ -220,11 +220,8 @@ class _Reader:
                     authentication,
                 )
 
-    def _bandwidth(self, item: Mapping[str, Any]) -> BandwidthLimit | None:
-        """The lowest limit of the rule's entries."""
-        entries = item.get("egress", ())
-        if not any(map(_is_limit, entries)):
-            return None
+    def _bandwidth(self, entries: list[Any]) -> BandwidthLimit | None:
+        """The lowest limit of the entries."""
         limits = [
             read_bandwidth(entry, f"{self.path}.egress[{index}]", self.problems)
             for index, entry in enumerate(entries)
@@ -233,8 +230,10 @@ class _Reader:
         return min((limit for limit in limits if limit), default=None)
 
     def _log(self, item: Mapping[str, Any]) -> str:
+        if "log" not in item:
+            return ""
         path = f"{self.path}.log"
-        chosen = fields.LOG.read(item["log"], path, self.problems) if "log" in item else {}
+        chosen = fields.LOG.read(item["log"], path, self.problems)
         value: str = chosen.get("value", "")
         if len(value) > LOG_MAX or not value.isprintable():
             self.problems.add(f"{path}.value", f"write at most {LOG_MAX} printable characters")

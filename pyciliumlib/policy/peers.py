@@ -67,6 +67,7 @@ def reserved(name: str) -> Selector:
     return Selector.of(Label(SOURCE_RESERVED, name))
 
 
+@lru_cache(1 << 8)
 def expand_entity(name: str, settings: PolicySettings) -> tuple[Selector, ...]:
     """The selectors that an entity stands for; `name` is one of `ENTITIES`."""
     if name == "all":

@@ -190,19 +190,31 @@ class Schema:
         return {n: dict if form is Form.OBJECT else form.type for n, form in plain.items()}
 
     def read(self, value: object, path: str, problems: Problems) -> dict[str, Any]:
-        """The fields of `value` that are known, of the right form and not null.
+        """The fields of `value` that are known, of the right form and not null; not to be changed.
 
         What is wrong goes to `problems`; a field that is wrong is left out.
         """
         if type(value) is not dict and not isinstance(value, Mapping):
             problems.add(path, f"expected {Form.OBJECT.value} ({self.name}), found {_show(value)}")
             return {}
+        if type(value) is dict and self._is_plain(value):
+            found = value
+        else:
+            found = self._sift(value, path, problems)
+        for name in self.required:
+            if value.get(name) is None:
+                problems.add(path, f"{name} is missing")
+        if self.one_of and sum(value.get(name) is not None for name in self.one_of) != 1:
+            problems.add(path, f"exactly one of {', '.join(self.one_of)} is needed")
+        return found
+
+    def _is_plain(self, value: Mapping[Any, Any]) -> bool:
+        """Whether every field is known and as it should be, at first sight."""
+        return list(map(type, value.values())) == list(map(self._plain.get, value))
+
+    def _sift(self, value: Mapping[Any, Any], path: str, problems: Problems) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        plain = self._plain
         for name, item in value.items():
-            if type(item) is plain.get(name):
-                found[name] = item
-                continue
             spec = self.fields.get(name) if isinstance(name, str) else None
             if spec is not None and not spec.legacy and spec.fits(item):
                 if item is not None:
@@ -223,11 +235,6 @@ class Schema:
                 )
             else:
                 found[name] = item
-        for name in self.required:
-            if value.get(name) is None:
-                problems.add(path, f"{name} is missing")
-        if self.one_of and sum(value.get(name) is not None for name in self.one_of) != 1:
-            problems.add(path, f"exactly one of {', '.join(self.one_of)} is needed")
         return found
 
     def read_list(
