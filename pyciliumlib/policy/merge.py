@@ -50,8 +50,8 @@ class Merger:
     _derivations: Derivations
     settled: frozenset[Direction] = frozenset()
     audited: frozenset[Direction] = frozenset()
-    #: What shares of one precedence say together: classes have many of them in common.
-    _together: dict[tuple[Share, ...], EntryValue] = field(init=False, factory=dict)
+    #: What shares say with an order and an authentication: classes, and slots, have much in common.
+    _entries: dict[tuple[int, int, tuple[Share, ...]], EntryValue] = field(init=False, factory=dict)
 
     def of_anyone(self, shares: Iterable[Share]) -> Rows:
         """The entries of any identity, from the shares of any peer."""
@@ -135,11 +135,7 @@ class Merger:
             highest = max(share.precedence for share in shares)
             shares = [share for share in shares if share.precedence == highest]
         if len(shares) > 1:
-            together = tuple(shares)
-            found = self._together.get(together)
-            if found is None:
-                found = self._together[together] = self._said_by(shares)
-            return found
+            return self._said_by(shares)
         alone = shares[0]
         if alone.entry is None:
             alone.entry = self._said_by(shares)
@@ -151,11 +147,16 @@ class Merger:
         return self._entry(shares, shares[0].precedence, auth)
 
     def _entry(self, shares: list[Share], order: int, auth: int) -> EntryValue:
-        l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
-        sources = tuple(sorted({share.source for share in shares}))
-        derivation = self._derivations.intern(shares[0].verdict, sources, l7)
-        proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
-        return EntryValue(order, derivation.cookie, proxy_port, auth, derivation=derivation)
+        key = order, auth, tuple(shares)
+        found = self._entries.get(key)
+        if found is None:
+            l7 = tuple(dict.fromkeys(share.l7 for share in shares if share.l7))
+            sources = tuple(sorted({share.source for share in shares}))
+            derivation = self._derivations.intern(shares[0].verdict, sources, l7)
+            proxy_port = NO_PROXY if derivation.verdict is Verdict.REDIRECT else 0
+            found = EntryValue(order, derivation.cookie, proxy_port, auth, derivation=derivation)
+            self._entries[key] = found
+        return found
 
 
 def _not_outranked(rows: Rows) -> Rows:

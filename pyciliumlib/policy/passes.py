@@ -46,6 +46,8 @@ def settle(claims: Iterable[Claim]) -> dict[Slot, list[Claim]]:
 
 
 def _first_to_decide(claims: Sequence[Claim]) -> list[Claim]:
+    if len(claims) == 1:
+        return [] if claims[0].share.action == PASS_BYTE else list(claims)
     passed: Tier | None = None
     for level in sorted({claim.share.level for claim in claims}):
         if level.tier is passed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from attrs import define
@@ -54,6 +54,19 @@ _HOST: Final = Selector.of(Label(SOURCE_RESERVED, "host"))
 Shares = dict[Selector | None, list["Share"]]
 
 
+@lru_cache(1 << 14)
+def _slots(direction: Direction, match: PortMatch) -> tuple[Slot, ...]:
+    """Made once: many clauses are about the same ports."""
+    if match.name:
+        return ()
+    if match.protocol is Protocol.ANY:
+        return (Slot(direction),)
+    return tuple(
+        Slot(direction, match.protocol, port, bits)
+        for port, bits in PortProto(match.first, match.last).blocks()
+    )
+
+
 @define(eq=False)
 class Share:
     """What one clause gives to those that one selector selects."""
@@ -71,15 +84,7 @@ class Share:
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The slots of its ports; none if it names a port, whose number each pod gives."""
-        match = self.match
-        if match.name:
-            return ()
-        if match.protocol is Protocol.ANY:
-            return (Slot(self.direction),)
-        return tuple(
-            Slot(self.direction, match.protocol, port, bits)
-            for port, bits in PortProto(match.first, match.last).blocks()
-        )
+        return _slots(self.direction, self.match)
 
     @cached_property
     def precedence(self) -> int:

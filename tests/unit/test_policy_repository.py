@@ -10,8 +10,9 @@ import pytest
 
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, PolicyError
 from pyciliumlib.policy import Direction, PolicyKey, Repository, Verdict
+from pyciliumlib.policy.derivation import Derivation, Derivations
 from pyciliumlib.policy.table import DROP_NO_PROXY, DROP_POLICY, DROP_POLICY_DENY, PolicyLookup
-from pyciliumlib.types import Protocol
+from pyciliumlib.types import PortProto, Protocol
 
 NAMESPACE = "k8s:io.kubernetes.pod.namespace=default"
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
@@ -345,3 +346,50 @@ def test_as_many_selectors_as_there_are_peers(count: int, named: bool) -> None:
     }
     expected = {(2000 + i, 1000 + n) for i in range(count) for n in (i, i // 3)}
     assert expected | ({(2000, 9000)} if named else set()) == found
+
+
+@pytest.mark.parametrize("passing", [False, True], ids=["ranked", "settled"])
+def test_what_peers_and_slots_have_in_common_is_worked_out_once(
+    passing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty ranges for twenty peers: blocks are made of a range, and an entry of a share, once."""
+    made = {"blocks": 0, "intern": 0}
+    blocks, intern = PortProto.blocks, Derivations.intern
+
+    def count_blocks(ports: PortProto) -> Any:
+        made["blocks"] += 1
+        return blocks(ports)
+
+    def count_intern(derivations: Derivations, *content: Any) -> Derivation:
+        made["intern"] += 1
+        return intern(derivations, *content)
+
+    monkeypatch.setattr(PortProto, "blocks", count_blocks)
+    monkeypatch.setattr(Derivations, "intern", count_intern)
+    ranges = [
+        {"port": str(3 + 97 * n), "endPort": 80 + 97 * n, "protocol": "SCTP"} for n in range(40)
+    ]
+    documents: list[Any] = [
+        cnp(f"p{n}", "web", ingress=[
+            {"fromEndpoints": [{"matchLabels": {"app": f"c{n}"}}], "toPorts": [{"ports": ranges}]}
+        ])
+        for n in range(20)
+    ]  # fmt: skip
+    if passing:
+        peer = {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "c0"}}}}
+        spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+                "ingress": [{"action": "Pass", "from": [peer]}]}  # fmt: skip
+        documents.append({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2",
+            "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "pass"},
+            "spec": spec,
+        })  # fmt: skip
+    repository = Repository()
+    repository.update_identities({2000 + n: pod(f"c{n}") for n in range(20)})
+    repository.add_endpoint(1, pod("web"))
+    repository.apply(documents)
+    entries = repository.policy(1).entries()
+    assert len(entries) > 20 * 40 * 4
+    assert made["blocks"] <= 40 + 2
+    assert made["intern"] <= 20 * 40 + 20
