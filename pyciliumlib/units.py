@@ -31,7 +31,9 @@ _NANOSECONDS: Final = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_END: Final = 1 << 64
+_BITS: Final = 64
+#: Longer than any quantity; Decimal gives up at a million digits.
+_TEXT_MAX: Final = 64
 _DURATION_PART: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>ns|us|µs|ms|s|m|h)")
 
 
@@ -62,7 +64,9 @@ def parse_duration(text: str) -> int:
     (90000000000, 2500000)
     """
     if not isinstance(text, str):
-        raise UnitError(f"{text!r} is no duration; write its unit, as in 5s or 250ms")
+        raise UnitError(f"{_shown(text)} is no duration; write its unit, as in 5s or 250ms")
+    if len(text) > _TEXT_MAX:
+        raise UnitError(f"{_shown(text)} is longer than any duration; write 5s or 1m30s")
     total, at = Decimal(0), 0
     for part in _DURATION_PART.finditer(text):
         if part.start() != at:
@@ -74,16 +78,29 @@ def parse_duration(text: str) -> int:
     return _whole(total, text, "nanoseconds")
 
 
+def _shown(value: object) -> str:
+    """A value for a message: not all of a long one, and of a huge number not one digit."""
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
+
+
 def _scaled(text: str | int, pattern: re.Pattern[str], what: str, example: str) -> int:
-    match = pattern.fullmatch(str(text).strip())
+    if isinstance(text, int) and text.bit_length() > _BITS:
+        raise UnitError(f"{_shown(text)} is more than {_BITS} bits hold; write {example}")
+    written = str(text).strip()
+    if len(written) > _TEXT_MAX:
+        raise UnitError(f"{_shown(text)} is longer than any {what}; write {example}")
+    match = pattern.fullmatch(written)
     if match is None:
         raise UnitError(f"{text!r} is no {what}; write {example}")
     return _whole(Decimal(match["number"]) * _SCALES[match["scale"]], text, example)
 
 
 def _whole(value: Decimal, text: str | int, unit: str) -> int:
-    if value >= _END:
-        raise UnitError(f"{text!r:.40} is more than 64 bits hold")
+    if value >= 1 << _BITS:
+        raise UnitError(f"{text!r} is more than {_BITS} bits hold")
     if value != value.to_integral_value():
         raise UnitError(f"{text!r} is no whole number of units; write {unit}")
     return int(value)

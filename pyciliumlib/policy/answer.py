@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
-from pyciliumlib.errors import PolicyError
+from pyciliumlib.errors import InvalidError, PolicyError
 from pyciliumlib.policy.enforcement import admits_localhost
 from pyciliumlib.policy.l7 import (
     DNSMatcher,
@@ -59,7 +59,12 @@ class Answer:
 def one_request(
     http: HTTPRequest | None = None, dns: str | None = None, kafka: KafkaRequest | None = None
 ) -> Request | None:
-    """The one request that is given; PolicyError for several."""
+    """The one request that is given; PolicyError for several, InvalidError for what is none."""
+    for value, kind in ((http, HTTPRequest), (kafka, KafkaRequest)):
+        if value is not None and not isinstance(value, kind):
+            raise InvalidError(
+                f"{type(value).__name__} found as a request; write {kind.__name__}(...)"
+            )
     given = [r for r in (http, DNSQuery(dns) if dns is not None else None, kafka) if r is not None]
     if len(given) > 1:
         raise PolicyError("http, dns and kafka: a connection carries one kind of request")

@@ -24,7 +24,7 @@ from pyciliumlib.identity.labels import (
 from pyciliumlib.identity.selector import Requirement, Selector
 from pyciliumlib.policy.l7 import L7
 from pyciliumlib.types import Direction, Network, Protocol
-from pyciliumlib.types.ports import PORT_MAX
+from pyciliumlib.types.ports import PORT_MAX, are_ports
 
 
 class Verdict(enum.Enum):
@@ -116,8 +116,10 @@ class PortMatch:
     name: str = ""
 
     def __attrs_post_init__(self) -> None:
-        if not 0 <= self.first <= self.last <= PORT_MAX:
-            raise UnitError(f"ports {self.first}-{self.last}: write 0 to {PORT_MAX}, in order")
+        if not are_ports(self.first, self.last):
+            raise UnitError(f"ports {self.first!r}-{self.last!r}: write 0 to {PORT_MAX}, in order")
+        if not isinstance(self.protocol, Protocol):
+            raise UnitError(f"{self.protocol!r} is no Protocol; Protocol.parse reads a text")
         if self.protocol is Protocol.ANY and not self.any_port:
             raise UnitError(f"{self}: a port is of one protocol; write a match for each")
 

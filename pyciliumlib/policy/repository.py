@@ -230,8 +230,8 @@ class Repository:
         names = named_ports or {}
         parsed: dict[int, tuple[Labels, PortNames]] = {}
         for number, labels in (added or {}).items():
-            if not ANY_IDENTITY < number <= IDENTITY_MAX:
-                raise InvalidError(f"identity {number}: identities are 1 to {IDENTITY_MAX}")
+            if not isinstance(number, int) or not ANY_IDENTITY < number <= IDENTITY_MAX:
+                raise InvalidError(f"identity {number!r}: identities are 1 to {IDENTITY_MAX}")
             ports = names.get(number, {})
             if isinstance(ports, Mapping):
                 ports = frozenset(read_named_ports(ports).items())
@@ -428,7 +428,13 @@ class Repository:
     def _named(self, parties: Mapping[str, PartyLike] | Iterable[Party]) -> dict[str, Party]:
         if isinstance(parties, Mapping):
             return {name: self._party(party) for name, party in parties.items()}
-        return {str(party): party for party in parties}
+        listed = list(parties) if isinstance(parties, Iterable) else [parties]
+        if any(not isinstance(party, Party) for party in listed):
+            raise InvalidError(
+                "parties: write a mapping of names to identities, labels or parties, or a list of "
+                "values of the type Party"
+            )
+        return {str(party): party for party in listed}
 
     def _party(self, party: PartyLike) -> Party:
         if isinstance(party, Party):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterator
+from operator import index
 from typing import Final
 
 from attrs import field, frozen
@@ -65,6 +66,14 @@ _BY_NAME = {protocol.name.upper(): protocol for protocol in Protocol}
 _PORTS = re.compile(r"(?P<first>[0-9]{1,5})(-(?P<last>[0-9]{1,5}))?")
 
 
+def are_ports(first: object, last: object) -> bool:
+    """Whether both are numbers that a range of ports may have, and in order."""
+    try:
+        return 0 <= index(first) <= index(last) <= PORT_MAX  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
 def _protocol(value: str | int) -> Protocol:
     return Protocol.parse(value)
 
@@ -86,9 +95,9 @@ class PortProto:
         return self.first if self.first else PORT_MAX
 
     def __attrs_post_init__(self) -> None:
-        if not 0 <= self.first <= self.last <= PORT_MAX:
+        if not are_ports(self.first, self.last):
             raise UnitError(
-                f"ports {self.first}-{self.last}: write first-last, each 1 to {PORT_MAX}"
+                f"ports {self.first!r}-{self.last!r}: write first-last, each 1 to {PORT_MAX}"
             )
         if not self.protocol.has_ports and not self.any_port:
             raise UnitError(f"{self.protocol} has no ports; leave {self.first} out")

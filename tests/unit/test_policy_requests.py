@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from pyciliumlib.errors import PolicyError
-from pyciliumlib.policy import HTTPRequest, KafkaRequest, Party, PolicySettings, Repository, Verdict
+from pyciliumlib.errors import InvalidError, PolicyError, UnitError
+from pyciliumlib.policy import (
+    Direction,
+    HTTPRequest,
+    KafkaRequest,
+    Party,
+    PolicySettings,
+    Repository,
+    Verdict,
+    parse,
+)
+from pyciliumlib.policy.model import PortMatch
+from pyciliumlib.types import PortProto, Protocol
 
 NAMESPACE = "k8s:io.kubernetes.pod.namespace=default"
 CLUSTER = "k8s:io.cilium.k8s.policy.cluster=default"
@@ -184,3 +197,80 @@ def test_the_local_host_may_ask_for_anything(allowed: bool) -> None:
     assert (said.verdict is Verdict.ALLOW) is allowed
     assert ("every request of the local host passes" in str(said)) is allowed
     assert repository.explain(host, API, "80/TCP", http=ITEMS).verdict is Verdict.ALLOW
+
+
+_HUGE = 10**5000
+_WRONG_REQUESTS: dict[str, tuple[Callable[[], object], str]] = {
+    "key-by-name": (lambda: KafkaRequest("produce"), "'produce' has the number 0"),  # type: ignore[arg-type]
+    "key-of-no-request": (lambda: KafkaRequest("x"), "write a number"),  # type: ignore[arg-type]
+    "negative-key": (lambda: KafkaRequest(-1), "-1 found; write a number"),
+    "huge-key": (lambda: KafkaRequest(_HUGE), "write a number"),
+    "version": (lambda: KafkaRequest(0, True), "api_version"),
+    "client": (lambda: KafkaRequest(0, 0, b"x"), "client_id"),  # type: ignore[arg-type]
+    "one-topic": (lambda: KafkaRequest(0, topics="orders"), "a list of texts"),
+    "topics": (lambda: KafkaRequest(0, topics=None), "a list of texts"),
+    "topic": (lambda: KafkaRequest(0, topics=[1]), "a topic"),
+    "method": (lambda: HTTPRequest(None), "method"),  # type: ignore[arg-type]
+    "path": (lambda: HTTPRequest("GET", b"/"), "path"),  # type: ignore[arg-type]
+    "half-a-character": (lambda: HTTPRequest("GET", "/\ud800"), "half of a character"),
+    "host": (lambda: HTTPRequest("GET", "/", _HUGE), "host"),  # type: ignore[arg-type]
+    "headers": (lambda: HTTPRequest(headers="Accept"), "pairs"),  # type: ignore[arg-type]
+    "header-alone": (lambda: HTTPRequest(headers=[("Accept",)]), "pairs"),  # type: ignore[list-item]
+    "header-value": (lambda: HTTPRequest(headers=[("Accept", 1)]), "a header"),  # type: ignore[list-item]
+}
+
+
+@pytest.mark.parametrize("case", _WRONG_REQUESTS)
+def test_a_request_of_other_things_than_texts_and_numbers_is_refused(case: str) -> None:
+    """When it is made, with what to write; not when a rule is asked about it."""
+    make, said = _WRONG_REQUESTS[case]
+    with pytest.raises(InvalidError, match=said):
+        make()
+
+
+@pytest.mark.parametrize("kind", ["http", "dns", "kafka"])
+@pytest.mark.parametrize(
+    "value", ["GET /", b"x", 7, [], _HUGE], ids=lambda value: type(value).__name__
+)
+def test_what_is_no_request_is_refused(kind: str, value: Any) -> None:
+    """A text is a DNS name, and nothing else is any request."""
+    repository = Repository()
+    if kind == "dns" and isinstance(value, str):
+        assert repository.explain(WEB, API, "80/TCP", dns=value).verdict is Verdict.ALLOW
+        return
+    with pytest.raises(InvalidError, match="request"):
+        repository.explain(WEB, API, "80/TCP", **{kind: value})
+
+
+def test_the_parties_of_a_matrix_are_parties() -> None:
+    """Labels without a name have no row; what cannot be looked through has none either."""
+    for wrong in (["k8s:app=web"], 7, None, "web", [7]):
+        with pytest.raises(InvalidError, match="mapping of names"):
+            Repository().reachability(wrong, "80/TCP")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", ["1000", None, 0, 1.5])
+def test_identities_are_numbers(number: Any) -> None:
+    with pytest.raises(InvalidError, match="identities are 1 to"):
+        Repository().update_identities({number: ["k8s:app=web"]})
+
+
+@pytest.mark.parametrize(
+    "kind", [PortProto, partial(PortMatch, Protocol.TCP)], ids=["range", "match"]
+)
+@pytest.mark.parametrize("first", ["80", None, 1.5, [], -1])
+def test_ports_are_numbers(kind: Callable[[Any, Any], object], first: Any) -> None:
+    with pytest.raises(UnitError, match="ports"):
+        kind(first, 90)
+
+
+def test_a_limit_is_of_egress_even_where_fields_are_left_out() -> None:
+    """With `prune` the entry of ingress names nobody, so nobody may come in."""
+    limit = {"toBandwidth": {"rate": "10M"}}
+    document = policy(ingress=[limit])
+    with pytest.raises(PolicyError, match="toBandwidth"):
+        parse([document])
+    (rule,) = parse([document], prune=True).policies[0].rules
+    assert rule.enforces == {Direction.INGRESS}
+    (rule,) = parse([policy(egress=[limit])]).policies[0].rules
+    assert rule.enforces == frozenset() and rule.bandwidth is not None

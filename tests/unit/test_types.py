@@ -178,7 +178,13 @@ def test_quantities(parse: object, text: str, expected: int) -> None:
         (parse_duration, "0.5ns"),
         (parse_duration, "5 parsecs"),
         (parse_duration, 5),
+        *((parse, "1" + "0" * 5000) for parse in (parse_rate, parse_size, parse_duration)),
+        *((parse, "9" * 1_000_001 + "s") for parse in (parse_rate, parse_size, parse_duration)),
+        *((parse, 10**5000) for parse in (parse_rate, parse_size, parse_duration)),
+        (parse_rate, "9" * 1_000_001 + "M"),  # more than Decimal takes
+        (parse_size, "9" * 1_000_001 + "Ki"),
     ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_quantities_that_are_refused(parse: object, text: object) -> None:
     """Ambiguous units, no units, parts of the smallest unit."""

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pyciliumlib.policy.l7.regex import whole
+from pyciliumlib.policy.l7.request import check_text
 from pyciliumlib.policy.l7.rules import DNSRule
 
 _CHARACTER: Final = "[-a-zA-Z0-9_]"
@@ -53,9 +54,9 @@ def pattern_of(rule: DNSRule, *, subdomains: bool = True) -> str:
 
 @frozen
 class DNSQuery:
-    """A question for the addresses of a name."""
+    """A question for the addresses of a name; InvalidError for what is no text."""
 
-    name: str
+    name: str = field(validator=check_text)
 
     def __str__(self) -> str:
         return f"DNS {self.name}"

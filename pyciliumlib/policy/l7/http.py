@@ -10,7 +10,9 @@ from typing import Final
 
 from attrs import define, field, frozen
 
+from pyciliumlib.errors import InvalidError
 from pyciliumlib.policy.l7.regex import whole
+from pyciliumlib.policy.l7.request import check, check_text
 from pyciliumlib.policy.l7.rules import HeaderMatch, HTTPRule
 
 #: Header names of a request's first line, as HTTP/2 has them.
@@ -25,20 +27,32 @@ _Named = tuple[str, _Test]
 
 
 def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in headers)
+    try:
+        pairs = tuple((name, value) for name, value in headers)
+    except (TypeError, ValueError):
+        raise InvalidError(
+            f"headers of a request: {type(headers).__name__} found; write pairs of name and "
+            'value, as in [("Accept", "text/html")]'
+        ) from None
+    for pair in pairs:
+        for text in pair:
+            check(text, "a header")
+    return pairs
 
 
 @frozen
 class HTTPRequest:
     """A request: `path` with its query, `host` as the client wrote it, headers in their order.
 
+    Raises InvalidError for what is no text.
+
     >>> HTTPRequest("GET", "/items?all", headers=[("Accept", "text/html")]).method
     'GET'
     """
 
-    method: str = "GET"
-    path: str = "/"
-    host: str = ""
+    method: str = field(default="GET", validator=check_text)
+    path: str = field(default="/", validator=check_text)
+    host: str = field(default="", validator=check_text)
     headers: tuple[tuple[str, str], ...] = field(default=(), converter=_pairs)
 
     def __str__(self) -> str:

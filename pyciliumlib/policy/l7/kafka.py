@@ -6,10 +6,12 @@ https://kafka.apache.org/protocol
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from attrs import field, frozen
 
+from pyciliumlib.errors import InvalidError
+from pyciliumlib.policy.l7.request import check, check_text
 from pyciliumlib.policy.l7.rules import KafkaRule
 
 #: https://kafka.apache.org/protocol#protocol_api_keys, as far as Cilium knows them, by number.
@@ -29,16 +31,49 @@ ROLES: Final = {
 }
 #: The requests that name topics.
 _OF_TOPICS: Final = frozenset({0, 1, 2, 3, 4, 5, 6, 8, 9, 19, 20, 21, 23, 24, 27, 28, 34, 35, 37})
+#: Numbers of the protocol are of 16 bits, with a sign that neither key nor version uses.
+_NUMBER_MAX: Final = (1 << 15) - 1
+
+
+def _check_number(request: object, attribute: Any, value: Any) -> None:
+    del request
+    if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
+        short = isinstance(value, str) or (isinstance(value, int) and value.bit_length() <= 64)
+        shown = f"{value!r:.40}" if short else type(value).__name__
+        raise InvalidError(
+            f"{attribute.name} of a request: {shown} found; write a number, 0 to {_NUMBER_MAX}"
+        )
+
+
+def _check_key(request: object, attribute: Any, value: Any) -> None:
+    if isinstance(value, str) and value.lower() in API_KEYS:
+        number = API_KEYS.index(value.lower())
+        raise InvalidError(f"{attribute.name} of a request: {value!r} has the number {number}")
+    _check_number(request, attribute, value)
+
+
+def _topics(topics: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(topics, str) or not isinstance(topics, Iterable):
+        raise InvalidError(
+            f"topics of a request: {type(topics).__name__} found; write a list of texts"
+        )
+    found = tuple(topics)
+    for topic in found:
+        check(topic, "a topic")
+    return found
 
 
 @frozen
 class KafkaRequest:
-    """The parts of a request that rules are about."""
+    """The parts of a request that rules are about; `api_key` is a place in `API_KEYS`.
 
-    api_key: int
-    api_version: int = 0
-    client_id: str = ""
-    topics: tuple[str, ...] = field(default=(), converter=tuple)
+    Raises InvalidError for a key or version that is no number of 16 bits, and for what is no text.
+    """
+
+    api_key: int = field(validator=_check_key)
+    api_version: int = field(default=0, validator=_check_number)
+    client_id: str = field(default="", validator=check_text)
+    topics: tuple[str, ...] = field(default=(), converter=_topics)
 
     def __str__(self) -> str:
         name = API_KEYS[self.api_key] if self.api_key < len(API_KEYS) else f"key {self.api_key}"
