@@ -161,6 +161,19 @@ def test_snat() -> None:
     ]
 
 
+def test_local_redirect() -> None:
+    """The proxy on the node answers for an address; when it is not ready, the address itself."""
+    lines = well(run(EXAMPLES / "local_redirect.py")).splitlines()
+    assert lines == [
+        "+ default/metadata:local-redirect-80-tcp: 1 frontend(s), 1 backend(s)",
+        "10.244.1.3:8080/TCP by default/metadata",
+        "answers: proxy",
+        "- default/metadata:local-redirect-80-tcp: 1 frontend(s), 1 backend(s)",
+        "elsewhere: no service has this address; the packet passes by",
+        "answers: cloud",
+    ]
+
+
 def test_socket_balancer() -> None:
     """Clients see the service alone; the one whose backend goes is told, and finds another."""
     lines = well(run(EXAMPLES / "socket_balancer.py")).splitlines()
