@@ -10,7 +10,7 @@ SYSTEM_PACKAGES := \
 	clang-19|clang llvm-19|llvm libbpf-dev libelf-dev zlib1g-dev linux-libc-dev gcc libc6-dev make \
 	python3-dev python3-venv iproute2 iputils-ping procps bpftool|linux-tools-generic?
 # The servers and tools of the tests; their services are not started.
-TEST_PACKAGES := iperf3 ethtool nginx wrk openssl nftables
+TEST_PACKAGES := iperf3 ethtool nginx wrk openssl nftables tshark
 # What the balancer's traffic is measured beside.
 BENCH_PACKAGES := nftables haproxy
 VM_PACKAGES := qemu-system-x86 qemu-system-common kmod busybox-static debian-archive-keyring e2fsprogs

@@ -149,7 +149,10 @@ static __always_inline bool ctx_frame_room(CTX *ctx, __u32 bytes, bool ipv6, boo
 
 static __always_inline bool ctx_cut(CTX *ctx, __u32 keep)
 {
-	return !bpf_xdp_adjust_tail(ctx, (int)keep - (int)(ctx->data_end - ctx->data));
+	long length = ctx->data_end - ctx->data;
+
+	barrier_var(length);	/* pointers are subtracted in 64 bits only */
+	return !bpf_xdp_adjust_tail(ctx, (int)(keep - length));
 }
 
 static __always_inline bool ctx_room(CTX *ctx, __u32 bytes)

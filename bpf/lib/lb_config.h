@@ -12,6 +12,7 @@ CONFIG(__be32, source_ipv4, "the node's address for IPv4 backends, 0: none can b
 CONFIG(__u32, source_ipv6[4], "the node's address for IPv6 backends, as it lies in the packet") = {};
 CONFIG(__u32, nat_first, "the first port of the node that is for translated flows") = 32768;
 CONFIG(__u32, nat_ports, "how many there are of them, at least 1") = 32768;
+CONFIG(bool, reject_unserved, "tell the sender if a service has no backend") = true;
 CONFIG(__u32, mtu, "bytes of an IP packet that fit the device") = 1500;
 
 #endif

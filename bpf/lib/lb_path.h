@@ -9,13 +9,16 @@
 
 #include "lb_count.h"
 #include "lb_dispatch.h"
+#include "lb_error.h"
 #include "lb_filter.h"
 #include "lb_fragment.h"
 #include "lb_hop.h"
 #include "lb_nat_path.h"
 #include "lb_select.h"
-#include "lb_too_big.h"
 #include "lb_work.h"
+
+/* Beside the drop reasons and NOT_OURS: no backend of the service may take the packet. */
+#define UNSERVED -2
 
 /* Whether the packet may be for a service, by the filter alone. */
 static __always_inline bool may_be_ours(const struct lb_packet *packet)
@@ -96,7 +99,7 @@ static __always_inline int flow_store(const struct lb_packet *packet, const stru
 
 /*
  * Decides on the flow of the packet at work, which is new, or was decided before its service changed.
- * 0 and the flow there, a drop reason, or NOT_OURS.
+ * 0 and the flow there, a drop reason, NOT_OURS, or UNSERVED.
  */
 __noinline int decide(CTX *ctx)
 {
@@ -142,7 +145,7 @@ __noinline int decide(CTX *ctx)
 		decided->backend = lb_choose(service, &packet->key);
 		backend = bpf_map_lookup_elem(&lb_backends, &decided->backend);
 		if (!decided->backend || !backend || !(backend->revision & 1))
-			return DROP_NO_SERVICE_BACKEND;
+			return UNSERVED;
 		decided->backend_rev = backend->revision;
 		decided->flags |= service->flags & (LB_OPTION | LB_GENEVE);
 		decided->flags |= service->flags & LB_SNAT ? LB_FLOW_SNAT : 0;
@@ -186,10 +189,8 @@ static __always_inline int forward(CTX *ctx, const struct lb_packet *packet,
 	if (!backend)
 		return drop(packet, DROP_NO_SERVICE_BACKEND);
 	growth = lb_growth(packet, flow);
-	if (largest(ctx, packet) + growth > mtu) {
-		drop(packet, DROP_FRAG_NEEDED);
-		return lb_too_big(ctx, packet, mtu - growth) ? ctx_send(ctx, ctx_device(ctx)) : CTX_DROP;
-	}
+	if (largest(ctx, packet) + growth > mtu)
+		return lb_too_big(ctx, packet, mtu - growth);
 	hop = lb_hop_to(ctx, flow->backend, &backend->addr);
 	if (!hop)
 		return drop(packet, DROP_FIB);
@@ -260,6 +261,8 @@ static __always_inline int lb_balance(CTX *ctx)
 		result = decide(ctx);
 		if (result == NOT_OURS)
 			return CTX_PASS;
+		if (result == UNSERVED)
+			return lb_unserved(ctx, &packet);
 		if (result)
 			return drop(&packet, result);
 		packet.first = work->packet.first;

@@ -19,12 +19,11 @@
 #define PCL_TRANSLATE_H
 
 #include "endpoint.h"
+#include "lb_config.h"
 #include "lb_counters.h"
 #include "path.h"
 #include "service_entry.h"
 #include "translate_error.h"
-
-CONFIG(bool, reject_unserved, "tell the sender if a service has no backend") = true;
 
 /*
  * Which packets that a program sees may be for services: defined by the program. Those of clients

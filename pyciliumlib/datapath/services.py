@@ -29,7 +29,11 @@ from pyciliumlib.loadbalancer.config import changes_port
 from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.program.counters import Count, packet_sums, zero, zero_others
 from pyciliumlib.loadbalancer.program.kept import StoredServices
-from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
+from pyciliumlib.loadbalancer.program.kernel_balancer import (
+    HeldServices,
+    KernelBalancer,
+    refuse_exceptions,
+)
 from pyciliumlib.store import Store
 from pyciliumlib.types import Protocol
 
@@ -75,11 +79,14 @@ class Services(KernelBalancer):
     # ------------------------------------------------------------------ of each kind
 
     def _refusals(self, service: Service) -> Iterator[str]:
-        if service.protocol is Protocol.SCTP and changes_port(service):
+        if service.protocol is Protocol.SCTP and changes_port(
+            service.with_backends(service.all_backends)
+        ):
             yield (
                 f"{service.key}: a port of SCTP cannot be changed, since its checksum is made of "
                 "all bytes; let backends have their frontend's port"
             )
+        yield from refuse_exceptions(service)
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{service.key}: proxy delegation is not implemented"
 
@@ -116,7 +123,7 @@ class Services(KernelBalancer):
         entry = self._conntrack.get(key)
         if entry is None or entry.service is None:
             return None
-        for backend in self._held.table.in_force[placed.service].backends:
+        for backend in self._held.table.in_force[placed.service].all_backends:
             if (backend.address, backend.port) == (entry.dst, entry.dport):
                 return backend
         return None

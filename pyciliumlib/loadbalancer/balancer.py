@@ -169,7 +169,7 @@ class Balancer:
                     count = self._addresses.get(frontend.address, 0)
                     self._addresses[frontend.address] = count + 1
         if known is not None:
-            self._part(service.key, {backend.key for backend in service.backends})
+            self._part(service.key, {backend.key for backend in service.all_backends})
 
     def delete(self, key: ServiceKey) -> Service:
         """Forget a service, its connections and clients; NotFoundError if there is none."""
@@ -227,11 +227,12 @@ class Balancer:
         client, direction = Client.parse(client), Direction(direction)
         target = Frontend.parse(to, FrontendType.HOST_PORT)
         found = self._frontend(target)
-        if found is None:
+        if found is not None:
+            service, frontend = found
+            placed = self._place(service, frontend, client, target, direction, opening, now)
+        if found is None or placed.why is Why.NO_SERVICE:
             vip = target.address in self._addresses and target.address not in self.node.addresses
             return Placement(Why.UNKNOWN_PORT if vip else Why.NO_SERVICE)
-        service, frontend = found
-        placed = self._place(service, frontend, client, target, direction, opening, now)
         return evolve(placed, service=service.key, frontend=frontend)
 
     def connect(

@@ -38,6 +38,7 @@ class Installed:
     ranges: int = 0
     range_rows: list[RangeRow] = field(factory=list)
     entries: dict[Spot, Entry] = field(factory=dict)
+    reserved: tuple[Spot, ...] = ()  # its own without an entry, while a redirect leads nowhere
     frontends: Numbering = field(factory=dict)
     members: dict[int, int] = field(factory=dict)
     slots: list[Slots | None] = field(factory=list)

@@ -77,12 +77,12 @@ def _upsert(key: ServiceKey, old: Service | None, new: Service) -> str:
 
 
 def _size(service: Service) -> str:
-    return f"{len(service.frontends)} frontend(s), {len(service.backends)} backend(s)"
+    return f"{len(service.frontends)} frontend(s), {len(service.all_backends)} backend(s)"
 
 
 def _differences(old: Service, new: Service) -> Iterator[str]:
-    was: dict[object, Backend] = {backend.key: backend for backend in old.backends}
-    now: dict[object, Backend] = {backend.key: backend for backend in new.backends}
+    was: dict[object, Backend] = {backend.key: backend for backend in old.all_backends}
+    now: dict[object, Backend] = {backend.key: backend for backend in new.all_backends}
     yield from (f"+{backend}" for key, backend in now.items() if key not in was)
     yield from (f"-{backend}" for key, backend in was.items() if key not in now)
     for key, backend in now.items():

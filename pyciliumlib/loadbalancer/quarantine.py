@@ -33,12 +33,13 @@ class Quarantine:
 
         Others keep their state: they take less already, or terminate, which is for good.
         """
-        if not self.keys or not any(map(self._holds, service.backends)):
+        if not self.keys or not any(map(self._holds, service.all_backends)):
             return service
-        return service.with_backends(
-            evolve(backend, state=BackendState.QUARANTINED) if self._holds(backend) else backend
-            for backend in service.backends
-        )
+        return service.with_each(self._over)
+
+    def _over(self, backend: Backend) -> Backend:
+        held = self._holds(backend)
+        return evolve(backend, state=BackendState.QUARANTINED) if held else backend
 
     def _holds(self, backend: Backend) -> bool:
         return backend.state is BackendState.ACTIVE and backend.key in self.keys

@@ -78,7 +78,7 @@ class RestoredTable(ServiceTable):
         backends = {
             backend.key: (number, backend)
             for one in wanted
-            for number, backend in zip(one.backends, one.service.backends, strict=True)
+            for number, backend in zip(one.backends, one.service.all_backends, strict=True)
         }
         self._backend_ids.claim(number for number, _ in backends.values())
         rows = self._found_backends = read_backends(self._backend_rows)
@@ -98,7 +98,7 @@ class RestoredTable(ServiceTable):
         wanted = range_rows(service.source_ranges) if service.source_ranges else []
         cell = self._revisions.get(one.id, 0)
         revisions = {entry.revision for entry in entries.values()}
-        if revisions != {cell}:  # cut short between the two
+        if revisions - {cell} or not cell:  # cut short between the two, or before both
             cell = self._revisions[one.id] = max({cell, *revisions}) + 1
         self._installed[service.key] = Installed(
             service,

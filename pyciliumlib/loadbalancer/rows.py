@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from attrs import frozen
@@ -46,6 +46,8 @@ DIRECTIONS: Final = {EXTERNAL: Direction.NORTH_SOUTH, INTERNAL: Direction.EAST_W
 _ON_NODE: Final = (FrontendType.NODE_PORT, FrontendType.HOST_PORT, FrontendType.EXTERNAL_IPS)
 #: Bits of a source range's key before the address: the number of its set.
 _SET_BITS: Final = 32
+#: Of the node's loopback addresses, for which no program asks the filter.
+_UNSPECIFIED: Final = frozenset(map(address_to_bytes, map(ipaddress.ip_address, ("0.0.0.0", "::"))))
 _ALL_IPV4: Final = ipaddress.IPv4Network("0.0.0.0/0")
 
 #: 16-byte address, port, protocol.
@@ -74,11 +76,15 @@ class Entry:
 def spots(service: Service, node: LocalNode) -> dict[Spot, Frontend]:
     """Where clients find the service on this node; the unspecified address is each of its own.
 
-    A spot of the internal scope is there only where it differs, and at the unspecified address.
+    A spot of the internal scope is there only where it differs, at the unspecified address, and
+    where only clients inside are redirected.
     """
     found: dict[Spot, Frontend] = {}
     for frontend in service.frontends:
         place = frontend.port, int(frontend.protocol)
+        if frontend.type is FrontendType.LOCAL_REDIRECT:  # nobody outside is redirected
+            found[(address_to_bytes(frontend.address), *place, INTERNAL)] = frontend
+            continue
         addresses = [frontend.address]
         if frontend.address.is_unspecified:
             addresses = [a for a in node.addresses if a.version == frontend.address.version]
@@ -89,6 +95,13 @@ def spots(service: Service, node: LocalNode) -> dict[Spot, Frontend]:
             if selection.has_two_scopes(service, frontend):
                 found[(address, *place, INTERNAL)] = frontend
     return found
+
+
+def is_open(service: Service, frontend: Frontend) -> bool:
+    """Whether it is a service at all: an address that is redirected is one while that leads on."""
+    if frontend.type is not FrontendType.LOCAL_REDIRECT:
+        return True
+    return bool(selection.redirected(service, frontend, Direction.EAST_WEST))
 
 
 def other_ports(address: bytes) -> Spot:
@@ -129,12 +142,14 @@ def range_rows(networks: Iterable[Network]) -> list[RangeRow]:
     return [(_SET_BITS + bits, address, inside) for (bits, address), inside in rows.items()]
 
 
-def filter_needs(found: Iterable[Spot], own: frozenset[bytes]) -> list[tuple[bytes, int]]:
+def filter_needs(found: Collection[Spot], own: frozenset[bytes]) -> list[tuple[bytes, int]]:
     """The filter's bits for these spots; the node's `own` addresses have other ports as well."""
     needs = []
     for address, port, protocol, scope in found:
         if scope == INTERNAL:
-            continue  # the filter is for packets from outside
+            if (address, port, protocol, EXTERNAL) not in found and address not in _UNSPECIFIED:
+                needs.append((address, port_bit(port, protocol)))
+            continue  # else clients inside find the bits of those outside
         needs.append((address, port_bit(port, protocol)))
         needs.append((address, FRAGMENTS))
         if address not in own:

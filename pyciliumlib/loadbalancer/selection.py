@@ -42,8 +42,17 @@ def candidates(
     return _in_state(found, BackendState.ACTIVE) or _in_state(found, BackendState.TERMINATING)
 
 
+def takers(
+    service: Service, frontend: Frontend, direction: Direction, node: LocalNode
+) -> tuple[Backend, ...]:
+    """The same, or those on this node that a local redirect puts into their place."""
+    return redirected(service, frontend, direction) or candidates(
+        service, frontend, direction, node
+    )
+
+
 def redirected(
-    service: Service, frontend: Frontend, direction: Direction, client: Address
+    service: Service, frontend: Frontend, direction: Direction, client: Address | None = None
 ) -> tuple[Backend, ...]:
     """The backends on this node that a local redirect gives the client; none if it gives none."""
     redirect = service.redirect
@@ -58,6 +67,8 @@ def redirected(
 
 def has_two_scopes(service: Service, frontend: Frontend) -> bool:
     """Whether clients in the cluster have other backends there than those outside of it."""
+    if redirected(service, frontend, Direction.EAST_WEST):
+        return True
     outside = _policy(service, frontend, Direction.NORTH_SOUTH)
     return outside is not _policy(service, frontend, Direction.EAST_WEST)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Final
 
@@ -206,7 +206,10 @@ class Service:
     @property
     def all_backends(self) -> tuple[Backend, ...]:
         """Its own, and those that it is redirected to."""
-        return self.backends + (self.redirect.backends if self.redirect else ())
+        if self.redirect is None:
+            return self.backends
+        own = {backend.key for backend in self.backends}
+        return self.backends + tuple(b for b in self.redirect.backends if b.key not in own)
 
     @property
     def _parts(self) -> tuple[Frontend | Backend, ...]:
@@ -215,6 +218,13 @@ class Service:
     def with_backends(self, backends: Iterable[Backend | str]) -> Service:
         """The same service, served by others."""
         return evolve(self, backends=backends)
+
+    def with_each(self, change: Callable[[Backend], Backend]) -> Service:
+        """The same service, with a change made to all backends, those of a redirect as well."""
+        redirect = self.redirect and evolve(
+            self.redirect, backends=map(change, self.redirect.backends)
+        )
+        return evolve(self, backends=map(change, self.backends), redirect=redirect)
 
 
 def _check_together(service: Service) -> None:

@@ -184,7 +184,7 @@ class ServiceTable:
             for key, (_, service) in plan.upserts.items():
                 change.fresh[key] = self._prepare(service, change)
             for key, found in change.gone.items():
-                self._let_go(key, found.service.backends, change)
+                self._let_go(key, found.service.all_backends, change)
             quarantine = plan.quarantine.without(
                 key for key, held in change.held.items() if not held.users
             )
@@ -238,14 +238,16 @@ class ServiceTable:
         key = service.key
         old = self._installed.get(key)
         made = Installed(service, old.id if old else self._take_service_id(change))
-        ids = {backend.key: self._hold(key, backend, change) for backend in service.backends}
+        ids = {backend.key: self._hold(key, backend, change) for backend in service.all_backends}
         if old is not None:
             kept = ids.keys()
-            self._let_go(key, (b for b in old.service.backends if b.key not in kept), change)
+            self._let_go(key, (b for b in old.service.all_backends if b.key not in kept), change)
         change.fresh[key] = made  # from here on its slots are given back if all is given up
         self._set_ranges(made, old, change)
+        spots = self._spots(service)
         bare = {spot: self._entry(made, frontend, spot[-1], ids)
-                for spot, frontend in self._spots(service).items()}  # fmt: skip
+                for spot, frontend in spots.items() if rows.is_open(service, frontend)}  # fmt: skip
+        made.reserved = tuple(spots.keys() - bare.keys())
         made.revision = self._revisions.get(made.id, 0)
         anew = old is None or _decides_anew(old, bare, made)
         made.revision += anew
@@ -269,9 +271,9 @@ class ServiceTable:
 
     def _entry(self, made: Installed, frontend: Any, scope: int, ids: dict[Any, int]) -> Entry:
         service, config, direction = made.service, self._config, rows.DIRECTIONS[scope]
-        found = selection.candidates(service, frontend, direction, self._node)
+        found = selection.takers(service, frontend, direction, self._node)
         takes = 1 << scope if selection.has_two_scopes(service, frontend) else rows.BOTH_SCOPES
-        for backend in service.backends:
+        for backend in service.all_backends:
             made.members.setdefault(ids[backend.key], 0)
         for backend in found:
             made.members[ids[backend.key]] |= takes
@@ -424,7 +426,7 @@ class ServiceTable:
             if found.ranges and (made is None or made.ranges != found.ranges):
                 self._range_ids.give_back(found.ranges)
             self._count_addresses(found.entries, -1)
-            for spot in found.entries:
+            for spot in (*found.entries, *found.reserved):
                 if self._owners.get(spot) == key:
                     del self._owners[spot]
         for key, found in change.gone.items():
@@ -433,7 +435,7 @@ class ServiceTable:
             del self._installed[key], self._wanted[key], self._in_force[key]
         for key, made in change.fresh.items():
             self._revisions[made.id] = made.revision
-            self._owners.update(dict.fromkeys(made.entries, key))
+            self._owners.update(dict.fromkeys((*made.entries, *made.reserved), key))
             self._count_addresses(made.entries, 1)
             self._installed[key] = made
             self._in_force[key] = made.service
@@ -477,7 +479,7 @@ def _numbered(entry: Entry, spot: Spot, made: Installed) -> Entry:
 
 
 def _saved(service: Service, made: Installed, held: Mapping[bytes, Held]) -> Saved:
-    numbers = tuple(held[backend.key].id for backend in service.backends)
+    numbers = tuple(held[backend.key].id for backend in service.all_backends)
     return Saved(service, made.id, made.ranges, numbers)
 
 

@@ -266,8 +266,6 @@ def test_v4_mapped_addresses_are_no_ipv4(rig: Rig) -> None:
 DROPS = [
     (81, "TCP", {}, DropReason.NO_SERVICE_BACKEND),
     (80, "UDP", {}, DropReason.NO_SERVICE_BACKEND),
-    (80, "TCP", {"backends": []}, DropReason.NO_SERVICE_BACKEND),
-    (80, "TCP", {"state": "quarantined"}, DropReason.NO_SERVICE_BACKEND),
     (80, "TCP", {"ranges": "other"}, DropReason.LB_SOURCE_RANGE),
     (80, "TCP", {"ranges": "own", "policy": "deny"}, DropReason.LB_SOURCE_RANGE),
     (80, "TCP", {"type": "ClusterIP"}, DropReason.IS_CLUSTER_IP),
@@ -289,10 +287,6 @@ def test_drops(
     backends: list[Any] = family.served()
     if options.get("backends") == "unroutable":
         backends = [family.at(family.unroutable, 80)]
-    elif "backends" in options:
-        backends = []
-    if "state" in options:
-        backends = [Backend(a, 80, state=options["state"]) for a in family.backends]
     ranges = {"other": [family.other_client], "own": [family.client]}
     rig.serve(
         Service(

@@ -67,10 +67,13 @@ class Sides:
 
 
 @contextlib.contextmanager
-def sides(folder: Path, hook: Hook, **options: int) -> Iterator[Sides]:
-    """A scene in which packets come to the programs as they do at that hook."""
+def sides(
+    folder: Path, hook: Hook, *, offloads: bool | None = None, **options: int
+) -> Iterator[Sides]:
+    """A scene in which packets come to the programs as they do at that hook, unless told."""
     with contextlib.ExitStack() as stack:
-        offloads = hook is Hook.TC
+        if offloads is None:
+            offloads = hook is Hook.TC
         scene = stack.enter_context(balancer_scene.scene(folder, offloads=offloads, **options))
         made = []
         for netns in scene.backends:

@@ -133,6 +133,47 @@ def test_load_balancer() -> None:
     ]  # fmt: skip
 
 
+def test_dsr_by_option() -> None:
+    """A backend's other port is no obstacle, and it sees who asks, in both families."""
+    lines = well(run(EXAMPLES / "dsr_by_option.py")).splitlines()
+    assert lines[0].endswith(
+        "no annotation of Cilium's; service.cilium.io/forwarding-mode is meant"
+    )
+    assert lines[1:] == [
+        "+ default/web-service: 2 frontend(s), 4 backend(s)",
+        "dsr by opt to port 8080",
+        "203.0.113.11 is answered by blue red",
+        "2001:db8:a::11 is answered by blue red",
+        "backends see the client: True",
+    ]
+
+
+def test_snat() -> None:
+    """Backends without any of our programs answer, and see the balancer, in both families."""
+    lines = well(run(EXAMPLES / "snat.py")).splitlines()
+    assert lines == [
+        "+ default/shop: 2 frontend(s), 4 backend(s)",
+        "203.0.113.20 is answered by blue red",
+        "2001:db8:a::20 is answered by blue red",
+        "backends see the balancer: True",
+        "the client's port is known: True",
+        "to its backend it is 10.244.1.3 at one of 36864-65535/ANY",
+    ]
+
+
+def test_local_redirect() -> None:
+    """The proxy on the node answers for an address; when it is not ready, the address itself."""
+    lines = well(run(EXAMPLES / "local_redirect.py")).splitlines()
+    assert lines == [
+        "+ default/metadata:local-redirect-80-tcp: 1 frontend(s), 1 backend(s)",
+        "10.244.1.3:8080/TCP by default/metadata",
+        "answers: proxy",
+        "- default/metadata:local-redirect-80-tcp: 1 frontend(s), 1 backend(s)",
+        "elsewhere: no service has this address; the packet passes by",
+        "answers: cloud",
+    ]
+
+
 def test_socket_balancer() -> None:
     """Clients see the service alone; the one whose backend goes is told, and finds another."""
     lines = well(run(EXAMPLES / "socket_balancer.py")).splitlines()

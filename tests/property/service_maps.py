@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from pyciliumlib.flow import DropReason
 from pyciliumlib.loadbalancer import FlowTuple, LoadBalancerConfig, Service
 from pyciliumlib.loadbalancer.filter import OTHER_PORTS, filter_hashes, port_bit
+from pyciliumlib.loadbalancer.rows import is_open
 from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.types import MapLike, Protocol, address_to_bytes, parse_address
 
@@ -55,6 +56,8 @@ class Reader:
     ) -> tuple[int, set[str]]:
         """The same of a client in the cluster; without one, of a socket: chance chooses for it."""
         number, address = Protocol.parse(protocol), address_to_bytes(parse_address(to))
+        if not (self._bit(address, port_bit(dport, number)) or self._bit(address, OTHER_PORTS)):
+            return -1, set()
         entry = (
             self._entry(address, dport, number, INTERNAL)
             or self._entry(address, dport, number)
@@ -93,19 +96,21 @@ class Reader:
             assert row.revision == entry.frontend_revision
             assert (row.service, row.affinity) == (entry.id, entry.affinity)
 
-    def check(self, services: Iterable[Service]) -> None:
+    def check(self, services: Collection[Service]) -> None:
         """Exactly these services are there, by their frontends; nothing else is left."""
         self.check_links()
         self._check_frontends()
-        wanted = {(str(f.address), f.port) for one in services for f in one.frontends}
-        others = {(address, 0) for address, _ in wanted}
+        frontends = [(one, f) for one in services for f in one.frontends]
+        wanted = {(str(f.address), f.port) for one, f in frontends if is_open(one, f)}
+        others = {(str(f.address), 0) for _, f in frontends if f.type != "LocalRedirect"}
         there = {(str(key.addr), key.port) for key, _ in self._maps["lb_services"].items()}
         assert there == wanted | others
         members = {(key.service, key.backend) for key, _ in self._maps["lb_members"].items()}
-        assert len(members) == sum(len(one.backends) for one in services)
+        open_ones = {one.key: one for one, frontend in frontends if is_open(one, frontend)}
+        assert len(members) == sum(len(one.all_backends) for one in open_ones.values())
         _, backends = self._maps["lb_backends"].lookup_batch()
         alive = int((backends["revision"] % 2 == 1).sum())
-        assert alive == len({b.key for one in services for b in one.backends})
+        assert alive == len({b.key for one in services for b in one.all_backends})
 
     def _bit(self, address: bytes, what: int) -> bool:
         cells = self._maps["lb_filter"]

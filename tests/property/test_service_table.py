@@ -14,7 +14,9 @@ from pyciliumlib.loadbalancer import (
     Frontend,
     LoadBalancerConfig,
     LocalNode,
+    LocalRedirect,
     Service,
+    Why,
 )
 from pyciliumlib.loadbalancer.table import ServiceTable
 from pyciliumlib.resources import object_path
@@ -28,7 +30,8 @@ STATES = ("active", "terminating", "quarantined")
 NODE = LocalNode("n1")
 POLICIES = st.sampled_from(["Cluster", "Local"])
 #: One state of a backend for all services, as EndpointSlices give it.
-STATE_OF = {number: STATES[number % 3] for number in range(1, 8)}
+STATE_OF = {number: STATES[number % 3] for number in range(1, 10)}
+TYPES = ("LoadBalancer", "ClusterIP", "LocalRedirect")
 
 
 def address(number: int, version: int) -> str:
@@ -42,7 +45,7 @@ def services(draw: st.DrawFn) -> list[Service]:
     places = draw(st.permutations([(vip, port) for vip in VIPS for port in (80, 81)]))
     for number in range(draw(st.integers(0, 3))):
         frontends = [
-            Frontend(vip, port, type=draw(st.sampled_from(["LoadBalancer", "ClusterIP"])))
+            Frontend(vip, port, type=draw(st.sampled_from(TYPES)))
             for vip, port in places[2 * number : 2 * number + draw(st.integers(1, 2))]
         ]
         versions = {f.address.version for f in frontends}
@@ -51,6 +54,12 @@ def services(draw: st.DrawFn) -> list[Service]:
             for n in draw(st.sets(st.integers(1, 7), max_size=4))
             for version in versions
         ]
+        near = draw(st.none() | st.sets(st.integers(5, 9), max_size=3))
+        redirect = near if near is None else LocalRedirect(
+            "default/local",
+            [Backend(address(n, version), 80, state=STATE_OF[n])
+             for n in near for version in versions],
+        )  # fmt: skip
         ranges = draw(
             st.lists(st.sampled_from(["198.51.100.7/32", "::/0", "0.0.0.0/0"]), max_size=2)
         )
@@ -65,6 +74,7 @@ def services(draw: st.DrawFn) -> list[Service]:
                 source_ranges_policy=draw(st.sampled_from(["allow", "deny"])),
                 external_policy=draw(POLICIES),
                 internal_policy=draw(POLICIES),
+                redirect=redirect,
             )
         )
     return made
@@ -108,6 +118,7 @@ def test_the_table_says_what_the_model_says(history: list[list[Service]], port: 
                     reason, met = reader.ask_inside(vip, dport, "TCP")
                     assert max(reason, 0) == placed.reason
                     assert met == {str(b.address) for b in placed.candidates}
+                    assert (reason == -1) is (placed.why is Why.NO_SERVICE)
 
 
 class Clock:

@@ -81,7 +81,7 @@ class HeldServices:
             for found in (*map(balancer._refusals, wanted), balancer._unreachable(versions))
             for reason in found
         )
-        problems = list(dict.fromkeys((*_redirects(wanted), *reasons)))
+        problems = list(dict.fromkeys(reasons))
         if problems:
             raise ServiceError(f"{len(problems)} problem(s); nothing was applied", problems)
 
@@ -126,15 +126,15 @@ class HeldServices:
 
 def _states(service: Service) -> str:
     """How many backends are in which state: "2 active, 1 quarantined"."""
-    counts = Counter(backend.state for backend in service.backends)
+    counts = Counter(backend.state for backend in service.all_backends)
     return ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
 
 
-def _redirects(services: Iterable[Service]) -> Iterator[str]:
-    for service in services:
-        if service.redirect is not None:
-            policy = service.redirect.policy
-            yield f"{service.key}: local redirect ({policy}) is not implemented in programs"
+def refuse_exceptions(service: Service) -> Iterator[str]:
+    """Programs that serve clients inside redirect all of them or none."""
+    if service.redirect is not None and service.redirect.skip_from_backends:
+        policy = service.redirect.policy
+        yield f"{service.key}: skipRedirectFromBackend ({policy}) is not implemented in programs"
 
 
 class KernelBalancer(Closeable):
@@ -276,9 +276,10 @@ class KernelBalancer(Closeable):
         wanted = Backend.parse(backend)
         with self._held.lock:
             changed = [
-                service.with_backends(
-                    one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
-                    for one in service.backends
+                service.with_each(
+                    lambda one: (
+                        one.in_state(BackendState.TERMINATING) if one.key == wanted.key else one
+                    )
                 )
                 for service in self._held.table.serves(wanted)
             ]

@@ -28,7 +28,7 @@ from pyciliumlib.kernel.link import live_link, program_label
 from pyciliumlib.kernel.tc import attached_tc
 from pyciliumlib.loadbalancer.backend import number
 from pyciliumlib.loadbalancer.config import LoadBalancerConfig
-from pyciliumlib.loadbalancer.kinds import Acceleration
+from pyciliumlib.loadbalancer.kinds import Acceleration, NoBackendResponse
 from pyciliumlib.loadbalancer.slots import ROW
 from pyciliumlib.resources import object_path
 from pyciliumlib.types import Address, PortProto
@@ -184,6 +184,7 @@ def load(
             "source_ipv6": np.frombuffer(ipv6, np.uint32).tolist(),
             "geneve_port": config.geneve_port,
             "mtu": place.mtu,
+            "reject_unserved": config.no_backend_response is NoBackendResponse.REJECT,
             "nat_first": place.nat_ports.first,
             "nat_ports": place.nat_ports.last - place.nat_ports.first + 1,
         }

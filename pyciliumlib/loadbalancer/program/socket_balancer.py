@@ -27,7 +27,11 @@ from pyciliumlib.loadbalancer.installed import Applied
 from pyciliumlib.loadbalancer.kinds import Direction, FrontendType, ProxyDelegation
 from pyciliumlib.loadbalancer.program.counters import number_sums, zero, zero_others
 from pyciliumlib.loadbalancer.program.kept import Kept, kept_settings
-from pyciliumlib.loadbalancer.program.kernel_balancer import HeldServices, KernelBalancer
+from pyciliumlib.loadbalancer.program.kernel_balancer import (
+    HeldServices,
+    KernelBalancer,
+    refuse_exceptions,
+)
 from pyciliumlib.loadbalancer.program.loading import Sizes
 from pyciliumlib.loadbalancer.program.socket_loading import (
     SOCKET_HOOKS,
@@ -187,6 +191,7 @@ class SocketBalancer(KernelBalancer):
     def _refusals(self, service: Service) -> Iterator[str]:
         if service.protocol is Protocol.SCTP and self._held.owner is self:
             yield f"{service.key}: sockets of SCTP are not translated, and nothing else serves it"
+        yield from refuse_exceptions(service)
         if service.proxy_delegation is not ProxyDelegation.NONE:
             yield f"{service.key}: proxy delegation is not implemented"
 
