@@ -86,21 +86,10 @@ struct {
 	__type(value, struct flow);
 } pending SEC(".maps");
 
-/*
- * Fills in the key's ports, protocol and padding; the ports as they lie in memory, the low end's
- * first. By one store: the kernel hashes and compares whole words, and a CPU that must gather one
- * from several stores just made waits until they are done.
- */
+/* Fills in the key's ports, the low end's first, and protocol. */
 static __always_inline void flow_key_transport(struct flow_key *key, __u32 ports, __u8 proto)
 {
-	__u64 word;
-
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	word = ports | (__u64)proto << 32;
-#else
-	word = (__u64)ports << 32 | (__u64)proto << 24;
-#endif
-	__builtin_memcpy(&key->low_port, &word, sizeof(word));
+	key_transport(&key->low_port, ports, proto);
 }
 
 static __always_inline __u32 flow_ports(__be16 low, __be16 high)

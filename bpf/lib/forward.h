@@ -31,12 +31,8 @@ static __always_inline void forward_hop(struct ethhdr *eth, bool ipv6)
 static __always_inline void forward_rewrite(struct ethhdr *eth, const struct endpoint_link *link,
 					    bool ipv6)
 {
-	/* Of a pointer to bytes clang knows that it may be odd, and loads them one by one. */
-	const void *ethernet = link->ethernet;
-
 	forward_hop(eth, ipv6);
-	*(packet_word *)eth = *(const packet_word *)ethernet;
-	*((packet_half *)eth + 2) = *((const packet_half *)ethernet + 2);
+	packet_ethernet(eth, link->ethernet);
 }
 
 /* The packet's headers where it may be forwarded, or NULL and a drop reason. */

@@ -20,18 +20,18 @@ static __always_inline __u32 lb_flow_label(const struct lb_packet *packet)
 static __always_inline void lb_outer_ipv4(struct iphdr *ip, const struct lb_packet *packet,
 					  __be32 to, __u8 proto, __u32 bytes)
 {
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = packet->tos;
-	ip->tot_len = bpf_htons(bytes + sizeof(*ip));
-	ip->id = 0;
-	ip->frag_off = bpf_htons(0x4000);
-	ip->ttl = LB_TTL;
-	ip->protocol = proto;
-	ip->check = 0;
+	/* Three words before the addresses; of what was just written as bytes a CPU waits to read words. */
+	__u16 total = bytes + sizeof(*ip);
+	__be32 length = bpf_htonl(0x45000000 | (__u32)packet->tos << 16 | total);
+	__be32 fragment = bpf_htonl(0x00004000), life = bpf_htonl(LB_TTL << 24 | proto << 16);
+	packet_half *words = (void *)ip;
+
+	words[0] = length;
+	words[1] = fragment;
+	words[2] = life;
+	ip->check = ~checksum_fold((__u64)length + fragment + life + source_ipv4 + to);
 	ip->saddr = source_ipv4;
 	ip->daddr = to;
-	ip->check = checksum_ipv4(ip);
 }
 
 static __always_inline void lb_outer_ipv6(struct ipv6hdr *ip, const struct lb_packet *packet,
@@ -60,7 +60,7 @@ static __always_inline bool lb_encap_ipv4(CTX *ctx, const struct lb_packet *pack
 	ip = (void *)(eth + 1);
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
 		return false;
-	__builtin_memcpy(eth, ethernet, 12);
+	packet_ethernet(eth, ethernet);
 	eth->h_proto = bpf_htons(ETH_P_IP);
 	lb_outer_ipv4(ip, packet, to, PROTO_IPIP, packet->bytes);
 	return true;
@@ -78,7 +78,7 @@ static __always_inline bool lb_encap_ipv6(CTX *ctx, const struct lb_packet *pack
 	ip = (void *)(eth + 1);
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
 		return false;
-	__builtin_memcpy(eth, ethernet, 12);
+	packet_ethernet(eth, ethernet);
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
 	lb_outer_ipv6(ip, packet, to, PROTO_IPV6, packet->bytes);
 	ctx_sum_add(ctx, checksum_sum(ip, sizeof(*ip)));

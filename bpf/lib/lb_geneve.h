@@ -87,7 +87,7 @@ static __always_inline bool lb_geneve_ipv4(CTX *ctx, const struct lb_packet *pac
 	/* Where there is no option, there is the frame. */
 	if ((void *)(geneve + 1) + sizeof(option) > (void *)(long)ctx->data_end)
 		return false;
-	__builtin_memcpy(eth, ethernet, 12);
+	packet_ethernet(eth, ethernet);
 	eth->h_proto = bpf_htons(ETH_P_IP);
 	lb_outer_ipv4(ip, packet, to, IPPROTO_UDP, LB_GENEVE_BYTES + extra + packet->bytes);
 	lb_geneve_write(geneve, packet, extra);
@@ -120,7 +120,7 @@ static __always_inline bool lb_geneve_ipv6(CTX *ctx, const struct lb_packet *pac
 	geneve = (void *)(ip + 1);
 	if ((void *)(geneve + 1) + sizeof(option) > (void *)(long)ctx->data_end)
 		return false;
-	__builtin_memcpy(eth, ethernet, 12);
+	packet_ethernet(eth, ethernet);
 	eth->h_proto = bpf_htons(ETH_P_IPV6);
 	lb_outer_ipv6(ip, packet, to, IPPROTO_UDP, LB_GENEVE_BYTES + extra + packet->bytes);
 	lb_geneve_write(geneve, packet, extra);

@@ -39,7 +39,7 @@ __noinline int lb_nat_to_backend(CTX *ctx)
 	work->ends.destination = backend->addr;
 	work->ends.ports[0] = flow->nat_port;
 	work->ends.ports[1] = backend->port;
-	__builtin_memcpy(work->ethernet, hop->ethernet, sizeof(work->ethernet));
+	packet_ethernet(work->ethernet, hop->ethernet);
 	reason = lb_nat_translate(ctx);
 	if (reason)
 		return drop(packet, reason);
@@ -143,7 +143,7 @@ __noinline int lb_nat_to_client(CTX *ctx)
 	work->ends.destination = nat->key.client;
 	work->ends.ports[0] = nat->key.service_port;
 	work->ends.ports[1] = nat->key.client_port;
-	__builtin_memcpy(work->ethernet, hop->ethernet, sizeof(work->ethernet));
+	packet_ethernet(work->ethernet, hop->ethernet);
 	reason = lb_nat_translate(ctx);
 	if (reason)
 		return drop_answer(packet, reason);

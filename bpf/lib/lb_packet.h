@@ -39,7 +39,7 @@ static __always_inline bool lb_is_opening(const struct lb_packet *packet)
 /* Reads what follows the IP header; false for what no service has. */
 static __always_inline bool lb_parse_l4(struct cursor *at, struct lb_packet *packet)
 {
-	struct { __be16 source, dest; } *ports;
+	packet_half *ports;
 	__u8 *rest;
 
 	if (packet->key.proto != IPPROTO_TCP && packet->key.proto != IPPROTO_UDP &&
@@ -50,8 +50,7 @@ static __always_inline bool lb_parse_l4(struct cursor *at, struct lb_packet *pac
 	ports = TAKE(at, sizeof(*ports));
 	if (!ports)
 		return false;
-	packet->key.client_port = ports->source;
-	packet->key.service_port = ports->dest;
+	key_transport(&packet->key.client_port, *ports, packet->key.proto);
 	if (packet->key.proto != IPPROTO_TCP)
 		return true;
 	rest = TAKE(at, 16);

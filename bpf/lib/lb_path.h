@@ -98,13 +98,13 @@ static __always_inline int flow_store(const struct lb_packet *packet, const stru
 }
 
 /*
- * Decides on the flow of the packet at work, which is new, or was decided before its service changed.
- * 0 and the flow there, a drop reason, NOT_OURS, or UNSERVED.
+ * Decides on the flow of the packet at work, which is new, or was decided before its service changed;
+ * `in_flows`: it is in `lb_flows`. 0 and the flow there, a drop reason, NOT_OURS, or UNSERVED.
  */
-__noinline int decide(CTX *ctx)
+__noinline int decide(CTX *ctx, bool in_flows)
 {
 	struct lb_work *work = lb_work_here();
-	struct lb_flow *known, *pending = NULL, *before, *decided;
+	struct lb_flow *known = NULL, *pending = NULL, *before, *decided;
 	struct lb_packet *packet;
 	struct lb_service *service;
 	struct lb_backend *backend;
@@ -119,7 +119,8 @@ __noinline int decide(CTX *ctx)
 	reason = service_for(&packet->key, &service);
 	if (reason)
 		return reason;
-	known = bpf_map_lookup_elem(&lb_flows, &packet->key);
+	if (in_flows)
+		known = bpf_map_lookup_elem(&lb_flows, &packet->key);
 	if (known && lb_flow_expired(known))
 		known = NULL;
 	if (!known)
@@ -201,26 +202,20 @@ static __always_inline int forward(CTX *ctx, const struct lb_packet *packet,
 	return ctx_send(ctx, hop->ifindex);
 }
 
-/* One lookup for a flow that is known and was decided under what holds now. */
-static __always_inline struct lb_flow *known_flow(const struct lb_packet *packet)
+/* Whether a known flow was decided under what holds now, so that its packet need not be. */
+static __always_inline bool holds(const struct lb_packet *packet, struct lb_flow *flow)
 {
-	struct lb_flow *flow = bpf_map_lookup_elem(&lb_flows, &packet->key);
-	__u32 *revision;
+	__u32 *revision = bpf_map_lookup_elem(&lb_revisions, &flow->service);
 
-	if (!flow)
-		return NULL;
-	revision = bpf_map_lookup_elem(&lb_revisions, &flow->service);
 	if (!revision || *revision != flow->service_rev)
-		return NULL;
+		return false;
 	if (!keeps(packet, flow, backend_of(flow)))
-		return NULL;
+		return false;
 	if (!lb_flow_touch(packet, flow, LB_FLOW_FIN_CLIENT))
-		return flow;
+		return true;
 	if (flow->flags & LB_FLOW_AFFINITY)
 		lb_remember_client(&packet->key, flow);
-	if (flow->flags & LB_FLOW_SNAT && !lb_nat_refresh_answers(&packet->key, flow))
-		return NULL;
-	return flow;
+	return !(flow->flags & LB_FLOW_SNAT) || lb_nat_refresh_answers(&packet->key, flow);
 }
 
 /* What becomes of the packet: an action of the hook. */
@@ -252,13 +247,14 @@ static __always_inline int lb_balance(CTX *ctx)
 		if (!ours)
 			return CTX_PASS;
 	}
-	flow = known_flow(&packet);
-	if (!flow) {
+	/* One lookup is all that a packet of a known flow takes. */
+	flow = bpf_map_lookup_elem(&lb_flows, &packet.key);
+	if (!flow || !holds(&packet, flow)) {
 		work = lb_work_here();
 		if (!work)
 			return CTX_DROP;
 		work->packet = packet;
-		result = decide(ctx);
+		result = decide(ctx, flow);
 		if (result == NOT_OURS)
 			return CTX_PASS;
 		if (result == UNSERVED)

@@ -34,7 +34,7 @@ static __always_inline int lb_route(CTX *ctx, bool ipv6, const __u8 *ethernet)
 		ip->check = sum + (sum >> 16);
 		ip->ttl--;
 	}
-	__builtin_memcpy(eth, ethernet, 12);
+	packet_ethernet(eth, ethernet);
 	return 0;
 }
 

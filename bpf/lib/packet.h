@@ -69,6 +69,33 @@ static __always_inline bool packet_opens(const struct packet *packet)
 typedef __u64 __attribute__((may_alias)) packet_word;
 typedef __u32 __attribute__((may_alias)) packet_half;
 
+/*
+ * Gives a header, or what is kept of one, destination and source. Of a pointer to bytes clang knows
+ * that it may be odd, and would copy them one by one.
+ */
+static __always_inline void packet_ethernet(void *eth, const void *addresses)
+{
+	*(packet_word *)eth = *(const packet_word *)addresses;
+	*((packet_half *)eth + 2) = *((const packet_half *)addresses + 2);
+}
+
+/*
+ * Fills in the last word of a key: two ports as they lie in memory, the protocol, and padding. By one
+ * store: the kernel hashes and compares whole words, and a CPU that must gather one from several
+ * stores just made waits until they are done.
+ */
+static __always_inline void key_transport(void *key_word, __u32 ports, __u8 proto)
+{
+	__u64 word;
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	word = ports | (__u64)proto << 32;
+#else
+	word = (__u64)ports << 32 | (__u64)proto << 24;
+#endif
+	__builtin_memcpy(key_word, &word, sizeof(word));
+}
+
 static __always_inline void packet_addr(struct addr *addr, const struct in6_addr *wire)
 {
 	const packet_word *words = (const void *)wire;

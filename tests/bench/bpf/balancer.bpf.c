@@ -70,4 +70,16 @@ int lru_hit(struct xdp_md *ctx)
 	return bpf_map_lookup_elem(&lb_flows, &packet.key) ? XDP_TX : XDP_ABORTED;
 }
 
+/* The least that any such table must do for a new flow: not find it, and put it in. */
+SEC("xdp")
+int lru_new(struct xdp_md *ctx)
+{
+	struct lb_packet packet = {};
+	struct lb_flow flow = {};
+
+	if (!lb_parse(ctx, &packet) || bpf_map_lookup_elem(&lb_flows, &packet.key))
+		return XDP_ABORTED;
+	return bpf_map_update_elem(&lb_pending, &packet.key, &flow, BPF_ANY) ? XDP_ABORTED : XDP_TX;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
