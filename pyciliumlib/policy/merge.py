@@ -74,6 +74,10 @@ class Merger:
             rows |= self._settled(claims, OWN)
         return self._audited(rows)
 
+    def forget(self) -> None:
+        """Drop what was kept of classes, of which some may be gone."""
+        self._entries.clear()
+
     def _audited(self, rows: Rows) -> Rows:
         if not self.audited:
             return rows

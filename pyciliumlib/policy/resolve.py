@@ -235,6 +235,7 @@ class EndpointPolicy:
         if len(self._templates) > 2 * len(wanted) + 64:
             kept = {(0, NONE_NAMED), *wanted}
             self._templates = {k: t for k, t in self._templates.items() if k in kept}
+            self._merger.forget()
 
     # ------------------------------------------------------------------ one policy after another
 

@@ -393,3 +393,26 @@ def test_what_peers_and_slots_have_in_common_is_worked_out_once(
     assert len(entries) > 20 * 40 * 4
     assert made["blocks"] <= 40 + 2
     assert made["intern"] <= 20 * 40 + 20
+
+
+def test_what_was_said_of_classes_that_are_gone_is_forgotten() -> None:
+    """Of identities that come and go, each in selections of its own, a policy keeps a bounded part.
+
+    So the rules behind an entry that none has any more are not known for ever either.
+    """
+    entries = [
+        {"fromEndpoints": [{"matchExpressions": [{"key": f"n{i}", "operator": "Exists"}]}]}
+        for i in range(12)
+    ]
+    repository = Repository()
+    repository.add_endpoint(1, pod("web"))
+    policy = repository.apply([cnp("p", "web", ingress=entries)]).policies[1]
+    cookies = set()
+    for bits in range(1, 1 << 8):
+        labels = [f"k8s:n{i}=" for i in range(12) if bits >> i & 1]
+        repository.update_identities({2000: [*pod("client"), *labels]}, removed=[2000])
+        cookies |= {said.rule for _, _, said in policy.entries().rows()}
+    gc.collect()
+    known = sum(repository.derivation(cookie) is not None for cookie in cookies)
+    assert len(cookies) > 250
+    assert known < 150
