@@ -17,6 +17,8 @@
 #error "for programs at tc: define PCL_TC before the first include"
 #endif
 
+#include <linux/if_packet.h>
+
 #include "forward.h"
 #include "hook_call.h"
 #include "reject.h"
@@ -147,7 +149,8 @@ static __always_inline int outside(struct __sk_buff *skb)
 	struct work *work;
 	int result;
 
-	if (skb->vlan_present)
+	/* Frames to another MAC are seen where a link is flooded or listened to. */
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return NOT_OURS;
 	result = outside_plain(skb);
 	if (result)

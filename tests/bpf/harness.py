@@ -112,7 +112,8 @@ def devices() -> Iterator[Devices]:
         stack.callback(netns.delete)
         netlink = stack.enter_context(Netlink(netns))
         made = [netlink.add_veth(f"lxc{n}", f"pod{n}").ifindex for n in (CLIENT, SERVER)]
-        uplink = netlink.add_veth("eth0", "wire").ifindex
+        # the packets of the tests all go to this address
+        uplink = netlink.add_veth("eth0", "wire", mac=packets.CLIENT_NODE_MAC).ifindex
         yield Devices(netns, dict(zip((CLIENT, SERVER), made, strict=True)), uplink)
 
 

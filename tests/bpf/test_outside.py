@@ -24,7 +24,18 @@ from tests.bpf.harness import (
     Devices,
     Outcome,
 )
-from tests.bpf.packets import ACK, FAMILIES, FIN_ACK, RST, SYN, SYN_ACK, Family, arp, checksums_hold
+from tests.bpf.packets import (
+    ACK,
+    FAMILIES,
+    FIN_ACK,
+    RST,
+    SERVER_NODE_MAC,
+    SYN,
+    SYN_ACK,
+    Family,
+    arp,
+    checksums_hold,
+)
 from tests.bpf.services import PORT, SPORT, Pair, ServiceRig, delivered, device_programs, device_rig
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -237,7 +248,9 @@ def test_what_is_not_ours(rig: ServiceRig, family: Family) -> None:
     ]
     tagged = Ether(pair.request(SYN))
     tagged = Ether(src=tagged.src, dst=tagged.dst) / Dot1Q(vlan=5) / tagged.payload
-    for frame in [*passing, bytes(tagged)]:
+    elsewhere = Ether(pair.request(SYN))
+    elsewhere.dst = SERVER_NODE_MAC
+    for frame in [*passing, bytes(tagged), bytes(elsewhere)]:
         outcome = into(rig, frame)
         assert (outcome.action, outcome.packet, outcome.events) == (NEXT, frame, ())
     for frame in (family.tcp(pair.client, family.host, 22), family.udp(pair.client, family.host)):

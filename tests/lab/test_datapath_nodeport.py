@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from attrs import evolve, frozen
 
-from pyciliumlib.datapath import Datapath, DatapathConfig
+from pyciliumlib.datapath import Datapath, DatapathConfig, Simulation
 from pyciliumlib.errors import ExistsError, InvalidError, NotFoundError, StateError
 from pyciliumlib.flow import DropReason, FlowType, TracePoint
 from pyciliumlib.kernel import ObjectSpec
@@ -111,6 +111,13 @@ class Published:
         port = next(_ports)
         assert self.ask(client, way, timeout=SILENCE, source_port=port) == "timeout"
         return {flow.reason for flow in self.scene.drops() if flow.sport == port}
+
+
+def arriving(scene: Scene, frame: bytes) -> Simulation:
+    """What would become of a frame that comes in by the node's device, for its MAC address."""
+    mac = scene.node.netlink.link("eth0").mac
+    framed = bytes.fromhex(mac.replace(":", "")) + frame[6:]
+    return scene.dp.simulate(framed, at="eth0", from_stack=True)
 
 
 # ---------------------------------------------------------------------- who serves
@@ -447,13 +454,13 @@ def test_what_is_told(scene: Scene, version: int) -> None:
         placed = scene.dp.services.where(client, shown(by.by_node), outside=True)
         assert placed.why is Why.CONNECTION
     frame = family.tcp(str(at(scene.world, version)), address, NODE_PORT)
-    seen = scene.dp.simulate(frame, at="eth0", from_stack=True)
+    seen = arriving(scene, frame)
     assert (seen.outcome.value, seen.dst_identity) == (
         "to-endpoint", scene.dp.endpoints["api"].identity,
     )  # fmt: skip
     assert seen.service is not None and seen.service.name == "web"
     scene.dp.policy.apply(policy("api", {"app": "api"}, ingress=[apps("from", "db")]))
-    seen = scene.dp.simulate(frame, at="eth0", from_stack=True)
+    seen = arriving(scene, frame)
     assert (seen.allowed, seen.reason) == (False, scenes.POLICY)
     assert not scene.dp.drift()
 
@@ -504,7 +511,7 @@ def test_a_client_that_claims_to_be_a_pod(scene: Scene, version: int) -> None:
                 frame = family.tcp(
                     str(at(claimed, version)), by.by_node[0], NODE_PORT, flags, sport=port
                 )
-                seen = scene.dp.simulate(frame, at="eth0", from_stack=True)
+                seen = arriving(scene, frame)
                 assert seen.reason is DropReason.INVALID_SOURCE, (claimed, flags)
 
 
