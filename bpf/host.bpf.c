@@ -11,6 +11,8 @@
 
 #define PCL_TC
 
+#include <linux/if_packet.h>
+
 #include "lib/ends.h"
 #include "lib/link_messages.h"
 #include "lib/outside.h"
@@ -32,7 +34,8 @@ static __always_inline void resolve_ends(const struct flow_key *key, struct flow
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
 					  __u64 from, enum hook hook)
 {
-	bool here = flow->endpoint[END(from)] || flow->identity[END(from)] == IDENTITY_HOST;
+	bool here = flow->endpoint[END(from)] || flow->identity[END(from)] == IDENTITY_HOST ||
+		    (flow->origin && END(from) == flow->opener);
 
 	return here == (hook == FROM_ENDPOINT);
 }
@@ -57,32 +60,41 @@ static __always_inline bool translates(const struct work *work, enum hook hook)
 	return work->translation.state & FLOW_OUTSIDE;
 }
 
-/* Whether the packet is the node's own: by its source where it leaves, else by its destination. */
+static __always_inline bool is_hosts(const struct addr *addr)
+{
+	struct endpoint *endpoint = endpoint_lookup(addr);
+
+	return endpoint && endpoint->flags & ENDPOINT_HOST;
+}
+
+/*
+ * Whether the packet is the node's to judge: what leaves with an address of it, what comes for one,
+ * and what comes from one, which is a forgery wherever it is going.
+ */
 static __always_inline bool is_of_host(struct __sk_buff *skb, enum hook hook)
 {
-	bool leaves = hook == FROM_ENDPOINT;
-	struct endpoint *endpoint;
-	struct addr addr;
-	__be32 v4;
-	__u32 off;
+	struct addr src, dst;
+	__be32 v4[2];
 
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		off = leaves ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
-		if (bpf_skb_load_bytes(skb, ETHER_LEN + off, &v4, sizeof(v4)))
+		if (bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct iphdr, saddr), v4,
+				       sizeof(v4)))
 			return false;
-		addr_from_v4(&addr, v4);
+		addr_from_v4(&src, v4[0]);
+		addr_from_v4(&dst, v4[1]);
 		break;
 	case bpf_htons(ETH_P_IPV6):
-		off = leaves ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr);
-		if (bpf_skb_load_bytes(skb, ETHER_LEN + off, &addr, sizeof(addr)))
+		if (bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct ipv6hdr, saddr), &src,
+				       sizeof(src)) ||
+		    bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct ipv6hdr, daddr), &dst,
+				       sizeof(dst)))
 			return false;
 		break;
 	default:
 		return false;
 	}
-	endpoint = endpoint_lookup(&addr);
-	return endpoint && endpoint->flags & ENDPOINT_HOST;
+	return is_hosts(&src) || (hook == TO_ENDPOINT && is_hosts(&dst));
 }
 
 #define VLAN_NUMBER 0xfff
@@ -105,6 +117,9 @@ static __always_inline int enforce(struct __sk_buff *skb, enum hook hook)
 	struct work *work;
 	int reason;
 
+	/* What the node sends to a group that it is in itself comes back here, and has no frame. */
+	if (hook == TO_ENDPOINT && skb->pkt_type == PACKET_LOOPBACK)
+		return PASS;
 	if (skb->vlan_present && is_of_vlan(skb, hook))
 		return PASS;
 	if (!skb->vlan_present && !is_of_host(skb, hook))

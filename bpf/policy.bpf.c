@@ -41,7 +41,7 @@ static __always_inline __u16 subject_of(struct __sk_buff *skb)
 	return SUBJECT;
 }
 
-static __always_inline __u32 identity_of(const struct addr *addr)
+static __always_inline __u32 identity_of(const struct addr *addr, __u32 came_by)
 {
 	return ipcache_identity(addr);
 }

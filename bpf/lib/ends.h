@@ -7,39 +7,39 @@
 #include "path.h"
 
 /*
- * Whether an opener that has the node's address is what is behind the node, masqueraded. Of what the
- * opener sends the stack says so: it came to the node by some device. Of the rest the flow does.
+ * Who an opener with an address of the node is. Of what it sends itself the stack says so: what
+ * came to the node by some device is not the node's own. Of the rest its flow does.
  */
-static __always_inline bool is_masqueraded(const struct flow *flow)
+static __always_inline enum flow_origin origin_of(const struct flow *flow)
 {
 	struct work *work = work_get();
 
 	if (work && work->packet.from == flow->opener)
-		return work->came_by;
-	return flow->state & FLOW_MASQUERADED;
+		return work->came_by ? ORIGIN_FORWARDED : ORIGIN_NODE;
+	return flow->origin ?: ORIGIN_NODE;
 }
 
 /*
- * Fills in one end of a flow: an endpoint of this node, the node, or whom the ipcache knows. Policy
- * for the node is about what it does itself, so who is masqueraded is none of its endpoints.
+ * Fills in one end of a flow: an endpoint of this node, the node, or whom the ipcache knows. Who
+ * has the node's address only because his packets passed through it has none of its rights, and its
+ * policy is not about him: he is the world.
  */
 static __always_inline void resolve_end(const struct addr *addr, struct flow *flow, __u32 end)
 {
 	struct endpoint *endpoint = endpoint_lookup(addr);
+	__u32 identity = endpoint ? endpoint->identity : ipcache_identity(addr);
 	struct endpoint_link *link;
 
-	if (!endpoint) {
-		flow->identity[end] = ipcache_identity(addr);
-		return;
-	}
-	flow->identity[end] = endpoint->identity;
-	if (endpoint->flags & ENDPOINT_HOST && end == flow->opener) {
-		if (is_masqueraded(flow)) {
-			flow->state |= FLOW_MASQUERADED;
+	if (end == flow->opener && identity == IDENTITY_HOST) {
+		flow->origin = origin_of(flow);
+		if (flow->origin == ORIGIN_FORWARDED) {
+			flow->identity[end] = world_identity(addr);
 			return;
 		}
-		flow->state &= ~FLOW_MASQUERADED;
 	}
+	flow->identity[end] = identity;
+	if (!endpoint)
+		return;
 	flow->ifindex[end] = endpoint->ifindex;
 	flow->endpoint[end] = endpoint->id;
 	link = endpoint_link(endpoint->id);
@@ -56,11 +56,12 @@ static __always_inline __u16 subject_of(struct __sk_buff *skb)
 	return device ? device->endpoint : 0;
 }
 
-static __always_inline __u32 identity_of(const struct addr *addr)
+static __always_inline __u32 identity_of(const struct addr *addr, __u32 came_by)
 {
 	struct endpoint *endpoint = endpoint_lookup(addr);
+	__u32 identity = endpoint ? endpoint->identity : ipcache_identity(addr);
 
-	return endpoint ? endpoint->identity : ipcache_identity(addr);
+	return came_by && identity == IDENTITY_HOST ? world_identity(addr) : identity;
 }
 
 #endif

@@ -40,8 +40,14 @@ enum flow_state {
 	FLOW_SERVICE = 8,	/* the key has a service's address: see translate.h */
 	FLOW_BACKEND = 16,	/* the key has its backend's */
 	FLOW_HAIRPIN = 32,	/* the backend is the opener itself */
-	FLOW_MASQUERADED = 64,	/* the opener is behind the node and was given its address */
 	FLOW_OUTSIDE = 128,	/* the opener came to a service by a device of the node: outside.h */
+};
+
+/* Who is at the opener's end, where that has an address of the node. */
+enum flow_origin {
+	ORIGIN_OTHER = 0,	/* it has none */
+	ORIGIN_NODE = 1,	/* the node itself */
+	ORIGIN_FORWARDED = 2,	/* whom the node gave its address, as by masquerade, or a forger */
 };
 
 #define FLOW_TRANSLATED (FLOW_SERVICE | FLOW_BACKEND)
@@ -60,7 +66,8 @@ struct flow {
 	__u32 changes;		/* of all revisions, when they were last compared */
 	__u8 opener;		/* the end that sent the first packet */
 	__u8 state;		/* enum flow_state */
-	__u8 pad[2];
+	__u8 origin;		/* enum flow_origin */
+	__u8 pad;
 
 	__u32 expires;		/* jiffies, low word */
 	__u32 rule;		/* cookie of the last entry that allowed it */
@@ -139,6 +146,16 @@ static __always_inline __u32 flow_now(void)
 static __always_inline bool flow_expired(const struct flow *flow, __u32 now)
 {
 	return (__s32)(flow->expires - now) <= 0;
+}
+
+/*
+ * Whether a packet is from whom its flow was decided for: what the node sends itself came by no
+ * device. The two may use the same ports, and have not the same rights.
+ */
+static __always_inline bool flow_is_from(const struct flow *flow, __u64 from, __u32 came_by)
+{
+	return !flow->origin || END(from) != flow->opener ||
+	       (flow->origin == ORIGIN_NODE) == !came_by;
 }
 
 /* How often anything has changed that some flow's verdict rests on. */

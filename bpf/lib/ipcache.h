@@ -60,17 +60,20 @@ static __always_inline __u64 ipcache_revision(__u32 cell)
 	return revision ? READ_ONCE(*revision) : 0;
 }
 
-/* A miss is the world: outside of everything that was said to be in the cluster. */
+/* Whoever is outside of everything that was said to be in the cluster. */
+static __always_inline __u32 world_identity(const struct addr *addr)
+{
+	if (!dual_stack)
+		return IDENTITY_WORLD;
+	return addr_is_v4(addr) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
+}
+
 static __always_inline __u32 ipcache_identity(const struct addr *addr)
 {
 	struct ipcache_key key = { .prefixlen = 128, .addr = *addr };
 	struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache, &key);
 
-	if (entry)
-		return entry->identity;
-	if (!dual_stack)
-		return IDENTITY_WORLD;
-	return addr_is_v4(addr) ? IDENTITY_WORLD_IPV4 : IDENTITY_WORLD_IPV6;
+	return entry ? entry->identity : world_identity(addr);
 }
 
 #endif

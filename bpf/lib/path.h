@@ -34,8 +34,8 @@ static __always_inline bool speaker_right(struct __sk_buff *skb, const struct pa
 					  enum hook hook);
 /* The id of the endpoint whose device this is, for a drop's event; 0 = none. */
 static __always_inline __u16 subject_of(struct __sk_buff *skb);
-/* The identity behind an address, for a drop's event. */
-static __always_inline __u32 identity_of(const struct addr *addr);
+/* The identity behind an address, for a drop's event; `came_by` of a source, else 0. */
+static __always_inline __u32 identity_of(const struct addr *addr, __u32 came_by);
 /* Where a packet goes from here, for its trace: to the endpoint, or away from it. */
 static __always_inline enum trace_point trace_point(const struct flow *flow, bool delivered);
 
@@ -126,6 +126,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	flow->backend = work->translation.backend;
 	flow->frontend = work->translation.frontend;
 	flow->state = old ? old->state : work->translation.state;
+	flow->origin = old ? old->origin : ORIGIN_OTHER;
 	work->came_by = skb->ingress_ifindex;
 	reason = resolve();
 	if (reason)
@@ -274,7 +275,8 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 		if (result)
 			return result;
 	}
-	if (found.flow && !opening && flow_current(found.flow, &work->key))
+	if (found.flow && !opening && flow_is_from(found.flow, packet->from, skb->ingress_ifindex) &&
+	    flow_current(found.flow, &work->key))
 		return keep(skb, work, &found, hook, now);
 	if (found.flow && !opening && packet->from != found.flow->opener) {
 		result = translate_again();
@@ -296,7 +298,8 @@ static __always_inline struct flow *established(struct __sk_buff *skb, enum hook
 	if (trace_every_packet || skb->vlan_present || !plain_key(skb, key, plain))
 		return NULL;
 	flow = bpf_map_lookup_elem(&flows, key);
-	if (!flow || !arrives_right(skb, flow, plain->high, hook) || flow_due(flow, flow_now()))
+	if (!flow || !arrives_right(skb, flow, plain->high, hook) || flow_due(flow, flow_now()) ||
+	    !flow_is_from(flow, plain->high, skb->ingress_ifindex))
 		return NULL;
 	return flow;
 }
@@ -330,8 +333,8 @@ __noinline int report_drop(struct __sk_buff *skb, __u32 reason)
 	if (!work)
 		return TC_ACT_SHOT;
 	work->event = (struct event_context){
-		.src_identity = identity_of(&work->packet.src),
-		.dst_identity = identity_of(&work->packet.dst),
+		.src_identity = identity_of(&work->packet.src, skb->ingress_ifindex),
+		.dst_identity = identity_of(&work->packet.dst, 0),
 		.frontend = work->translation.frontend,
 		.endpoint = subject_of(skb),
 		.type = EVENT_DROP,

@@ -185,6 +185,37 @@ def test_nobody_outside_has_an_address_of_this_node(host: Rig, family: Family) -
 
 
 @families
+def test_a_forger_gets_nothing_through_the_node(host: Rig, family: Family) -> None:
+    """What has the node's address, and comes from outside for somebody behind the node."""
+    host.allow_all(HOST, CLIENT)
+    for target in (family.client, family.router):
+        outcome = host.send(TO_HOST, HOST, family.udp(family.host, target), came_by=1)
+        assert outcome.drop == DropReason.INVALID_SOURCE
+    assert host.flow_count() == (0, 0)
+
+
+@families
+def test_the_node_and_whom_it_masquerades_share_no_rights(host: Rig, family: Family) -> None:
+    """With the same ports, or with none: each packet is judged for whom it is from."""
+    for frame in (
+        family.udp(family.host, family.world, 9999, sport=161),
+        family.protocol(family.host, family.world, 47),
+    ):
+        assert out(host, frame).drop == DropReason.POLICY
+        assert out(host, frame, came_by=9).passed
+        assert out(host, frame).drop == DropReason.POLICY
+        assert out(host, frame, came_by=9).passed
+    answer = family.udp(family.world, family.host, 161, sport=9999)
+    host.allow_all(HOST)
+    host.bump_policy(HOST)
+    assert out(host, family.udp(family.host, family.world, 9999, sport=161)).passed
+    host.clear_rules(HOST)
+    host.bump_policy(HOST)
+    # the flow is the node's own by now
+    assert into(host, answer).drop == DropReason.POLICY
+
+
+@families
 def test_masqueraded_flows_are_not_the_nodes(host: Rig, family: Family) -> None:
     """What came in by another device and leaves with the node's address, and its answers."""
     request = family.tcp(family.host, family.world, sport=50000)
@@ -303,6 +334,26 @@ def test_masqueraded_to_an_endpoint(node: Rig, family: Family) -> None:
     assert node.send(
         FROM, CLIENT, family.tcp(family.client, family.host, 40000, SYN_ACK, 80)
     ).passed
+    node.clear_rules(CLIENT)
+    node.rule(CLIENT, INGRESS, identity=HOST_IDENTITY)
+    node.bump_policy(CLIENT)
+    # the flow is denied in both directions: it was the world's
+    assert node.send(TO, CLIENT, family.tcp(family.host, family.client, flags=ACK), came_by=1).drop
+    answer = family.tcp(family.client, family.host, 40000, ACK, 80)
+    assert node.send(FROM, CLIENT, answer).drop == DropReason.POLICY
+
+
+@families
+def test_masqueraded_where_the_node_has_no_policy(rig: Rig, family: Family) -> None:
+    """The ipcache says that it is the node; it is, if the node made the packet itself."""
+    rig.maps["ipcache"][family.host] = {"identity": HOST_IDENTITY, "flags": 0}
+    rig.rule(CLIENT, INGRESS, identity=HOST_IDENTITY)
+    frame = family.udp(family.host, family.client)
+    for came_by, drop in ((0, 0), (rig.where.uplink, DropReason.POLICY), (0, 0)):
+        outcome = rig.send(TO, CLIENT, frame, came_by=came_by)
+        assert outcome.drop == drop
+        identity = family.world_identity if came_by else HOST_IDENTITY
+        assert {event.src_identity for event in outcome.events} <= {identity}
 
 
 @families
