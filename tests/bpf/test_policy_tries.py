@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,62 @@ def test_the_next_process_knows_the_tries(tries: PolicyTries, loaded: Object) ->
     next_one.add(TWO, policy(13))
     assert in_force(loaded) == {ONE: [11, 12], TWO: [TWO, 13]}
     next_one.close()
+
+
+class Crowded(dict[int, Any]):
+    """The tries by endpoint; while they are gone through, another thread wants to add to them."""
+
+    other: threading.Thread
+
+    def values(self) -> Any:
+        for trie in super().values():
+            if self.other.ident is None:
+                self.other.start()
+                self.other.join(0.3)
+            yield trie
+
+
+def test_an_endpoint_comes_while_nodes_are_looked_for(
+    loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits: whoever goes through all tries sees neither more nor fewer of them meanwhile."""
+    monkeypatch.setattr("pyciliumlib.policy.program.tries._POOL", 2)
+    tries = adopt(loaded)
+    for endpoint in (ONE, TWO):
+        assert tries.allocate() == endpoint
+        tries.fill(endpoint, policy(endpoint))
+    came: list[int] = []
+    tries._tries = crowded = Crowded(tries._tries)
+    crowded.other = threading.Thread(target=lambda: came.append(tries.allocate()))
+    cookies = range(10, 10 + NODES // 2)
+    for cookie in cookies:  # until there is no free node
+        tries.replace({ONE: policy(cookie)})
+    crowded.other.join()
+    assert came == [3] and set(tries._tries) == {ONE, TWO, 3, 4}
+    assert in_force(loaded) == {ONE: [cookies[-1]], TWO: [TWO]}
+    tries.close()
+
+
+def test_two_threads_bump(
+    tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No change is lost, and no cell ever falls, however long one stays between read and write."""
+    other = threading.Thread(target=lambda: [tries.bump([ONE]) for _ in range(3)])
+
+    class Slow:
+        def __getitem__(self, cell: int) -> int:
+            value: int = loaded.maps["policy_rev"][cell]
+            if other.ident is None:
+                other.start()
+                other.join(0.3)
+            return value
+
+        def __setitem__(self, cell: int, value: int) -> None:
+            assert value > loaded.maps["policy_rev"][cell]
+            loaded.maps["policy_rev"][cell] = value
+
+    monkeypatch.setattr(tries, "_revisions", Slow())
+    before = revisions(loaded)
+    tries.bump([ONE])
+    other.join()
+    assert revisions(loaded) == [before[0] + 4, before[1] + 4, before[2]]

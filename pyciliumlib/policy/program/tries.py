@@ -6,8 +6,10 @@ See docs/design.md, "Policy generations", and `bpf/lib/policy.h` for the program
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+import functools
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from attrs import evolve
@@ -36,17 +38,36 @@ _POOL: Final = 16
 _ROOM: Final = 1024
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(
+    method: Callable[Concatenate[PolicyTries, _P], _R],
+) -> Callable[Concatenate[PolicyTries, _P], _R]:
+    """Let no other thread change the tries meanwhile."""
+
+    @functools.wraps(method)
+    def locked(self: PolicyTries, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class PolicyTries:
     """Every endpoint's map of identities to tries: filled in place for an endpoint that is new,
     replaced together for all others.
 
-    Owns the maps it makes and none of those it is given. One writer at a time; the caller holds
-    the lock.
+    Owns the maps it makes and none of those it is given. Any thread may call, since endpoints come
+    and go while the allocator's observers write: each call has all of it for itself. Another
+    process, or another of these on the same maps, may not write at the same time.
     """
 
     def __init__(self, maps: Mapping[str, Map], max_endpoints: int, entries: int) -> None:
         """`maps` are those of a loaded object; `entries` is how many identities a policy may be
         about, and how many entries each may have."""
+        self._lock = threading.RLock()
         self._policies = maps["policies"]
         self._generation = maps["policy_generation"]
         self._revisions = maps["policy_rev"]
@@ -63,6 +84,7 @@ class PolicyTries:
         self._locked: set[int] = set()
         self._adopt()
 
+    @_alone
     def close(self) -> None:
         """Let go of the maps; the kernel keeps those that its maps hold."""
         for trie in self._tries.values():
@@ -71,6 +93,7 @@ class PolicyTries:
 
     # ------------------------------------------------------------------ endpoints come and go
 
+    @_alone
     def allocate(self) -> int:
         """An endpoint id whose map is in place and empty: everything is denied until it is filled.
 
@@ -80,6 +103,7 @@ class PolicyTries:
             self._refill()
         return self._spare.pop(0)
 
+    @_alone
     def claim(self, endpoint: int) -> None:
         """Take a given id, as after a restart.
 
@@ -90,6 +114,7 @@ class PolicyTries:
         if endpoint in self._spare:
             self._spare.remove(endpoint)
 
+    @_alone
     def release(self, endpoint: int) -> None:
         """Empty the map of an endpoint that is gone, and let its id be used again."""
         trie = self._trie(endpoint)
@@ -122,6 +147,7 @@ class PolicyTries:
         self._tries.update(made)
         self._spare.extend(made)
 
+    @_alone
     def clear_spare(self) -> None:
         """Empty the maps of ids that nobody has: a crash may have left something in them."""
         for endpoint in self._spare:
@@ -133,16 +159,19 @@ class PolicyTries:
 
     # ------------------------------------------------------------------ contents
 
+    @_alone
     def read(self, endpoint: int) -> PolicyEntries:
         """What programs find of the endpoint's policy now."""
         return table.read(self._trie(endpoint), self._nodes)
 
+    @_alone
     def misplaced(self, endpoint: int) -> bool:
         """Whether a slot of the endpoint holds anything but its map."""
         trie = self._trie(endpoint)
         slots = [slot for half in (0, 1) for slot in self._slots(half, {endpoint: trie})]
         return any(self._policies.get(slot) != trie.info.id for slot in slots)
 
+    @_alone
     def fill(self, endpoint: int, policy: GroupedEntries) -> None:
         """Write the policy of an endpoint that no packet reaches yet, whose map is empty.
 
@@ -155,6 +184,7 @@ class PolicyTries:
             self._trie(endpoint).update_batch(*rows)
             self._use(endpoint, rows)
 
+    @_alone
     def add(self, endpoint: int, identities: GroupedEntries) -> None:
         """Write all entries of identities in place; each one's are replaced at one moment.
 
@@ -180,11 +210,13 @@ class PolicyTries:
         rows = tuple(np.concatenate([h[kept], m]) for h, m in zip(held, more, strict=True))
         self._replace({endpoint: rows})  # type: ignore[dict-item]  # a pair, as `held` is
 
+    @_alone
     def discard(self, endpoint: int, identities: npt.NDArray[np.uint32]) -> None:
         """Delete the rows of identities in place, that no address has any more."""
         if len(identities):
             self._trie(endpoint).delete_batch(identities)
 
+    @_alone
     def lock_down(self, endpoint: int) -> None:
         """Let every packet of an endpoint be dropped (ENDPOINT_NOT_READY), until it is replaced.
 
@@ -196,6 +228,7 @@ class PolicyTries:
         self.bump([endpoint])
 
     @property
+    @_alone
     def locked(self) -> frozenset[int]:
         """The endpoints that are locked down."""
         return frozenset(self._locked)
@@ -205,6 +238,7 @@ class PolicyTries:
             for slot in self._slots(half, {n: self._trie(n) for n in endpoints}):
                 self._policies.delete(slot)
 
+    @_alone
     def replace(self, policies: Mapping[int, GroupedEntries]) -> None:
         """Give several endpoints new policies at one moment.
 
@@ -258,6 +292,7 @@ class PolicyTries:
         self._hide(self._behind & self._locked, halves=[now + 1])
         self._behind.clear()
 
+    @_alone
     def bump(self, endpoints: Iterable[int]) -> None:
         """Make every flow of these endpoints be decided again on its next packet."""
         for cell in (*endpoints, _ANY_CHANGE):
