@@ -48,10 +48,10 @@ def adopt(loaded: Object) -> PolicyTries:
     return PolicyTries(loaded.maps, MAX_ENDPOINTS, ENTRIES)
 
 
-def policy(*cookies: int) -> GroupedEntries:
-    """One entry for each cookie, of the identity with that number."""
+def policy(*cookies: int, identity: int = 0) -> GroupedEntries:
+    """One entry for each cookie, of the identity with that number if no other is given."""
     keys, values = np.zeros(len(cookies), KEY_DTYPE), np.zeros(len(cookies), VALUE_DTYPE)
-    keys["prefixlen"], keys["identity"] = 64, cookies
+    keys["prefixlen"], keys["identity"] = 64, identity or cookies
     values["lpm_bits"], values["rule"] = 24, cookies
     return GroupedEntries.of(PolicyEntries(keys, values))
 
@@ -247,6 +247,27 @@ def test_identities_in_place(tries: PolicyTries, loaded: Object) -> None:
     assert in_force(loaded) == {ONE: [ONE], TWO: [TWO]}
 
 
+def test_a_row_is_never_written_over(tries: PolicyTries, loaded: Object) -> None:
+    """A program that looks for it meanwhile might miss it: whoever differs gets another map, and
+    the one in which a program looks stays as it is. What is equal stays where it is."""
+    before = revisions(loaded)
+    with loaded.maps["policies"].open_inner(ONE) as old:
+        rows = old.lookup_batch()[1].tobytes()
+        tries.add(ONE, policy(9, identity=ONE))
+        assert old.lookup_batch()[1].tobytes() == rows
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [9], TWO: [TWO]}
+    assert tries.generation == 1 and not tries.misplaced(ONE)
+    assert revisions(loaded) == [before[0] + 1, before[1] + 1, before[2]]
+    tries.add(ONE, policy(9, identity=ONE))
+    tries.add(TWO, policy(TWO, 7))  # one that is there and one that is not
+    assert in_force(loaded) == {ONE: [9], TWO: [TWO, 7]} and tries.generation == 1
+    tries.add(TWO, policy(6, 8))
+    tries.lock_down(TWO)
+    tries.add(TWO, policy(5, identity=TWO))
+    assert 5 in tries.read(TWO).values["rule"] and hidden(loaded) == {(0, TWO), (1, TWO)}
+    assert tries.generation == 1
+
+
 def test_a_map_that_grows(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one is too small the same rows lie in a larger one, from one moment to the next, up to
     the entries that a policy may have; what does not fit is refused, and what was there stays."""
@@ -258,7 +279,7 @@ def test_a_map_that_grows(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> No
     tries.add(one, policy(2))
     assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [1, 2], TWO: []}
     assert tries.generation == 1 and not tries.misplaced(one) and descriptors() == held
-    tries.add(one, policy(3, 4))
+    tries.add(one, policy(1, 3, 4))
     with pytest.raises(MapFullError):
         tries.add(one, policy(5))
     tries.fill(two, policy(1, 2, 3, 4))

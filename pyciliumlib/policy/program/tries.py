@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias,
 import numpy as np
 from attrs import evolve
 
-from pyciliumlib.errors import ExhaustedError, MapFullError, NotFoundError
+from pyciliumlib.errors import ExhaustedError, ExistsError, MapFullError, NotFoundError
 from pyciliumlib.kernel import Map
 from pyciliumlib.policy import table
+from pyciliumlib.policy.entries import as_bytes
 from pyciliumlib.policy.nodes import NOTHING, PolicyNodes, Roots
 
 if TYPE_CHECKING:
@@ -186,9 +187,11 @@ class PolicyTries:
 
     @_alone
     def add(self, endpoint: int, identities: GroupedEntries) -> None:
-        """Write all entries of identities in place; each one's are replaced at one moment.
+        """Write all entries of identities; each one's come, or are replaced, at one moment.
 
-        Raises MapFullError, with some of them written.
+        A new row is written in place. One that differs is never written over, since a program that
+        looks for it meanwhile may miss it and judge as any identity is judged: the endpoint gets
+        another map, as by `replace`. Raises MapFullError, with some of them written.
         """
         if not len(identities.members):
             return
@@ -196,15 +199,30 @@ class PolicyTries:
         keys, values = (column[1:] for column in self._rows({endpoint: identities})[endpoint])
         values["any"] = self._anyone.get(endpoint, NOTHING)
         rows = np.ascontiguousarray(keys), values.view(trie.value_dtype)
-        try:
+        if endpoint in self._locked:  # no program reads it
             trie.update_batch(*rows)
-        except MapFullError:
-            if endpoint in self._locked or trie.max_entries > self._template.max_entries:
-                raise
-            self._grow(endpoint, rows)
+        else:
+            self._add_rows(endpoint, rows)
 
-    def _grow(self, endpoint: int, more: _Rows) -> None:
-        """The same with `more` rows, in a larger map."""
+    def _add_rows(self, endpoint: int, rows: _Rows) -> None:
+        trie = self._trie(endpoint)
+        try:
+            trie.update_batch(*rows, mode="new")
+            return
+        except MapFullError:
+            if trie.max_entries > self._template.max_entries:
+                raise
+        except ExistsError:
+            held = trie.lookup_batch()
+            # a row has its key in it
+            other = ~np.isin(as_bytes(rows[1]), as_bytes(held[1]))
+            if not np.any(np.isin(rows[0][other], held[0])):
+                self._add_rows(endpoint, (rows[0][other], rows[1][other]))
+                return
+        self._write_anew(endpoint, rows)
+
+    def _write_anew(self, endpoint: int, more: _Rows) -> None:
+        """The same with `more` rows, in another map."""
         held = self._trie(endpoint).lookup_batch()
         kept = ~np.isin(held[0], more[0])
         rows = tuple(np.concatenate([h[kept], m]) for h, m in zip(held, more, strict=True))
