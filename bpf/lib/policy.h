@@ -5,7 +5,9 @@
  *
  * A lookup costs one probe and at most six steps in each trie, whatever the number of identities,
  * rules and ranges of ports. Nodes and entries are rows of two arrays which all endpoints share; a
- * row in use never changes, so a trie changes by a new root in the identity's row: at one moment.
+ * row in use never changes. Nor does a row of an identity: it comes and goes by itself, and to have
+ * other tries its endpoint gets another hash. (A hash puts an element's successor at the head of the
+ * bucket and then takes the element out: who is between the two finds neither, and would go by row 0.)
  *
  * `policies` has two halves; slot `generation * max_endpoints + endpoint` is the endpoint's hash of
  * that generation. A decision reads the generation once and uses it for both ends of a flow, so a
@@ -205,8 +207,8 @@ struct policy_cells {
 
 /*
  * Reads a row; DROP_POLICY if there is none. Since Linux 6.1 a hash gives the memory of an element that
- * is deleted or replaced to the next one at once, so what is read may be that of another identity.
- * Then its name, which is written first and read last, is another: DROP_ENDPOINT_NOT_READY.
+ * is deleted to the next one at once, so what is read may be that of another identity. Then its name,
+ * which is written first and read last, is another: DROP_ENDPOINT_NOT_READY.
  */
 static __always_inline int policy_row(void *identities, __u32 identity, __u8 direction,
 				      struct policy_cells *cells)
@@ -221,7 +223,7 @@ static __always_inline int policy_row(void *identities, __u32 identity, __u8 dir
 	return READ_ONCE(roots->identity) == identity ? FORWARDED : DROP_ENDPOINT_NOT_READY;
 }
 
-/* The same, but once more where it was replaced meanwhile: it is there again by then. */
+/* The same, but once more where it went meanwhile: what it is by then is told by the second look. */
 static __always_inline int policy_row_again(void *identities, __u32 identity, __u8 direction,
 					    struct policy_cells *cells)
 {

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from pyciliumlib.errors import InvalidError, LabelError, StateError
 from pyciliumlib.identity import Labels, ReservedIdentity
 from pyciliumlib.identity.labels import LabelsLike
+from pyciliumlib.kernel import Map
 from pyciliumlib.policy import Party
 from pyciliumlib.types import Address, PortProto, Protocol
 
@@ -173,3 +174,14 @@ def endpoint_row(endpoint: Endpoint) -> dict[str, object]:
 def device_row(endpoint: Endpoint) -> dict[str, object]:
     """The endpoint's value in the map `devices`."""
     return {"endpoint": endpoint.id, "node_mac": mac_bytes(endpoint.node_mac)}
+
+
+def put_row(table: Map, key: object, row: Mapping[str, object]) -> None:
+    """Write a row of `endpoints` or `devices`, if it is not there just so.
+
+    A hash puts a row's successor at the head of a list and then takes the row out: a program that
+    is between the two meanwhile finds neither (htab_map_update_elem, kernel/bpf/hashtab.c).
+    """
+    held = table.get(key)
+    if held is None or any(getattr(held, field) != value for field, value in row.items()):
+        table[key] = row

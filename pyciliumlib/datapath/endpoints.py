@@ -30,6 +30,7 @@ from pyciliumlib.datapath.endpoint import (
     identity_labels,
     named_ports,
     pod_labels,
+    put_row,
 )
 from pyciliumlib.datapath.host import HostFirewall
 from pyciliumlib.datapath.node import NodeLike, PodLike, PodMaker
@@ -214,10 +215,10 @@ class Endpoints(Mapping[str, Endpoint]):
     def _publish(self, endpoint: Endpoint, undo: contextlib.ExitStack) -> None:
         """Let packets find the endpoint: its device, its addresses, its identity."""
         maps = self._programs.maps
-        maps["devices"][endpoint.ifindex] = device_row(endpoint)
+        put_row(maps["devices"], endpoint.ifindex, device_row(endpoint))
         undo.callback(maps["devices"].delete, endpoint.ifindex)
         for address in endpoint.addresses:
-            maps["endpoints"][address] = endpoint_row(endpoint)
+            put_row(maps["endpoints"], address, endpoint_row(endpoint))
             undo.callback(maps["endpoints"].delete, address)
         self._parts.ipcache.update(
             [(a, _resource(endpoint), _metadata(endpoint)) for a in endpoint.addresses]
@@ -274,7 +275,7 @@ class Endpoints(Mapping[str, Endpoint]):
             raise
         maps = self._programs.maps
         for address in endpoint.addresses:
-            maps["endpoints"][address] = endpoint_row(endpoint)
+            put_row(maps["endpoints"], address, endpoint_row(endpoint))
         parts.ipcache.update(
             [(a, _resource(endpoint), _metadata(endpoint)) for a in endpoint.addresses]
         )

@@ -84,7 +84,7 @@ class NodePolicy:
         self._changes = changes
         #: The named ports of endpoints: by identity, and by the endpoint's number.
         self._ports: dict[int, dict[int, NamedPorts]] = {}
-        # Held while the repository and the maps change together; nothing else is locked inside.
+        # Held while the repository and the maps change together; inside it only the tries' own.
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------------ documents
@@ -239,10 +239,11 @@ class NodePolicy:
 
     def _restore_locked(self) -> None:
         """Open the endpoints that were locked down and whose policy fits now."""
-        for number in self._tries.locked:
-            policy = self.repository.policy(number)
+        policies = self.repository.policies()
+        # one that is being removed has no policy any more, and its tries still for a moment
+        for number in self._tries.locked & policies.keys():
             try:
-                self._tries.replace({number: policy.grouped()})
+                self._tries.replace({number: policies[number].grouped()})
             except KernelError as error:
                 _log.error("endpoint %d stays locked down: %s", number, error)
             else:

@@ -1,8 +1,12 @@
 """A policy map's rows against what it should hold: the plan, its safe order, the lookup.
 
-A row is replaced at one moment, with all that is said of its identity and of any. So a change in
-place writes the rows of identities first, then that of any identity (row 0), and then takes out
-rows: at each moment each identity is judged wholly as before or wholly as afterwards.
+A row has all that is said of its identity and of any. So a change in place writes the rows of
+identities first, then that of any identity (row 0), and then takes out rows: in each state between
+each identity is judged wholly as before or wholly as afterwards.
+
+That holds for whoever looks at one state. A program that looks for a row of the kernel's hash while
+it is written over may find neither the old one nor the new one; so maps that programs read get new
+rows in place and nothing else, and are changed by another map (`policy/program/tries.py`).
 """
 
 from __future__ import annotations
@@ -90,6 +94,9 @@ def drift(wanted: GroupedEntries, map_: MapLike, nodes: PolicyNodes) -> Plan:
 
 def sync(wanted: GroupedEntries, map_: MapLike, nodes: PolicyNodes) -> Plan:
     """Make a map hold exactly `wanted`, in the order of the module's head; what had to change.
+
+    Not for a map of the kernel in which programs look meanwhile: they may miss what is written
+    over.
 
     Raises MapFullError, if the map has too few places or the shared nodes do.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def adopt(loaded: Object) -> PolicyTries:
     return PolicyTries(loaded.maps, MAX_ENDPOINTS, ENTRIES)
 
 
-def policy(*cookies: int) -> GroupedEntries:
-    """One entry for each cookie, of the identity with that number."""
+def policy(*cookies: int, identity: int = 0) -> GroupedEntries:
+    """One entry for each cookie, of the identity with that number if no other is given."""
     keys, values = np.zeros(len(cookies), KEY_DTYPE), np.zeros(len(cookies), VALUE_DTYPE)
-    keys["prefixlen"], keys["identity"] = 64, cookies
+    keys["prefixlen"], keys["identity"] = 64, identity or cookies
     values["lpm_bits"], values["rule"] = 24, cookies
     return GroupedEntries.of(PolicyEntries(keys, values))
 
@@ -246,6 +247,27 @@ def test_identities_in_place(tries: PolicyTries, loaded: Object) -> None:
     assert in_force(loaded) == {ONE: [ONE], TWO: [TWO]}
 
 
+def test_a_row_is_never_written_over(tries: PolicyTries, loaded: Object) -> None:
+    """A program that looks for it meanwhile might miss it: whoever differs gets another map, and
+    the one in which a program looks stays as it is. What is equal stays where it is."""
+    before = revisions(loaded)
+    with loaded.maps["policies"].open_inner(ONE) as old:
+        rows = old.lookup_batch()[1].tobytes()
+        tries.add(ONE, policy(9, identity=ONE))
+        assert old.lookup_batch()[1].tobytes() == rows
+    assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [9], TWO: [TWO]}
+    assert tries.generation == 1 and not tries.misplaced(ONE)
+    assert revisions(loaded) == [before[0] + 1, before[1] + 1, before[2]]
+    tries.add(ONE, policy(9, identity=ONE))
+    tries.add(TWO, policy(TWO, 7))  # one that is there and one that is not
+    assert in_force(loaded) == {ONE: [9], TWO: [TWO, 7]} and tries.generation == 1
+    tries.add(TWO, policy(6, 8))
+    tries.lock_down(TWO)
+    tries.add(TWO, policy(5, identity=TWO))
+    assert 5 in tries.read(TWO).values["rule"] and hidden(loaded) == {(0, TWO), (1, TWO)}
+    assert tries.generation == 1
+
+
 def test_a_map_that_grows(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one is too small the same rows lie in a larger one, from one moment to the next, up to
     the entries that a policy may have; what does not fit is refused, and what was there stays."""
@@ -257,7 +279,7 @@ def test_a_map_that_grows(loaded: Object, monkeypatch: pytest.MonkeyPatch) -> No
     tries.add(one, policy(2))
     assert in_force(loaded) == in_force(loaded, half=1) == {ONE: [1, 2], TWO: []}
     assert tries.generation == 1 and not tries.misplaced(one) and descriptors() == held
-    tries.add(one, policy(3, 4))
+    tries.add(one, policy(1, 3, 4))
     with pytest.raises(MapFullError):
         tries.add(one, policy(5))
     tries.fill(two, policy(1, 2, 3, 4))
@@ -327,3 +349,62 @@ def test_the_next_process_knows_the_tries(tries: PolicyTries, loaded: Object) ->
     next_one.add(TWO, policy(13))
     assert in_force(loaded) == {ONE: [11, 12], TWO: [TWO, 13]}
     next_one.close()
+
+
+class Crowded(dict[int, Any]):
+    """The tries by endpoint; while they are gone through, another thread wants to add to them."""
+
+    other: threading.Thread
+
+    def values(self) -> Any:
+        for trie in super().values():
+            if self.other.ident is None:
+                self.other.start()
+                self.other.join(0.3)
+            yield trie
+
+
+def test_an_endpoint_comes_while_nodes_are_looked_for(
+    loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits: whoever goes through all tries sees neither more nor fewer of them meanwhile."""
+    monkeypatch.setattr("pyciliumlib.policy.program.tries._POOL", 2)
+    tries = adopt(loaded)
+    for endpoint in (ONE, TWO):
+        assert tries.allocate() == endpoint
+        tries.fill(endpoint, policy(endpoint))
+    came: list[int] = []
+    tries._tries = crowded = Crowded(tries._tries)
+    crowded.other = threading.Thread(target=lambda: came.append(tries.allocate()))
+    cookies = range(10, 10 + NODES // 2)
+    for cookie in cookies:  # until there is no free node
+        tries.replace({ONE: policy(cookie)})
+    crowded.other.join()
+    assert came == [3] and set(tries._tries) == {ONE, TWO, 3, 4}
+    assert in_force(loaded) == {ONE: [cookies[-1]], TWO: [TWO]}
+    tries.close()
+
+
+def test_two_threads_bump(
+    tries: PolicyTries, loaded: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No change is lost, and no cell ever falls, however long one stays between read and write."""
+    other = threading.Thread(target=lambda: [tries.bump([ONE]) for _ in range(3)])
+
+    class Slow:
+        def __getitem__(self, cell: int) -> int:
+            value: int = loaded.maps["policy_rev"][cell]
+            if other.ident is None:
+                other.start()
+                other.join(0.3)
+            return value
+
+        def __setitem__(self, cell: int, value: int) -> None:
+            assert value > loaded.maps["policy_rev"][cell]
+            loaded.maps["policy_rev"][cell] = value
+
+    monkeypatch.setattr(tries, "_revisions", Slow())
+    before = revisions(loaded)
+    tries.bump([ONE])
+    other.join()
+    assert revisions(loaded) == [before[0] + 4, before[1] + 4, before[2]]

@@ -204,6 +204,30 @@ def test_what_a_full_map_cannot_keep_out_is_dropped(version: int) -> None:
         assert not scene.dp.drift()
 
 
+def test_identities_come_while_one_that_is_locked_down_goes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its policy is gone then and its map not yet: the others' maps follow all the same."""
+    with Datapath(node) as dp:
+        api, gone = dp.add_endpoint("api", {"app": "api"}), dp.add_endpoint("gone", {"app": "gone"})
+        dp.policy.apply(scenes.policy("api", {"app": "api"}, ingress=[scenes.apps("from", "new")]))
+        tries = dp.endpoints._parts.tries
+        tries.lock_down(gone.id)
+        release = tries.release
+        labels = ["k8s:app=new", "k8s:io.kubernetes.pod.namespace=default",
+                  "k8s:io.cilium.k8s.policy.cluster=default"]  # fmt: skip
+        made: list[int] = []
+
+        def release_late(endpoint: int) -> None:
+            made.append(dp.identities.allocate(labels).id)
+            release(endpoint)
+
+        monkeypatch.setattr(tries, "release", release_late)
+        dp.endpoints.remove("gone")
+        assert made[0] in tries.read(api.id).keys["identity"].tolist()
+        assert not tries.locked and not dp.drift()
+
+
 _BAD: dict[str, tuple[type[Exception], str, Callable[[Datapath, Scene], object]]] = {
     "name taken": (errors.ExistsError, "already", lambda dp, s: dp.add_endpoint("web")),
     "name empty": (errors.InvalidError, "name", lambda dp, s: dp.add_endpoint("")),

@@ -243,6 +243,29 @@ def test_not_on_a_bpf_file_system(node: BareNode, tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+def test_rows_that_are_right_stay_where_they_are(
+    place: tuple[Node, Pod, Pod, Outside], pin_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that looks for a row while it is written over may miss it, equal or not."""
+    node, pod, _, _ = place
+    written: list[tuple[str, object]] = []
+    write = Map.__setitem__
+
+    def watched(table: Map, key: object, value: object) -> None:
+        written.append((table.name, key))
+        write(table, key, value)
+
+    with Datapath(node, pin_root=pin_root) as dp:
+        address = dp.add_endpoint("web", {"app": "web"}, pod=pod).addresses[0]
+        row = dict(dp._programs.maps["endpoints"][address]._asdict(), mac=bytes(6))
+        dp._programs.maps["endpoints"][address] = row
+        dp.keep()
+    monkeypatch.setattr(Map, "__setitem__", watched)
+    with Datapath.open(pin_root, node) as dp:
+        rows = [key for name, key in written if name in ("endpoints", "devices")]
+        assert rows == [address] and not dp.drift()
+
+
 def test_locked(node: BareNode, pin_root: Path) -> None:
     """One owner at a time, also within a process; the second leaves the first as it is."""
     with Datapath(node, pin_root=pin_root) as dp:

@@ -6,15 +6,18 @@ See docs/design.md, "Policy generations", and `bpf/lib/policy.h` for the program
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+import functools
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from attrs import evolve
 
-from pyciliumlib.errors import ExhaustedError, MapFullError, NotFoundError
+from pyciliumlib.errors import ExhaustedError, ExistsError, MapFullError, NotFoundError
 from pyciliumlib.kernel import Map
 from pyciliumlib.policy import table
+from pyciliumlib.policy.entries import as_bytes
 from pyciliumlib.policy.nodes import NOTHING, PolicyNodes, Roots
 
 if TYPE_CHECKING:
@@ -36,17 +39,36 @@ _POOL: Final = 16
 _ROOM: Final = 1024
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(
+    method: Callable[Concatenate[PolicyTries, _P], _R],
+) -> Callable[Concatenate[PolicyTries, _P], _R]:
+    """Let no other thread change the tries meanwhile."""
+
+    @functools.wraps(method)
+    def locked(self: PolicyTries, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class PolicyTries:
     """Every endpoint's map of identities to tries: filled in place for an endpoint that is new,
     replaced together for all others.
 
-    Owns the maps it makes and none of those it is given. One writer at a time; the caller holds
-    the lock.
+    Owns the maps it makes and none of those it is given. Any thread may call, since endpoints come
+    and go while the allocator's observers write: each call has all of it for itself. Another
+    process, or another of these on the same maps, may not write at the same time.
     """
 
     def __init__(self, maps: Mapping[str, Map], max_endpoints: int, entries: int) -> None:
         """`maps` are those of a loaded object; `entries` is how many identities a policy may be
         about, and how many entries each may have."""
+        self._lock = threading.RLock()
         self._policies = maps["policies"]
         self._generation = maps["policy_generation"]
         self._revisions = maps["policy_rev"]
@@ -63,6 +85,7 @@ class PolicyTries:
         self._locked: set[int] = set()
         self._adopt()
 
+    @_alone
     def close(self) -> None:
         """Let go of the maps; the kernel keeps those that its maps hold."""
         for trie in self._tries.values():
@@ -71,6 +94,7 @@ class PolicyTries:
 
     # ------------------------------------------------------------------ endpoints come and go
 
+    @_alone
     def allocate(self) -> int:
         """An endpoint id whose map is in place and empty: everything is denied until it is filled.
 
@@ -80,6 +104,7 @@ class PolicyTries:
             self._refill()
         return self._spare.pop(0)
 
+    @_alone
     def claim(self, endpoint: int) -> None:
         """Take a given id, as after a restart.
 
@@ -90,6 +115,7 @@ class PolicyTries:
         if endpoint in self._spare:
             self._spare.remove(endpoint)
 
+    @_alone
     def release(self, endpoint: int) -> None:
         """Empty the map of an endpoint that is gone, and let its id be used again."""
         trie = self._trie(endpoint)
@@ -122,6 +148,7 @@ class PolicyTries:
         self._tries.update(made)
         self._spare.extend(made)
 
+    @_alone
     def clear_spare(self) -> None:
         """Empty the maps of ids that nobody has: a crash may have left something in them."""
         for endpoint in self._spare:
@@ -133,16 +160,19 @@ class PolicyTries:
 
     # ------------------------------------------------------------------ contents
 
+    @_alone
     def read(self, endpoint: int) -> PolicyEntries:
         """What programs find of the endpoint's policy now."""
         return table.read(self._trie(endpoint), self._nodes)
 
+    @_alone
     def misplaced(self, endpoint: int) -> bool:
         """Whether a slot of the endpoint holds anything but its map."""
         trie = self._trie(endpoint)
         slots = [slot for half in (0, 1) for slot in self._slots(half, {endpoint: trie})]
         return any(self._policies.get(slot) != trie.info.id for slot in slots)
 
+    @_alone
     def fill(self, endpoint: int, policy: GroupedEntries) -> None:
         """Write the policy of an endpoint that no packet reaches yet, whose map is empty.
 
@@ -155,10 +185,13 @@ class PolicyTries:
             self._trie(endpoint).update_batch(*rows)
             self._use(endpoint, rows)
 
+    @_alone
     def add(self, endpoint: int, identities: GroupedEntries) -> None:
-        """Write all entries of identities in place; each one's are replaced at one moment.
+        """Write all entries of identities; each one's come, or are replaced, at one moment.
 
-        Raises MapFullError, with some of them written.
+        A new row is written in place. One that differs is never written over, since a program that
+        looks for it meanwhile may miss it and judge as any identity is judged: the endpoint gets
+        another map, as by `replace`. Raises MapFullError, with some of them written.
         """
         if not len(identities.members):
             return
@@ -166,25 +199,42 @@ class PolicyTries:
         keys, values = (column[1:] for column in self._rows({endpoint: identities})[endpoint])
         values["any"] = self._anyone.get(endpoint, NOTHING)
         rows = np.ascontiguousarray(keys), values.view(trie.value_dtype)
-        try:
+        if endpoint in self._locked:  # no program reads it
             trie.update_batch(*rows)
-        except MapFullError:
-            if endpoint in self._locked or trie.max_entries > self._template.max_entries:
-                raise
-            self._grow(endpoint, rows)
+        else:
+            self._add_rows(endpoint, rows)
 
-    def _grow(self, endpoint: int, more: _Rows) -> None:
-        """The same with `more` rows, in a larger map."""
+    def _add_rows(self, endpoint: int, rows: _Rows) -> None:
+        trie = self._trie(endpoint)
+        try:
+            trie.update_batch(*rows, mode="new")
+            return
+        except MapFullError:
+            if trie.max_entries > self._template.max_entries:
+                raise
+        except ExistsError:
+            held = trie.lookup_batch()
+            # a row has its key in it
+            other = ~np.isin(as_bytes(rows[1]), as_bytes(held[1]))
+            if not np.any(np.isin(rows[0][other], held[0])):
+                self._add_rows(endpoint, (rows[0][other], rows[1][other]))
+                return
+        self._write_anew(endpoint, rows)
+
+    def _write_anew(self, endpoint: int, more: _Rows) -> None:
+        """The same with `more` rows, in another map."""
         held = self._trie(endpoint).lookup_batch()
         kept = ~np.isin(held[0], more[0])
         rows = tuple(np.concatenate([h[kept], m]) for h, m in zip(held, more, strict=True))
         self._replace({endpoint: rows})  # type: ignore[dict-item]  # a pair, as `held` is
 
+    @_alone
     def discard(self, endpoint: int, identities: npt.NDArray[np.uint32]) -> None:
         """Delete the rows of identities in place, that no address has any more."""
         if len(identities):
             self._trie(endpoint).delete_batch(identities)
 
+    @_alone
     def lock_down(self, endpoint: int) -> None:
         """Let every packet of an endpoint be dropped (ENDPOINT_NOT_READY), until it is replaced.
 
@@ -196,6 +246,7 @@ class PolicyTries:
         self.bump([endpoint])
 
     @property
+    @_alone
     def locked(self) -> frozenset[int]:
         """The endpoints that are locked down."""
         return frozenset(self._locked)
@@ -205,6 +256,7 @@ class PolicyTries:
             for slot in self._slots(half, {n: self._trie(n) for n in endpoints}):
                 self._policies.delete(slot)
 
+    @_alone
     def replace(self, policies: Mapping[int, GroupedEntries]) -> None:
         """Give several endpoints new policies at one moment.
 
@@ -258,6 +310,7 @@ class PolicyTries:
         self._hide(self._behind & self._locked, halves=[now + 1])
         self._behind.clear()
 
+    @_alone
     def bump(self, endpoints: Iterable[int]) -> None:
         """Make every flow of these endpoints be decided again on its next packet."""
         for cell in (*endpoints, _ANY_CHANGE):
