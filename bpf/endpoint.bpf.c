@@ -11,25 +11,27 @@
 #include "lib/translate.h"
 
 /* The same for a flow of an endpoint with itself, of which one end is the service loopback address. */
-static __always_inline void resolve_itself(const struct flow_key *key, struct flow *flow)
+static __always_inline void resolve_itself(struct __sk_buff *skb, const struct flow_key *key, struct flow *flow)
 {
 	__u32 end = !flow->opener;
 
-	resolve_end(flow_addr(key, end), flow, END(end));
+	resolve_end(skb, flow_addr(key, end), flow, END(end), false);
 	flow->identity[END(!end)] = flow->identity[END(end)];
 	flow->ifindex[END(!end)] = flow->ifindex[END(end)];
 	flow->endpoint[END(!end)] = flow->endpoint[END(end)];
 }
 
-static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
-					 enum hook hook)
+static __always_inline void resolve_ends(struct __sk_buff *skb, const struct flow_key *key,
+					 struct flow *flow, __u32 from, enum hook hook)
 {
+	__u32 stack = hook == FROM_ENDPOINT ? !from : from;
+
 	if (flow->state & FLOW_HAIRPIN) {
-		resolve_itself(key, flow);
+		resolve_itself(skb, key, flow);
 		return;
 	}
-	resolve_end(&key->low, flow, 0);
-	resolve_end(&key->high, flow, 1);
+	resolve_end(skb, &key->low, flow, 0, stack == 0);
+	resolve_end(skb, &key->high, flow, 1, stack == 1);
 }
 
 /* An endpoint's packets come from its own device, those of all others from none of ours. */

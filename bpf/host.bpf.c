@@ -23,11 +23,13 @@ CONFIG(bool, node_port, "clients outside reach services by here") = false;
 /* What is not dropped goes to the next program at the device, which may be another's. */
 #define PASS TC_ACT_UNSPEC
 
-static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
-					 enum hook hook)
+static __always_inline void resolve_ends(struct __sk_buff *skb, const struct flow_key *key,
+					 struct flow *flow, __u32 from, enum hook hook)
 {
-	resolve_end(&key->low, flow, 0);
-	resolve_end(&key->high, flow, 1);
+	__u32 stack = hook == FROM_ENDPOINT ? from : !from;
+
+	resolve_end(skb, &key->low, flow, 0, stack == 0);
+	resolve_end(skb, &key->high, flow, 1, stack == 1);
 }
 
 /* What is on this node sends from here, and nothing that comes from outside has its addresses. */
@@ -60,20 +62,9 @@ static __always_inline bool translates(const struct work *work, enum hook hook)
 	return work->translation.state & FLOW_OUTSIDE;
 }
 
-static __always_inline bool is_hosts(const struct addr *addr)
+/* Reads the addresses into `work->packet`; whether there are any. */
+static __always_inline bool read_addresses(struct __sk_buff *skb, struct packet *packet)
 {
-	struct endpoint *endpoint = endpoint_lookup(addr);
-
-	return endpoint && endpoint->flags & ENDPOINT_HOST;
-}
-
-/*
- * Whether the packet is the node's to judge: what leaves with an address of it, what comes for one,
- * and what comes from one, which is a forgery wherever it is going.
- */
-static __always_inline bool is_of_host(struct __sk_buff *skb, enum hook hook)
-{
-	struct addr src, dst;
 	__be32 v4[2];
 
 	switch (skb->protocol) {
@@ -81,20 +72,37 @@ static __always_inline bool is_of_host(struct __sk_buff *skb, enum hook hook)
 		if (bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct iphdr, saddr), v4,
 				       sizeof(v4)))
 			return false;
-		addr_from_v4(&src, v4[0]);
-		addr_from_v4(&dst, v4[1]);
-		break;
+		addr_from_v4(&packet->src, v4[0]);
+		addr_from_v4(&packet->dst, v4[1]);
+		return true;
 	case bpf_htons(ETH_P_IPV6):
-		if (bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct ipv6hdr, saddr), &src,
-				       sizeof(src)) ||
-		    bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct ipv6hdr, daddr), &dst,
-				       sizeof(dst)))
-			return false;
-		break;
+		return !bpf_skb_load_bytes(skb, ETHER_LEN + offsetof(struct ipv6hdr, saddr),
+					   &packet->src, 2 * sizeof(packet->src));
 	default:
 		return false;
 	}
-	return is_hosts(&src) || (hook == TO_ENDPOINT && is_hosts(&dst));
+}
+
+/*
+ * Whether the packet is the node's to judge: what leaves with an address of it, what comes for one
+ * or for a group, and what comes from one, which is a forgery wherever it is going.
+ */
+static __always_inline bool is_of_host(struct __sk_buff *skb, enum hook hook)
+{
+	struct work *work = work_get();
+	struct endpoint *endpoint;
+
+	if (!work)
+		return true;
+	if (!read_addresses(skb, &work->packet))
+		return false;
+	endpoint = endpoint_lookup(&work->packet.src);
+	if (endpoint ? endpoint->flags & ENDPOINT_HOST : addr_is_loopback(&work->packet.src))
+		return true;
+	if (hook == FROM_ENDPOINT)
+		return !endpoint && is_for_node(skb, true);
+	endpoint = endpoint_lookup(&work->packet.dst);
+	return endpoint ? endpoint->flags & ENDPOINT_HOST : is_for_node(skb, false);
 }
 
 #define VLAN_NUMBER 0xfff

@@ -13,8 +13,8 @@
 
 CONFIG(__u32, subject_identity, "identity of the subject, shown in events") = 0;
 
-static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
-					 enum hook hook)
+static __always_inline void resolve_ends(struct __sk_buff *skb, const struct flow_key *key,
+					 struct flow *flow, __u32 from, enum hook hook)
 {
 	__u32 subject = hook == FROM_ENDPOINT ? from : !from;
 

@@ -42,6 +42,27 @@ static __always_inline bool addr_equal(const struct addr *a, const struct addr *
 	return a->halves[0] == b->halves[0] && a->halves[1] == b->halves[1];
 }
 
+/* An address by which a host speaks to itself: of no packet on a wire (RFC 1122, RFC 4291). */
+static __always_inline bool addr_is_loopback(const struct addr *addr)
+{
+	if (addr_is_v4(addr))
+		return addr->bytes[12] == 127;
+	return addr->halves[0] == 0 && addr->words[2] == 0 && addr->words[3] == bpf_htonl(1);
+}
+
+/* None: what a host has as its own while it asks for one. */
+static __always_inline bool addr_is_unspecified(const struct addr *addr)
+{
+	return addr->halves[0] == 0 && addr->words[3] == 0 &&
+	       (addr->words[2] == 0 || addr->words[2] == ADDR_V4_MARK);
+}
+
+/* Multicast, or broadcast to whoever is on the link. */
+static __always_inline bool addr_is_group(const struct addr *addr)
+{
+	return addr_is_v4(addr) ? addr->bytes[12] >= 224 : addr->bytes[0] == 0xff;
+}
+
 /* A total order, the same on both sides of a flow; not the numeric one. */
 static __always_inline bool addr_less(const struct addr *a, const struct addr *b)
 {

@@ -195,8 +195,15 @@ __noinline int packet_parse(struct __sk_buff *skb)
 	default:
 		return DROP(packet, FILE_PACKET, DROP_UNSUPPORTED_L3);
 	}
-	if (reason || packet->fragment == FRAGMENT_LATER)
+	if (reason)
 		return reason;
+	/* The stack takes such a packet where `route_localnet` is on. */
+	if (addr_is_loopback(&packet->src))
+		return DROP(packet, FILE_PACKET, DROP_INVALID_SOURCE);
+	if (addr_is_loopback(&packet->dst))
+		return DROP(packet, FILE_PACKET, DROP_UNKNOWN_TARGET);
+	if (packet->fragment == FRAGMENT_LATER)
+		return 0;
 	return packet_parse_l4(skb, packet);
 }
 

@@ -24,8 +24,8 @@ enum hook {
 };
 
 /* Fills in who the ends of a new flow are, of which `from` sent a packet to this hook. */
-static __always_inline void resolve_ends(const struct flow_key *key, struct flow *flow, __u32 from,
-					 enum hook hook);
+static __always_inline void resolve_ends(struct __sk_buff *skb, const struct flow_key *key,
+					 struct flow *flow, __u32 from, enum hook hook);
 /* Whether that end of the flow may send from where this packet came (anti-spoofing). */
 static __always_inline bool arrives_right(struct __sk_buff *skb, const struct flow *flow,
 					  __u64 from, enum hook hook);
@@ -93,18 +93,20 @@ static __always_inline void trace(struct __sk_buff *skb, struct work *work,
  * Always those before what they tell of: a change while we look makes the entry stale, not wrong.
  * A function of its own for the verifier's sake (work.h).
  */
-__noinline int resolve(void)
+__noinline int resolve(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 	struct flow *flow;
 
+	/* Or, where resolve_ends has no use for it, the compiler leaves it out of the call. */
+	barrier_var(skb);
 	if (!work)
 		return DROP_POLICY;
 	flow = &work->flow;
 	flow->changes = flow_changes() + work->translation.changes;
 	flow->revision = flow_address_revision(&work->key.low, &work->key.high) +
 			 work->translation.revision;
-	resolve_ends(&work->key, flow, work->packet.from, work->packet.direction);
+	resolve_ends(skb, &work->key, flow, work->packet.from, work->packet.direction);
 	if (flow->state & FLOW_OUTSIDE)
 		flow->ifindex[END(flow->opener)] = work->translation.device;
 	flow->revision += flow_policy_revision(flow);
@@ -128,7 +130,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	flow->state = old ? old->state : work->translation.state;
 	flow->origin = old ? old->origin : ORIGIN_OTHER;
 	work->came_by = skb->ingress_ifindex;
-	reason = resolve();
+	reason = resolve(skb);
 	if (reason)
 		return reason;
 	if (!arrives_right(skb, flow, packet->from, hook))

@@ -45,6 +45,7 @@ struct work {
 	struct event_context event;
 	struct policy_query query;
 	struct translation translation;
+	__u64 route[8];		/* struct bpf_fib_lookup: see is_for_node */
 	struct flow service;	/* the other entry of a translated flow, as it is made */
 	__u32 in_flows;		/* `flow` is in `flows`, not in `pending` */
 	__u32 came_by;		/* device by which the packet came to the node, 0 = the node made it */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 from collections.abc import Iterable
 from typing import Final
@@ -26,6 +27,7 @@ from pyciliumlib.types import Address
 
 _STORED: Final = "host"
 _NO_MAC: Final = "00:00:00:00:00:00"
+_LOOPBACK: Final = ipaddress.IPv6Address("::1")
 
 
 @frozen
@@ -249,8 +251,12 @@ class HostFirewall:
     # ------------------------------------------------------------------ what there is
 
     def _own_addresses(self) -> tuple[Address, ...]:
-        """Those that the node says, and whatever else its devices have, link-local ones too."""
-        return tuple(dict.fromkeys([*self._parts.node.addresses, *self._parts.uplinks.addresses]))
+        """Those that the node says, and whatever else its devices have, link-local ones too.
+
+        The loopback stands for whatever else the kernel takes for the node itself.
+        """
+        node, uplinks = self._parts.node.addresses, self._parts.uplinks.addresses
+        return tuple(dict.fromkeys([*node, *uplinks, _LOOPBACK]))
 
     def device_rows(self) -> dict[int, dict[str, object]]:
         """The rows of the map `devices` that are the node's."""

@@ -49,8 +49,12 @@ class ThisNode:
 
     def __init__(self) -> None:
         self.netns = NetNS.current()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses of all devices at this moment, without link-local ones."""
         with Netlink(self.netns) as netlink:
-            self.addresses = tuple(_own_addresses(netlink))
+            return tuple(_own_addresses(netlink))
 
     def close(self) -> None:
         """Let go of the namespace."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -104,6 +105,17 @@ class Devices:
     uplink: int
 
 
+def _route(netns: NetNS) -> None:
+    """Forward whatever is not the namespace's own, by the uplink."""
+    script = """
+        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+        ip link set eth0 up && ip link set wire up
+        ip route add default dev eth0 && ip -6 route add default dev eth0
+    """
+    done = netns.call(lambda: subprocess.run(["sh", "-ec", script], capture_output=True, text=True))
+    assert done.returncode == 0, done.stderr
+
+
 @contextmanager
 def devices() -> Iterator[Devices]:
     """A namespace of our own with one veth pair for each endpoint, and one for the world."""
@@ -114,6 +126,7 @@ def devices() -> Iterator[Devices]:
         made = [netlink.add_veth(f"lxc{n}", f"pod{n}").ifindex for n in (CLIENT, SERVER)]
         # the packets of the tests all go to this address
         uplink = netlink.add_veth("eth0", "wire", mac=packets.CLIENT_NODE_MAC).ifindex
+        _route(netns)
         yield Devices(netns, dict(zip((CLIENT, SERVER), made, strict=True)), uplink)
 
 
@@ -186,8 +199,8 @@ class Rig:
 
     def place_host(self) -> None:
         """Make the node itself an endpoint, and the uplink the device where it is governed."""
-        for family in packets.FAMILIES:
-            self.maps["endpoints"][family.host] = {
+        for address in (*(family.host for family in packets.FAMILIES), "::1"):
+            self.maps["endpoints"][address] = {
                 "ifindex": 0,
                 "identity": HOST_IDENTITY,
                 "id": HOST,

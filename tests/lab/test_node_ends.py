@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from scapy.layers.inet import UDP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -16,7 +16,7 @@ from pyciliumlib.datapath import DatapathConfig
 from pyciliumlib.lab import Host, Lab
 from tests.lab import scenes
 from tests.lab.scenes import POLICY, SILENCE, VERSIONS, Scene, policy
-from tests.lab.test_host_policy import CONFIG
+from tests.lab.test_host_policy import CONFIG, node_policy
 
 WAYS = {"host firewall": CONFIG, "pods alone": DatapathConfig()}
 
@@ -116,3 +116,131 @@ def test_the_node_reaches_its_pods(scene: Scene, version: int) -> None:
         assert scene.verdict("node", "web", port, version) == scenes.OPEN
         assert scene.verdict("web", "node", port, version) == scenes.OPEN
         assert scene.verdict("world", "web", port, version) == POLICY
+
+
+# ---------------------------------------------------------------------- what is for the node
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Scene]:
+    with Lab() as lab, scenes.scene(lab, config=CONFIG) as made:
+        yield made
+
+
+@pytest.fixture
+def closed(guarded: Scene) -> Iterator[Scene]:
+    """The node admits nobody."""
+    guarded.no_policy()
+    guarded.dp.policy.apply(node_policy("n", ingress=[{}]))
+    guarded.drain()
+    yield guarded
+    guarded.no_policy()
+
+
+def reaches(client: Host, address: str, port: int, source: str = "", device: int = 0) -> bool:
+    """Whether a TCP connection comes about; `device` is that of a link-local address."""
+    version = 6 if ":" in address else 4
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with client.netns.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SILENCE)
+        if source:
+            sock.bind((source, 0))
+        try:
+            sock.connect((address, port) if version == 4 else (address, port, 0, device))
+        except TimeoutError:
+            return False
+        return True
+
+
+@contextmanager
+def another_device(scene: Scene, *addresses: str) -> Iterator[None]:
+    """A device of the node which the datapath is not told of, as a bridge of containers is."""
+    ends = ["other0", "type", "veth", "peer", "name", "other1"]
+    scene.node.run(["ip", "link", "add", *ends], check=True)
+    try:
+        scene.node.run(["ip", "link", "set", "other0", "up"], check=True)
+        for address in addresses:
+            options = ["nodad"] if ":" in address else []
+            command = ["ip", "address", "add", address, "dev", "other0", *options]
+            scene.node.run(command, check=True)
+            way = str(scene.node.ip6 if ":" in address else scene.node.ip4)
+            route = ["ip", "route", "replace", address, "via", way, "dev", "eth0", "onlink"]
+            scene.world.run(route, check=True)
+        yield
+    finally:
+        scene.node.run(["ip", "link", "delete", "other0"], check=True)
+
+
+def test_every_address_of_the_node_is_the_nodes(closed: Scene) -> None:
+    """Also one that came later, at a device that nobody told of."""
+    extra = ("169.254.20.10", "172.17.0.1", "2001:db8:77::1")
+    family = socket.AF_INET6
+    with (
+        another_device(closed, *extra),
+        closed.node.netns.socket(family, socket.SOCK_STREAM) as server,
+    ):
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind(("::", 2222))
+        server.listen()
+        for address in extra:
+            for name in ("world", "web"):
+                closed.drain()
+                assert not reaches(closed.host(name), address, 2222), (name, address)
+                assert {flow.reason for flow in closed.drops()} == {POLICY}
+        closed.no_policy()
+        for address in extra:
+            for name in ("world", "web"):
+                assert reaches(closed.host(name), address, 2222), (name, address)
+
+
+def test_the_nodes_side_of_a_pods_device(closed: Scene) -> None:
+    """Its link-local address is the node's too."""
+    local, device = "fe80::77", closed.web.host_ifname
+    add = ["ip", "-6", "address", "add", f"{local}/64", "dev", device, "nodad"]
+    closed.node.run(add, check=True)
+    try:
+        with closed.node.netns.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
+            server.bind(("::", 2222))
+            server.listen()
+            number = closed.web.call(lambda: socket.if_nametoindex("eth0"))
+            ask = (closed.web, local, 2222, str(closed.web.ip6), number)
+            assert not reaches(*ask)
+            assert {flow.reason for flow in closed.drops()} == {POLICY}
+            closed.no_policy()
+            assert reaches(*ask)
+    finally:
+        closed.node.run(["ip", "-6", "address", "del", f"{local}/64", "dev", device], check=True)
+
+
+def test_what_the_node_forwards_is_still_forwarded(closed: Scene) -> None:
+    """For addresses that are neither the node's nor a pod's."""
+    behind = closed.lab.outside("behind", of=closed.node)
+    try:
+        for address in (behind.ip4, behind.ip6):
+            assert closed.web.connect(address, "80/TCP", timeout=SILENCE).error != "timeout"
+            assert closed.web.ping(address).ok
+        assert not closed.drops()
+    finally:
+        behind.close()
+
+
+def test_the_loopback_is_of_no_packet(scene: Scene) -> None:
+    """Though the stack takes it where `route_localnet` is on, as kube-proxy has it."""
+    scene.node.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"], check=True)
+    senders = {scene.web: scene.web.host_mac}
+    if scene.dp.host.enabled:
+        senders[scene.world] = scene.node.netlink.link("eth0").mac
+    try:
+        with scene.node.netns.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 161))
+            sock.settimeout(SILENCE)
+            for sender, mac in senders.items():
+                for src, dst in ((str(sender.ip4), "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
+                    own = scene.web.mac if sender is scene.web else "02:00:00:00:00:09"
+                    frame = Ether(dst=mac, src=own) / IP(src=src, dst=dst)
+                    throw(sender, frame / UDP(sport=4000, dport=161) / b"hello")
+                    assert received(sock) is None
+                    (drop,) = scene.drops()
+                    assert drop.reason == (150 if src == str(sender.ip4) else 132)
+    finally:
+        scene.node.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=0"], check=True)
