@@ -140,8 +140,10 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 	if (reason)
 		return reason;
 
-	flow->expires = now + flow_timeout(flow, packet->proto);
-	flow_review(flow, packet->proto, now);
+	if (!known)
+		flow->expires = now + flow_timeout(flow, packet->proto);
+	if (!known || flow_lengthens(flow, packet->from))
+		flow_review(flow, packet->proto, now);
 	work->in_flows = known && !in_pending;
 	if (work->in_flows)
 		failed = bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);

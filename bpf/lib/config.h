@@ -14,6 +14,7 @@ CONFIG(__u32, timeout_tcp, "seconds that an established TCP flow may idle") = 80
 CONFIG(__u32, timeout_tcp_syn, "seconds that a TCP flow may idle before its handshake is done") = 60;
 CONFIG(__u32, timeout_tcp_fin, "seconds that a closed TCP flow is kept") = 10;
 CONFIG(__u32, timeout_any, "seconds that any other flow may idle") = 60;
+CONFIG(__u32, timeout_masqueraded, "the same of what the node gave its address, unless it is TCP") = 25;
 CONFIG(bool, dual_stack, "IPv4 and IPv6 are both on, so world is identity 9 or 10") = true;
 CONFIG(bool, redirect_peer, "deliver with bpf_redirect_peer (Linux 5.10)") = true;
 CONFIG(bool, extended_protocols, "protocols without ports are judged too, not dropped as unknown") = false;

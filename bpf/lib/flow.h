@@ -191,6 +191,17 @@ static __always_inline __u64 flow_policy_revision(const struct flow *flow)
 	return policy_revision(flow->endpoint[0]) + policy_revision(flow->endpoint[1]);
 }
 
+/*
+ * Whether a packet lengthens its flow's life. To whom an answer goes that is for the node's address
+ * is known to the kernel's conntrack alone: once that has forgotten, it is for the node itself. So
+ * such a flow is to be forgotten first, and what others send, which conntrack may have its doubts
+ * about, does not keep it. A TCP connection that is unknown to the node is refused anyway.
+ */
+static __always_inline bool flow_lengthens(const struct flow *flow, __u32 from)
+{
+	return flow->origin != ORIGIN_FORWARDED || END(from) == flow->opener;
+}
+
 static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
 {
 	__u32 seconds = timeout_any;
@@ -200,6 +211,8 @@ static __always_inline __u32 flow_timeout(const struct flow *flow, __u8 proto)
 			seconds = timeout_tcp_fin;
 		else
 			seconds = flow->state & FLOW_CONFIRMED ? timeout_tcp : timeout_tcp_syn;
+	} else if (flow->origin == ORIGIN_FORWARDED && seconds > timeout_masqueraded) {
+		seconds = timeout_masqueraded;
 	}
 	return seconds * jiffies_per_second;
 }

@@ -136,6 +136,8 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	if (!arrives_right(skb, flow, packet->from, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (old) {
+		flow->due = old->due;
+		flow->expires = old->expires;
 		__builtin_memcpy(flow->sent, old->sent, sizeof(flow->sent));
 		__builtin_memcpy(flow->packets, old->packets, sizeof(flow->packets));
 		__builtin_memcpy(flow->bytes, old->bytes, sizeof(flow->bytes));
@@ -161,15 +163,17 @@ static __always_inline int keep(struct __sk_buff *skb, struct work *work,
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = found->flow;
+	bool goes_on = flow_lengthens(flow, packet->from);
 	bool report = packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) || trace_every_packet ||
-		      flow_due(flow, now);
+		      (goes_on && flow_due(flow, now));
 
 	if (!arrives_right(skb, flow, packet->from, hook))
 		return DROP(packet, FILE_PATH, DROP_INVALID_SOURCE);
 	if (packet->proto == IPPROTO_TCP)
 		flow_track_tcp(flow, packet->tcp_flags, packet->from, now);
 	flow_count(flow, packet->from, skb->len);
-	flow_review(flow, packet->proto, now);
+	if (goes_on)
+		flow_review(flow, packet->proto, now);
 	if (report)
 		trace(skb, work, flow, hook, 0);
 	work->flow = *flow;

@@ -83,6 +83,9 @@ class DatapathConfig:
     ones are one.
     `redirect_peer` None means: if the kernel has it; `tc` is how programs hang on devices, "auto"
     is tcx where the kernel has it.
+    What the node gives its address, as by masquerade, is forgotten after `timeout_masqueraded`
+    unless it is TCP: by an eighth more it is to be less than conntrack's own timeouts, which are
+    30 s and more in Linux.
     With `extended_protocols` policy judges GRE, VRRP and the like; else they are dropped.
     `cluster_name`, `cluster_id` are what Cilium calls so. `services` says how services are
     balanced, `service_sizes` how many there may be, `local_node` who this node is to them (its
@@ -110,6 +113,7 @@ class DatapathConfig:
     timeout_tcp_syn: int = _size(60, 1, 1 << 21)
     timeout_tcp_fin: int = _size(10, 1, 1 << 21)
     timeout_any: int = _size(60, 1, 1 << 21)
+    timeout_masqueraded: int = _size(25, 1, 1 << 21)
     ipv4: bool = _switch(True)
     ipv6: bool = _switch(True)
     redirect_peer: bool | None = _one_of(None, None, True, False)

@@ -130,6 +130,7 @@ def _variables(config: DatapathConfig, clock: Clock, hooks: bool) -> dict[str, i
         "timeout_tcp_syn": config.timeout_tcp_syn,
         "timeout_tcp_fin": config.timeout_tcp_fin,
         "timeout_any": config.timeout_any,
+        "timeout_masqueraded": config.timeout_masqueraded,
         "dual_stack": config.dual_stack,
         "redirect_peer": probe(_PEER).has(_PEER) if peer is None else peer,
         "extended_protocols": config.extended_protocols,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from attrs import evolve
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -244,3 +246,47 @@ def test_the_loopback_is_of_no_packet(scene: Scene) -> None:
                     assert drop.reason == (150 if src == str(sender.ip4) else 132)
     finally:
         scene.node.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=0"], check=True)
+
+
+# ---------------------------------------------------------------------- whom it masquerades
+
+
+def test_a_masqueraded_pod_opens_nothing_of_the_node() -> None:
+    """Its flow is forgotten before conntrack forgets whose it was, whatever comes from outside."""
+    config = evolve(CONFIG, timeout_masqueraded=1)
+    with (
+        Lab() as lab,
+        scenes.scene(lab, config=config) as scene,
+        nat(scene, "postrouting priority 100; oif eth0 masquerade"),
+        scene.node.netns.socket(socket.AF_INET, socket.SOCK_DGRAM) as own,
+        scene.world.netns.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+        scene.web.netns.socket(socket.AF_INET, socket.SOCK_DGRAM) as pod,
+    ):
+        for name in ("udp_timeout", "udp_timeout_stream"):
+            setting = f"net.netfilter.nf_conntrack_{name}=3"
+            scene.node.run(["sysctl", "-qw", setting], check=True)
+        scene.dp.policy.apply(node_policy("n", ingress=[{}], egress=[{}]))
+        own.bind(("0.0.0.0", 161))
+        peer.bind((str(scene.world.ip4), 9999))
+        pod.bind((str(scene.web.ip4), 161))
+        for sock in (own, peer, pod):
+            sock.settimeout(SILENCE)
+        node = (str(scene.node.ip4), 161)
+
+        # as long as the pod goes on it is answered
+        for _ in range(8):
+            pod.sendto(b"question", (str(scene.world.ip4), 9999))
+            assert received(peer) == b"question"
+            peer.sendto(b"answer", node)
+            assert received(pod) == b"answer"
+            time.sleep(0.2)
+        # then not for long, though the peer does
+        scene.drain()
+        ends = time.monotonic() + 5
+        got = []
+        while time.monotonic() < ends:
+            peer.sendto(b"more", node)
+            got.append(received(pod))
+        assert got[0] == b"more" and got[-1] is None
+        assert received(own) is None
+        assert {flow.reason for flow in scene.drops()} == {POLICY}
