@@ -193,6 +193,8 @@ class HostFirewall:
         endpoint = self._make(stored.id, audit=stored.audit)
         self._parts.policy.adopt_endpoint(endpoint)
         self._publish(endpoint)
+        for address in set(stored.addresses) - set(endpoint.addresses):
+            self._parts.programs.maps["endpoints"].delete(address)
 
     def _make(self, number: int, audit: bool = False) -> Endpoint:
         labels = pod_labels(self._parts.config.local_node.labels)

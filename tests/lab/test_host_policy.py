@@ -439,6 +439,29 @@ def root() -> Iterator[Path]:
     assert not left
 
 
+def test_an_address_that_was_lost_meanwhile_is_anybodys(root: Path) -> None:
+    """The next process follows the addresses, so a neighbour may have it."""
+    extra = "192.0.2.77"
+    with Lab() as lab:
+        node = lab.node()
+        friend = lab.outside("friend", of=node)
+        node.serve("80/TCP")
+        node.netlink.add_address("eth0", f"{extra}/32")
+        dp = Datapath(node, pin_root=root, config=CONFIG)
+        assert extra in map(str, dp.host.addresses)
+        dp.keep()
+        node.run(["ip", "address", "del", f"{extra}/32", "dev", "eth0"], check=True)
+        with Datapath.open(root, node, config=CONFIG) as dp:
+            assert extra not in map(str, dp.host.addresses)
+            assert not dp.drift()
+            friend.run(["ip", "address", "add", f"{extra}/24", "dev", "eth0"], check=True)
+            node.run(["ip", "route", "add", extra, "dev", "eth0"], check=True)
+            with friend.netns.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+                sock.bind((extra, 0))
+                sock.settimeout(scenes.PATIENCE)
+                sock.connect((str(node.ip4), 80))
+
+
 @pytest.mark.parametrize("tc", ["auto", "clsact"])
 def test_it_goes_on_without_a_process(root: Path, tc: str) -> None:
     """Kept, the node stays governed; the next process adopts it, and off means off."""
