@@ -176,6 +176,30 @@ def test_the_link_goes_on(host: Rig) -> None:
 
 
 @families
+def test_what_comes_for_a_group(host: Rig, family: Family) -> None:
+    """Multicast and broadcast are for the node, by its policy."""
+    groups = ["255.255.255.255", "224.0.0.251"] if family is V4 else ["ff02::1", "ff02::fb"]
+    for group in groups:
+        assert into(host, family.udp(family.world, group, 5353)).drop == DropReason.POLICY
+    host.rule(HOST, INGRESS, proto=17, port=5353)
+    host.bump_policy(HOST)
+    for group in groups:
+        assert into(host, family.udp(family.world, group, 5353)).passed
+
+
+def test_the_link_goes_on_for_ipv4(host: Rig) -> None:
+    """IGMP about groups, and the answers of DHCP; neither to a service of the node."""
+    assert into(host, V4.protocol(V4.world, "224.0.0.1", 2)).passed
+    assert out(host, V4.protocol(V4.host, "224.0.0.22", 2)).passed
+    assert into(host, V4.protocol(V4.world, V4.host, 2)).drop == DropReason.POLICY
+    assert into(host, V4.udp(V4.world, "255.255.255.255", 68, sport=67)).passed
+    for dport, sport in ((68, 4000), (53, 67)):
+        frame = V4.udp(V4.world, "255.255.255.255", dport, sport=sport)
+        assert into(host, frame).drop == DropReason.POLICY
+    assert out(host, V4.udp(V4.host, V4.world, 68, sport=67)).drop == DropReason.POLICY
+
+
+@families
 def test_nobody_outside_has_an_address_of_this_node(host: Rig, family: Family) -> None:
     """Neither the node's nor an endpoint's."""
     host.allow_all(HOST, CLIENT)

@@ -226,6 +226,43 @@ def test_what_the_node_forwards_is_still_forwarded(closed: Scene) -> None:
         behind.close()
 
 
+@pytest.mark.parametrize("name", ["world", "web"])
+def test_a_question_to_everybody_is_one_to_the_node(closed: Scene, name: str) -> None:
+    """By broadcast and by multicast; so no answer opens the way for the next question."""
+    client = closed.host(name)
+    device = client.call(lambda: socket.if_nametoindex("eth0"))
+    with (
+        listening(closed.node, 6, 161) as own,
+        client.netns.socket(socket.AF_INET, socket.SOCK_DGRAM) as four,
+        client.netns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six,
+    ):
+        four.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        four.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0")
+        four.bind((str(client.ip4), 7777))
+        six.bind((str(client.ip6), 7777))
+
+        def ask() -> list[bytes | None]:
+            four.sendto(b"question", ("255.255.255.255", 161))
+            first = received(own)
+            six.sendto(b"question", ("ff02::1", 161, 0, device))
+            return [first, received(own)]
+
+        assert ask() == [None] * 2
+        assert [flow.reason for flow in closed.drops()] == [POLICY] * 2
+        closed.no_policy()
+        assert ask() == [b"question"] * 2
+
+
+def test_the_nodes_own_group_goes_on(closed: Scene) -> None:
+    """What the node sends to a group that it is in itself comes back to it by the device."""
+    with listening(closed.node, 4, 5353) as own:
+        join = socket.inet_aton("224.0.0.251") + closed.node.ip4.packed
+        own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, join)
+        own.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, closed.node.ip4.packed)
+        own.sendto(b"self", ("224.0.0.251", 5353))
+        assert received(own) == b"self"
+
+
 def test_the_loopback_is_of_no_packet(scene: Scene) -> None:
     """Though the stack takes it where `route_localnet` is on, as kube-proxy has it."""
     scene.node.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"], check=True)
