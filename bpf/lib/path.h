@@ -115,7 +115,7 @@ __noinline int resolve(struct __sk_buff *skb)
 
 /* Decides a packet from scratch: who the ends are, what their policies say. 0 or a drop reason. */
 static __always_inline int decide(struct __sk_buff *skb, struct work *work,
-				  const struct found *found, bool opening, enum hook hook, __u32 now)
+				  const struct found *found, bool opening, enum hook hook, __u64 now)
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow, *old = opening ? NULL : found->flow;
@@ -157,7 +157,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 
 /* Keeps a flow that stands: handshake and end, life, promotion by the first reply. */
 static __always_inline int keep(struct __sk_buff *skb, struct work *work,
-				const struct found *found, enum hook hook, __u32 now)
+				const struct found *found, enum hook hook, __u64 now)
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = found->flow;
@@ -250,7 +250,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 	struct packet *packet;
 	struct found found;
 	bool opening;
-	__u32 now;
+	__u64 now;
 	int result;
 
 	if (!work)
