@@ -17,7 +17,7 @@ struct found {
 };
 
 /* The live entry under a key, from either table. */
-static __always_inline void flow_lookup(const struct flow_key *key, __u32 now, struct found *found)
+static __always_inline void flow_lookup(const struct flow_key *key, __u64 now, struct found *found)
 {
 	found->in_pending = false;
 	found->flow = bpf_map_lookup_elem(&flows, key);
@@ -31,7 +31,7 @@ static __always_inline void flow_lookup(const struct flow_key *key, __u32 now, s
 }
 
 /* The one of this packet's flow; sets `from`. */
-static __always_inline void flow_find(struct packet *packet, struct flow_key *key, __u32 now,
+static __always_inline void flow_find(struct packet *packet, struct flow_key *key, __u64 now,
 				      struct found *found)
 {
 	packet->from = flow_key_of(packet, key);
@@ -122,7 +122,7 @@ static __always_inline int admit_ends(struct __sk_buff *skb, struct packet *pack
  * judged as a flow that this end opens, and not in the direction in which it was opened.
  */
 static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, bool known,
-				      bool in_pending, bool reversed, __u32 now)
+				      bool in_pending, bool reversed, __u64 now)
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow;
@@ -141,7 +141,7 @@ static __always_inline int admit_flow(struct __sk_buff *skb, struct work *work, 
 		return reason;
 
 	if (!known)
-		flow->expires = now + flow_timeout(flow, packet->proto);
+		flow_expire_at(flow, now + flow_timeout(flow, packet->proto));
 	if (!known || flow_lengthens(flow, packet->from))
 		flow_review(flow, packet->proto, now);
 	work->in_flows = known && !in_pending;

@@ -62,12 +62,13 @@ struct flow {
 	__u32 ifindex[2];	/* its host-side device, 0 = it is reached through the stack; of an
 				 * opener outside the device by which it came and is answered */
 	__u16 endpoint[2];	/* its id, 0 = not an endpoint of this node */
-	__u32 due;		/* jiffies, low word: from then on the slow path looks after it */
+	__u32 due;		/* jiffies, low word: from then on the slow path looks after it; never
+				 * further ahead than FLOW_AHEAD */
 	__u32 changes;		/* of all revisions, when they were last compared */
 	__u8 opener;		/* the end that sent the first packet */
 	__u8 state;		/* enum flow_state */
 	__u8 origin;		/* enum flow_origin */
-	__u8 pad;
+	__u8 expires_high;	/* what is above `expires`: see flow_expired */
 
 	__u32 expires;		/* jiffies, low word */
 	__u32 rule;		/* cookie of the last entry that allowed it */
@@ -138,14 +139,26 @@ static __always_inline __be16 flow_port(const struct flow_key *key, __u32 end)
 	return end & 1 ? key->high_port : key->low_port;
 }
 
-static __always_inline __u32 flow_now(void)
+static __always_inline __u64 flow_now(void)
 {
 	return bpf_jiffies64();
 }
 
-static __always_inline bool flow_expired(const struct flow *flow, __u32 now)
+/*
+ * Of jiffies 40 bits: nobody has to delete what has expired, and it must not live again when a word
+ * has wrapped, which takes 50 days at 1000 Hz. This takes 34 years.
+ */
+static __always_inline bool flow_expired(const struct flow *flow, __u64 now)
 {
-	return (__s32)(flow->expires - now) <= 0;
+	__u64 left = ((__u64)flow->expires_high << 32 | flow->expires) - now;
+
+	return (__s64)(left << 24) <= 0;
+}
+
+static __always_inline void flow_expire_at(struct flow *flow, __u64 when)
+{
+	flow->expires = when;
+	flow->expires_high = when >> 32;
 }
 
 /*
@@ -250,14 +263,14 @@ static __always_inline void flow_add_up(struct flow *flow, __u32 end)
  * lengthen it, so that time, at most an eighth of the timeout, is added: a flow may always idle as
  * long as its timeout says.
  */
-static __always_inline void flow_review(struct flow *flow, __u8 proto, __u32 now)
+static __always_inline void flow_review(struct flow *flow, __u8 proto, __u64 now)
 {
 	__u32 timeout = flow_timeout(flow, proto), pause = FLOW_REVIEW * jiffies_per_second;
 
 	if (pause > timeout / 8)
 		pause = timeout / 8;
 	if ((flow->state & FLOW_CLOSING) != FLOW_CLOSING)
-		flow->expires = now + timeout + pause;
+		flow_expire_at(flow, now + timeout + pause);
 	flow->due = now + pause;
 	if ((__s32)(flow->expires - flow->due) < 0)
 		flow->due = flow->expires;
@@ -265,14 +278,20 @@ static __always_inline void flow_review(struct flow *flow, __u8 proto, __u32 now
 	flow_add_up(flow, 1);
 }
 
-/* Whether the slow path must look: a report is due, or the flow has expired. */
+/* Jiffies, more than FLOW_REVIEW at any HZ. */
+#define FLOW_AHEAD (1 << 13)
+
+/*
+ * Whether the slow path must look: a report is due, or the flow has expired. Also if `due` is far
+ * ahead, as it seems to be when the entry has lain there for so long that jiffies have wrapped.
+ */
 static __always_inline bool flow_due(const struct flow *flow, __u32 now)
 {
-	return (__s32)(flow->due - now) <= 0;
+	return now - flow->due < (__u32)-FLOW_AHEAD;
 }
 
 /* Follows a TCP flow's handshake and end by one packet's flags; flow_review is to follow. */
-static __always_inline void flow_track_tcp(struct flow *flow, __u8 tcp_flags, __u32 from, __u32 now)
+static __always_inline void flow_track_tcp(struct flow *flow, __u8 tcp_flags, __u32 from, __u64 now)
 {
 	__u8 state = flow->state;
 
@@ -286,7 +305,7 @@ static __always_inline void flow_track_tcp(struct flow *flow, __u8 tcp_flags, __
 		return;
 	flow->state = state;
 	if ((state & FLOW_CLOSING) == FLOW_CLOSING)
-		flow->expires = now + flow_timeout(flow, IPPROTO_TCP);
+		flow_expire_at(flow, now + flow_timeout(flow, IPPROTO_TCP));
 }
 
 #endif

@@ -115,7 +115,7 @@ __noinline int resolve(struct __sk_buff *skb)
 
 /* Decides a packet from scratch: who the ends are, what their policies say. 0 or a drop reason. */
 static __always_inline int decide(struct __sk_buff *skb, struct work *work,
-				  const struct found *found, bool opening, enum hook hook, __u32 now)
+				  const struct found *found, bool opening, enum hook hook, __u64 now)
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow, *old = opening ? NULL : found->flow;
@@ -138,6 +138,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 	if (old) {
 		flow->due = old->due;
 		flow->expires = old->expires;
+		flow->expires_high = old->expires_high;
 		__builtin_memcpy(flow->sent, old->sent, sizeof(flow->sent));
 		__builtin_memcpy(flow->packets, old->packets, sizeof(flow->packets));
 		__builtin_memcpy(flow->bytes, old->bytes, sizeof(flow->bytes));
@@ -159,7 +160,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct work *work,
 
 /* Keeps a flow that stands: handshake and end, life, promotion by the first reply. */
 static __always_inline int keep(struct __sk_buff *skb, struct work *work,
-				const struct found *found, enum hook hook, __u32 now)
+				const struct found *found, enum hook hook, __u64 now)
 {
 	struct packet *packet = &work->packet;
 	struct flow *flow = found->flow;
@@ -254,7 +255,7 @@ __noinline int slow_path(struct __sk_buff *skb, __u32 hook)
 	struct packet *packet;
 	struct found found;
 	bool opening;
-	__u32 now;
+	__u64 now;
 	int result;
 
 	if (!work)

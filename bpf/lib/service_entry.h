@@ -64,6 +64,7 @@ static __always_inline void service_entry_fill(struct flow *entry, const struct 
 	entry->opener = client;
 	entry->state = FLOW_SERVICE | (flow->state & ~FLOW_BACKEND);
 	entry->expires = flow->expires;
+	entry->expires_high = flow->expires_high;
 	entry->rule = flow->rule;
 	entry->revision = flow->revision;
 	entry->backend = flow->backend;
@@ -75,7 +76,8 @@ static __always_inline int service_entry_keep(struct work *work, const struct lb
 					      bool answer)
 {
 	struct flow *flow = &work->flow, *made = &work->service;
-	__u32 now = flow_now(), client;
+	__u32 client;
+	__u64 now = flow_now();
 	struct flow_key key;
 	struct found found;
 	long failed;
@@ -83,7 +85,7 @@ static __always_inline int service_entry_keep(struct work *work, const struct lb
 	client = service_key(&key, work, flow->opener, frontend);
 	flow_lookup(&key, now, &found);
 	/* A client that is to be remembered is looked after once a second. */
-	if (frontend->affinity && (__s32)(flow->due - now) > (__s32)jiffies_per_second)
+	if (frontend->affinity && (__s32)(flow->due - (__u32)now) > (__s32)jiffies_per_second)
 		flow->due = now + jiffies_per_second;
 	if (found.flow && service_entry_of(found.flow, &work->translation)) {
 		service_entry_fill(found.flow, flow, client);

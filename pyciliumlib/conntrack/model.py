@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import frozen
 
@@ -126,7 +126,7 @@ class FlowEntry:
     def decode(
         cls, key: np.void, value: np.void, clock: Clock, now_jiffies: int, replied: bool
     ) -> FlowEntry:
-        """An entry from one row of the map's keys and values."""
+        """An entry from one row of the map's keys and values; `now_jiffies` are all 64 bits."""
         ends = [
             (address_from_bytes(key["low"].tobytes()), int(key["low_port"])),
             (address_from_bytes(key["high"].tobytes()), int(key["high_port"])),
@@ -145,7 +145,8 @@ class FlowEntry:
             dst_identity=int(value["identity"][other]),
             packets=(sent[0][0], sent[1][0]),
             bytes=(sent[0][1], sent[1][1]),
-            expires_in=signed32(int(value["expires"]) - now_jiffies) / clock.hz,
+            expires_in=jiffies_left(int(value["expires"]), int(value["expires_high"]), now_jiffies)
+            / clock.hz,
             closing=int(value["state"]) & _CLOSING == _CLOSING,
             replied=replied,
             rule=int(value["rule"]),
@@ -159,6 +160,18 @@ def sent_by(value: np.void, end: int) -> tuple[int, int]:
     if since >> 63:  # the value was read while it was written
         return packets, size
     return packets + (since >> _BYTES_BITS), size + since % (1 << _BYTES_BITS)
+
+
+#: A whole number, or a column of them with 64 bits.
+_Whole = TypeVar("_Whole", int, "npt.NDArray[np.int64]")
+
+
+def jiffies_left(expires: _Whole, expires_high: _Whole, now: int) -> _Whole:
+    """How long an entry of `struct flow` lives yet; 0 or less if it has expired.
+
+    It has 40 bits of jiffies, `now` are all of them: those wrap after 34 years at 1000 Hz.
+    """
+    return (expires_high * (1 << 32) + expires - now + (1 << 39)) % (1 << 40) - (1 << 39)
 
 
 def signed32(difference: int) -> int:
@@ -203,4 +216,8 @@ class Clock:
 
     def jiffies(self, monotonic_ns: int) -> int:
         """The low 32 bits of jiffies at a monotonic time."""
-        return (self.offset + monotonic_ns * self.hz // 1_000_000_000) & 0xFFFFFFFF
+        return self.jiffies64(monotonic_ns) & 0xFFFFFFFF
+
+    def jiffies64(self, monotonic_ns: int) -> int:
+        """All bits of jiffies at a monotonic time."""
+        return self.offset + monotonic_ns * self.hz // 1_000_000_000

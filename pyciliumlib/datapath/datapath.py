@@ -520,7 +520,7 @@ class Datapath(Closeable):
 _HOST = int(ReservedIdentity.HOST)
 _ASSIGNED: Final = "assigned/"
 #: Its number counts changes of what is pinned that an older or newer version cannot use.
-_LAYOUT: Final = PinLayout("Datapath", "v5")
+_LAYOUT: Final = PinLayout("Datapath", "v6")
 
 
 def _own(stack: contextlib.ExitStack, resource: Any) -> Any:

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 
 from pyciliumlib.datapath.changes import Changes
 from pyciliumlib.datapath.config import DatapathConfig
-from pyciliumlib.datapath.endpoint import Endpoint, endpoint_row, mac_bytes, pod_labels
+from pyciliumlib.datapath.endpoint import Endpoint, endpoint_row, mac_bytes, pod_labels, put_row
 from pyciliumlib.datapath.node import NodeLike
 from pyciliumlib.datapath.policy import NodePolicy
 from pyciliumlib.datapath.programs import Programs
@@ -135,7 +135,7 @@ class HostFirewall:
             )
             table = self._parts.programs.maps["endpoints"]
             for address in new.addresses:
-                table[address] = endpoint_row(new)
+                put_row(table, address, endpoint_row(new))
             for address in gone:
                 table.delete(address)
             self._parts.tries.bump([new.id])
@@ -219,9 +219,9 @@ class HostFirewall:
         maps = self._parts.programs.maps
         for address in endpoint.addresses:
             self._parts.ipcache.upsert(address, _STORED, _METADATA)
-            maps["endpoints"][address] = endpoint_row(endpoint)
+            put_row(maps["endpoints"], address, endpoint_row(endpoint))
         for ifindex, row in self.device_rows().items():
-            maps["devices"][ifindex] = row
+            put_row(maps["devices"], ifindex, row)
         self._parts.tries.bump([endpoint.id])
 
     def _remember(self, endpoint: Endpoint) -> None:

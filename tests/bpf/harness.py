@@ -355,19 +355,22 @@ class Rig:
         """The same, with its key, as user space shows it: from the opener's end."""
         keys, values = self.maps[table].lookup_batch()
         ((key, value),) = zip(keys, values, strict=True)
-        return FlowEntry.decode(key, value, kernel_clock(), jiffies(), table == "flows")
+        now = kernel_clock().jiffies64(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        return FlowEntry.decode(key, value, kernel_clock(), now, table == "flows")
 
     def forget_flows(self) -> None:
         """Delete every entry of both tables."""
         for name in ("flows", "pending"):
             self.maps[name].clear()
 
-    def expire(self, table: str = "flows") -> None:
-        """Let the life of every entry be over, a second ago."""
+    def expire(self, table: str = "flows", ago: int | None = None) -> None:
+        """Let the life of every entry be over, so many jiffies ago or else a second."""
         flows = self.maps[table]
         keys, values = flows.lookup_batch()
-        now = jiffies()
-        values["expires"] = values["due"] = np.uint32((now - kernel_clock().hz) & 0xFFFFFFFF)
+        clock = kernel_clock()
+        then = clock.jiffies64(time.clock_gettime_ns(time.CLOCK_MONOTONIC)) - (ago or clock.hz)
+        values["expires"] = values["due"] = then & 0xFFFFFFFF
+        values["expires_high"] = then >> 32 & 0xFF
         flows.update_batch(keys, values)
 
     def seconds_left(self, table: str = "flows") -> float:

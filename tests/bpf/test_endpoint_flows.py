@@ -170,6 +170,19 @@ def test_an_expired_flow_is_decided_again(rig: Rig, family: Family) -> None:
 
 
 @families
+@pytest.mark.parametrize("wraps", [0.5, 0.75, 1, 1.5, 2, 100])
+def test_an_expired_flow_stays_so_when_jiffies_wrap(rig: Rig, family: Family, wraps: float) -> None:
+    """Neither the words that have 32 bits of them, nor half of that, bring it back to life."""
+    client_may_reach_server(rig)
+    establish(rig, family)
+    for beside in (-10_000, 1000):
+        rig.expire(ago=int(wraps * (1 << 32)) + beside)
+        assert answer(rig, family, ACK).drop == DropReason.POLICY
+    assert request(rig, family, ACK).action == REDIRECT
+    assert answer(rig, family, ACK).action == REDIRECT
+
+
+@families
 def test_ports_are_used_again_after_the_flow_has_expired(rig: Rig, family: Family) -> None:
     """A dead entry in `flows` does not hide the new one in `pending`."""
     client_may_reach_server(rig)

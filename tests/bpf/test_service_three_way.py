@@ -17,8 +17,10 @@ from scapy.layers.l2 import Ether
 
 from pyciliumlib.flow import DropReason
 from pyciliumlib.loadbalancer import (
+    Backend,
     Balancer,
     Direction,
+    Frontend,
     LoadBalancerConfig,
     LocalNode,
     Placement,
@@ -170,8 +172,20 @@ def update(model: Balancer, wanted: list[Service]) -> None:
         known = model.services.get(service.key)
         if known is not None:
             stay = [frontend for frontend in known.frontends if frontend in service.frontends]
-            versions = {frontend.address.version for frontend in stay} or {4, 6}
-            backends = [one for one in service.backends if one.address.version in versions]
-            model.upsert(evolve(service, frontends=stay, backends=backends))
+            model.upsert(only_at(service, stay))
     for service in wanted:
         model.upsert(service)
+
+
+def only_at(service: Service, frontends: Sequence[Frontend]) -> Service:
+    """The service with these frontends alone, and the backends of their IP versions."""
+    versions = {frontend.address.version for frontend in frontends} or {4, 6}
+
+    def fitting(backends: Sequence[Backend]) -> list[Backend]:
+        return [one for one in backends if one.address.version in versions]
+
+    redirect = service.redirect
+    if redirect is not None:
+        redirect = evolve(redirect, backends=fitting(redirect.backends))
+    backends = fitting(service.backends)
+    return evolve(service, frontends=frontends, backends=backends, redirect=redirect)

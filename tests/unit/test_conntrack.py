@@ -111,8 +111,9 @@ class Tables:
     def put(self, table: FakeMap, key: FlowKey, seconds: float, **fields: Any) -> None:
         """An entry that expires in so many seconds; its opener is the low end."""
         value = np.zeros(1, VALUE)
-        now = CLOCK.jiffies(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
-        value["expires"] = (now + int(seconds * CLOCK.hz)) & 0xFFFFFFFF
+        expires = CLOCK.jiffies64(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        expires += int(seconds * CLOCK.hz)
+        value["expires"], value["expires_high"] = expires & 0xFFFFFFFF, expires >> 32 & 0xFF
         for name, data in fields.items():
             value[name] = data
         table.update_batch(key.packed(KEY), value)
@@ -229,6 +230,15 @@ def test_collect_leaves_what_is_written_meanwhile(table: str, after: str) -> Non
     (entry,) = tables.conntrack
     assert (entry.sport, entry.rule) == (1, 7)
     assert len(busy) == 1 and tables.conntrack.collect() == 0
+
+
+@pytest.mark.parametrize("wraps", [0.5, 0.75, 1, 1.5, 2, 100])
+def test_what_has_expired_long_ago_is_not_alive(tables: Tables, wraps: float) -> None:
+    """However often 32 bits of jiffies have wrapped since."""
+    key = FlowKey.of("10.0.0.1", "10.0.0.2", 1, 80, 6)
+    tables.put(tables.flows, key, -(wraps * (1 << 32) + 100) / CLOCK.hz)
+    assert tables.conntrack.get(key) is None and not list(tables.conntrack)
+    assert tables.conntrack.collect() == 1 and len(tables.flows) == 0
 
 
 def test_expiry_over_the_wrap_of_the_clock(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
