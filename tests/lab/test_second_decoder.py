@@ -214,7 +214,9 @@ def test_decoded(place: Sides, way: str, version: int, protocol: str, tmp_path: 
         assert packet.ends(version) == [(VIP[version], CLIENT[version])]
         assert {source for source, _ in packet.ports(protocol)} == {seen.service[1]}
     if protocol == "TCP":
-        assert sum(packet.opens for packet in seen.to_backend) == 3
+        # one may be sent again, while a router on the way back looks for the client
+        opened = {packet.ports(protocol)[-1] for packet in seen.to_backend if packet.opens}
+        assert len(opened) == 3
 
 
 def ip(seen: Captured) -> str:

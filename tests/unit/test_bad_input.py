@@ -320,7 +320,7 @@ ELSEWHERE = {
 #: Any value of the type is right, or what is given comes from this library.
 NOTHING_TO_REFUSE = {
     "After", "Before",  # `attach_tc` refuses what is there no anchor for
-    "Clock", "Clock.fitting", "Clock.jiffies",
+    "Clock", "Clock.fitting", "Clock.jiffies", "Clock.jiffies64",
     "ConnectResult", "Drift", "Endpoint", "Explanation", "Features", "Flow", "FlowEntry",
     "FlowEntry.decode", "FlowKey", "FlowKey.packed", "Hook", "Hook.rehearse", "Identity", "Link",
     "Map", "MapSpec", "MapSpec.create", "Metric", "Nat.back", "Nat.out", "Nat.quoted", "Node",
