@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from scapy.layers.l2 import Ether
 
 from pyciliumlib.flow import DropReason
-from pyciliumlib.loadbalancer import Balancer, Direction, Service, Why
+from pyciliumlib.loadbalancer import Balancer, Direction, Service
 from tests.bpf.harness import HOST, SERVER, Devices
 from tests.bpf.packets import ACK, FAMILIES, SYN, Family
 from tests.bpf.services import ServiceRig, device_rig
@@ -18,6 +18,7 @@ from tests.bpf.test_service_three_way import (
     NODE,
     STEPS,
     Probe,
+    check_table,
     connect,
     ends,
     told,
@@ -75,9 +76,5 @@ def test_model_table_and_program_agree(
             seen = ask(loaded, family, probe)
             placed = connect(model, both, probe, seen[1], outside)
             assert seen == told(placed, probe), (probe, placed)
-            if was.why is not Why.CONNECTION:
-                assert max(reason, 0) == placed.reason
-            if was.why in (Why.RANDOM, Why.MAGLEV):
-                allowed = {was.backend} if was.backend else set(was.candidates)
-                assert met == {str(backend.address) for backend in allowed}
+            check_table(was, placed, reason, met)
     assert DropReason.POLICY not in {reason for _, reason in loaded.rig.metrics()}

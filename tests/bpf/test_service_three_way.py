@@ -150,11 +150,16 @@ def test_model_table_and_program_agree(
             seen = ask(loaded, family, probe)
             placed = connect(model, ends(family.client, probe), probe, seen[1])
             assert seen == told(placed, probe), (probe, placed)
-            assert max(reason, 0) == (placed.reason if was.why is not Why.CONNECTION else reason)
-            if was.why in (Why.RANDOM, Why.MAGLEV):
-                allowed = {was.backend} if was.backend else set(was.candidates)
-                assert met == {str(backend.address) for backend in allowed}
+            check_table(was, placed, reason, met)
     assert DropReason.POLICY not in {reason for _, reason in loaded.rig.metrics()}
+
+
+def check_table(was: Placement, placed: Placement, reason: int, met: set[str]) -> None:
+    """The table's answer against the model's, before and after the packet."""
+    assert max(reason, 0) == (placed.reason if was.why is not Why.CONNECTION else reason)
+    if was.why in (Why.RANDOM, Why.MAGLEV):
+        allowed = {was.backend} if was.backend else set(was.candidates)
+        assert met == {str(backend.address) for backend in allowed}
 
 
 def ends(client: str, probe: Probe) -> tuple[str, str]:
