@@ -11,7 +11,8 @@
 #include "lib/translate.h"
 
 /* The same for a flow of an endpoint with itself, of which one end is the service loopback address. */
-static __always_inline void resolve_itself(struct __sk_buff *skb, const struct flow_key *key, struct flow *flow)
+static __always_inline void resolve_itself(struct __sk_buff *skb, const struct flow_key *key,
+					   struct flow *flow)
 {
 	__u32 end = !flow->opener;
 
@@ -90,10 +91,12 @@ static __always_inline int send_to_endpoint(struct __sk_buff *skb, const struct 
 	return forward_local(skb, eth, ipv6, endpoint, device);
 }
 
-/* An answer to a client outside leaves by the device that the client came by. */
-static __always_inline int send_outside(struct __sk_buff *skb, __u32 device, struct ethhdr *eth,
-					bool ipv6)
+/* By a device: an answer to a client outside leaves by the one that the client came by. */
+static __always_inline int send_by(struct __sk_buff *skb, const struct flow *flow, __u64 to,
+				   __u32 device, struct ethhdr *eth, bool ipv6)
 {
+	if (!(flow->state & FLOW_OUTSIDE))
+		return send_to_endpoint(skb, flow, to, device, eth, ipv6);
 	metrics_count(FROM_ENDPOINT, FORWARDED, skb->len);
 	return forward_out(skb, eth, ipv6, device);
 }
@@ -116,9 +119,7 @@ static __always_inline int finish(struct __sk_buff *skb, struct work *work, enum
 	eth = forward_check(skb, packet->ipv6, &result);
 	if (!eth)
 		return DROP(packet, FILE_FORWARD, result);
-	if (flow->state & FLOW_OUTSIDE)
-		return send_outside(skb, device, eth, packet->ipv6);
-	return send_to_endpoint(skb, flow, to, device, eth, packet->ipv6);
+	return send_by(skb, flow, to, device, eth, packet->ipv6);
 }
 
 #define NOT_ESTABLISHED -1
@@ -143,11 +144,7 @@ static __noinline int handle_translated(struct __sk_buff *skb, struct flow *flow
 	if (!device)
 		return send_to_stack(skb, hook);
 	eth = forward_check(skb, ipv6, &reason);
-	if (!eth)
-		return TC_ACT_SHOT;
-	if (flow->state & FLOW_OUTSIDE)
-		return send_outside(skb, device, eth, ipv6);
-	return send_to_endpoint(skb, flow, !from, device, eth, ipv6);
+	return eth ? send_by(skb, flow, !from, device, eth, ipv6) : TC_ACT_SHOT;
 }
 
 static __always_inline int handle_ip(struct __sk_buff *skb, struct work *work, enum hook hook)

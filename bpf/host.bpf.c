@@ -3,9 +3,9 @@
  * The node's devices that lead out of it: services for clients outside (outside.h), and policy of
  * the node itself (Cilium's host firewall). Either may be off.
  *
- * To policy the node is one more endpoint, without a device that is its alone: what it sends itself and what
- * is sent to its addresses is judged, in the tables of the endpoint programs. All else only passes
- * here and is left alone: what endpoints send and are sent, what is forwarded for others, ARP.
+ * To policy the node is one more endpoint, without a device that is its alone: what it sends itself
+ * and what is sent to its addresses is judged, in the tables of the endpoint programs. All else only
+ * passes here and is left alone: what endpoints send and are sent, what is forwarded for others, ARP.
  * Between the node and its endpoints `endpoint.bpf.c` asks its policy.
  */
 
